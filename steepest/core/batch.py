@@ -1,0 +1,138 @@
+"""The batch of one step: every field with its shape, its type and who writes it.
+
+B sequences, P prompt tokens, T response tokens, S = P + T.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """One step's sequences. Fields that default to None are filled in by the step, in the order written here.
+
+    Lengths come from the rollout engine, never from comparing with a pad id: a pad id may equal an end id.
+    """
+
+    prompts: Tensor
+    """(B, P) int64, left-padded token ids; from the data."""
+    responses: Tensor
+    """(B, T) int64, right-padded token ids; the engine's own ids, never re-encoded text."""
+    prompt_lengths: Tensor
+    """(B,) int64, real prompt tokens."""
+    response_lengths: Tensor
+    """(B,) int64, real response tokens, the end token included."""
+    response_mask: Tensor
+    """(B, T) bool, true on tokens that the policy produced, the end token included; false on padding and tool output."""
+    group_ids: Tensor
+    """(B,) int64, which prompt of the step a response belongs to."""
+    truncated: Tensor
+    """(B,) bool, true when the response hit the length limit instead of ending."""
+    samples: Sequence[Any] = ()
+    """B data rows (`data.prompts.Prompt`), the source of each response; for scoring and sample logs."""
+
+    rollout_log_probs: Tensor | None = None
+    """(B, T) f32, log-probs of the distribution sampled from, by the engine; 0 where masked."""
+    token_level_scores: Tensor | None = None
+    """(B, T) f32, the reward on the last response token, 0 elsewhere; by the reward."""
+    old_log_probs: Tensor | None = None
+    """(B, T) f32, log-probs before the update, by the actor; 0 where masked."""
+    entropies: Tensor | None = None
+    """(B, T) f32, entropy of the policy before the update, by the actor; 0 where masked."""
+    ref_log_probs: Tensor | None = None
+    """(B, T) f32, by the reference; 0 where masked."""
+    values: Tensor | None = None
+    """(B, T) f32, V of the state before token t is produced, by the critic; 0 where masked."""
+    final_values: Tensor | None = None
+    """(B,) f32, V of the state after the last response token, by the critic."""
+    token_level_rewards: Tensor | None = None
+    """(B, T) f32, token_level_scores after the KL penalty."""
+    advantages: Tensor | None = None
+    """(B, T) f32, 0 where masked."""
+    returns: Tensor | None = None
+    """(B, T) f32, the critic's targets, 0 where masked."""
+
+    def __len__(self) -> int:
+        return self.responses.shape[0]
+
+    @property
+    def input_ids(self) -> Tensor:
+        """(B, S) int64, prompt then response."""
+        return torch.cat([self.prompts, self.responses], dim=1)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """(B, S) bool, true on real tokens."""
+        num_pad = self.prompts.shape[1] - self.prompt_lengths
+        prompt = torch.arange(self.prompts.shape[1], device=self.prompts.device) >= num_pad[:, None]
+        response = torch.arange(self.responses.shape[1], device=self.prompts.device) < self.response_lengths[:, None]
+        return torch.cat([prompt, response], dim=1)
+
+    @property
+    def position_ids(self) -> Tensor:
+        """(B, S) int64, 0 at the first prompt token; 0 on left padding."""
+        return (self.attention_mask.long().cumsum(1) - 1).clamp_(min=0)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64, prompt and response tokens of each sequence."""
+        return self.prompt_lengths + self.response_lengths
+
+    def select(self, rows: Tensor | slice) -> Batch:
+        """The batch of some rows, in the order given; padding widths are kept."""
+        picked: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                picked[item.name] = value[rows]
+            elif item.name == "samples" and len(value):
+                indices = torch.arange(len(self))[rows].tolist()
+                picked[item.name] = [value[i] for i in indices]
+            else:
+                picked[item.name] = value
+        return type(self)(**picked)
+
+    @classmethod
+    def from_sequences(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        *,
+        group_ids: Sequence[int],
+        truncated: Sequence[bool],
+        rollout_log_probs: Sequence[Sequence[float]] | None = None,
+        samples: Sequence[Any] = (),
+        pad_id: int = 0,
+    ) -> Batch:
+        """Pad ragged token lists: prompts on the left, responses on the right. All lists have length B."""
+        prompt_lengths = torch.tensor([len(p) for p in prompts])
+        response_lengths = torch.tensor([len(r) for r in responses])
+        width = max(1, int(response_lengths.max()))
+        mask = torch.arange(width) < response_lengths[:, None]
+        return cls(
+            prompts=_pad(prompts, int(prompt_lengths.max()), pad_id, left=True),
+            responses=_pad(responses, width, pad_id),
+            prompt_lengths=prompt_lengths,
+            response_lengths=response_lengths,
+            response_mask=mask,
+            group_ids=torch.tensor(list(group_ids)),
+            truncated=torch.tensor(list(truncated), dtype=torch.bool),
+            samples=samples,
+            rollout_log_probs=None if rollout_log_probs is None else _pad(rollout_log_probs, width, 0.0),
+        )
+
+
+def _pad(rows: Sequence[Sequence[Any]], width: int, fill: float, *, left: bool = False) -> Tensor:
+    dtype = torch.float32 if isinstance(fill, float) else torch.int64
+    out = torch.full((len(rows), width), fill, dtype=dtype)
+    for i, row in enumerate(rows):
+        start = width - len(row) if left else 0
+        out[i, start : start + len(row)] = torch.tensor(list(row), dtype=dtype)
+    return out

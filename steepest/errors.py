@@ -1,0 +1,57 @@
+"""What can go wrong because of a key, a file, a reward or a machine.
+
+    SteepestError
+    |- ConfigError      (ValueError)    a key of the configuration, or several at once
+    |- DataError        (ValueError)    a row or a file of the data
+    |- ModelError       (ValueError)    a model folder, hub id or tokenizer
+    |- DeviceError      (RuntimeError)  a device that was asked for and is not there
+    |- RewardError      (RuntimeError)  a reward function that fails too often
+    |- RolloutError     (RuntimeError)  a generation engine
+    `- CheckpointError  (RuntimeError)  a checkpoint that cannot be written or read
+
+Every message names the thing, the value found, what is allowed and what to do. The command line prints
+these without a traceback; any other exception is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SteepestError(Exception):
+    """Root of the errors a user can cause or mend."""
+
+
+class ConfigError(SteepestError, ValueError):
+    """One or several problems of the configuration, all told at once."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type, tuple[list[str]]]:
+        return type(self), (self.problems,)
+
+
+class DataError(SteepestError, ValueError):
+    """A file or row of the data is not what it has to be."""
+
+
+class ModelError(SteepestError, ValueError):
+    """A model folder, hub id, tokenizer or architecture cannot be used."""
+
+
+class DeviceError(SteepestError, RuntimeError):
+    """A device was asked for that this machine cannot offer."""
+
+
+class RewardError(SteepestError, RuntimeError):
+    """Reward functions failed more often than the limit allows."""
+
+
+class RolloutError(SteepestError, RuntimeError):
+    """A rollout engine cannot start or cannot generate."""
+
+
+class CheckpointError(SteepestError, RuntimeError):
+    """A checkpoint cannot be written, or none can be read."""

@@ -1,0 +1,100 @@
+"""Name -> function tables: one class for estimators, losses, rewards, engines, devices and loggers."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from steepest.errors import ConfigError
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None when nothing is close."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered function with what it declared about itself."""
+
+    name: str
+    value: Any
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Registry:
+    """A table of names. A name is looked up once, at start; afterwards functions are passed, never strings.
+
+    `kind` is the word used in messages ("advantage estimator"), `key` the configuration key that holds the name.
+    `module:function` and `path/to/file.py:function` reach code outside the package.
+    """
+
+    def __init__(self, kind: str, key: str) -> None:
+        self.kind, self.key = kind, key
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, *names: str, **facts: Any) -> Callable[[Any], Any]:
+        """Decorator: store the value under each name. A name that is taken is refused."""
+
+        def store(value: Any) -> Any:
+            for name in names:
+                if name in self._entries:
+                    raise ValueError(f"{self.kind} {name!r} is registered already")
+                self._entries[name] = Entry(name, value, facts)
+            return value
+
+        return store
+
+    def names(self) -> list[str]:
+        return sorted(self._entries)
+
+    def get(self, name: str) -> Entry:
+        """The entry under `name`. Raises ConfigError with the nearest name and the whole list."""
+        if name in self._entries:
+            return self._entries[name]
+        if ":" in name:
+            return Entry(name, load_object(name, self.key))
+        guess = nearest(name, self._entries)
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        raise ConfigError(f"{self.key}={name!r}: no such {self.kind}.{hint} Known: {', '.join(self.names())}.")
+
+
+def load_object(target: str, key: str) -> Any:
+    """Import `module:name` or `file.py:name`. `key` is the configuration key named in errors."""
+    where, _, name = target.rpartition(":")
+    module = load_file(where, key) if where.endswith(".py") else _load_module(where, key)
+    if not hasattr(module, name):
+        guess = nearest(name, vars(module))
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        raise ConfigError(f"{key}: {where} defines no {name!r}.{hint}")
+    return getattr(module, name)
+
+
+def load_file(path: str, key: str) -> ModuleType:
+    """Run a Python file as a module of its own. A file that is missing or does not import is a ConfigError."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"{key}={path!r}: there is no such file (looked for {file.resolve()}).")
+    spec = importlib.util.spec_from_file_location(f"steepest_user_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{key}={path!r}: not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{key}={path!r}: importing it raised {type(error).__name__}: {error}") from error
+    return module
+
+
+def _load_module(name: str, key: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"{key}: cannot import {name!r}: {error}") from error

@@ -1,0 +1,93 @@
+"""The algorithm's part of a step: rewards after the KL penalty, then advantages. Pure functions of `core`, chosen once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from steepest.core.advantages import AdvantageInputs
+from steepest.core.batch import Batch
+from steepest.core.kl import apply_kl_penalty
+from steepest.core.masked import whiten
+
+Metrics = dict[str, float]
+Estimator = Callable[[AdvantageInputs], tuple[Tensor, Tensor]]
+
+
+class KLController(Protocol):
+    @property
+    def value(self) -> float: ...
+    def update(self, kl: float, num_rows: int) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def with_options(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """`function` with those of `options` that it takes as keywords."""
+    names = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    return partial(function, **{name: value for name, value in options.items() if name in names})
+
+
+@dataclass
+class PlainRewards:
+    """No KL term in the reward: token_level_rewards are the scores."""
+
+    def __call__(self, batch: Batch) -> Metrics:
+        batch.token_level_rewards = batch.token_level_scores
+        return {}
+
+
+@dataclass
+class KLShapedRewards:
+    """r_t = score_t - coef * kl(old_log_probs_t, ref_log_probs_t), and the controller's update of coef.
+
+    `actor/reward_kl_penalty` is the mean over rows of the row's mean KL (before this step's update), and
+    `actor/reward_kl_penalty_coeff` the coefficient this step was penalised with.
+    """
+
+    controller: KLController
+    kind: str
+
+    def __call__(self, batch: Batch) -> Metrics:
+        assert batch.token_level_scores is not None
+        assert batch.old_log_probs is not None and batch.ref_log_probs is not None
+        coef = self.controller.value
+        batch.token_level_rewards, mean_kl = apply_kl_penalty(
+            batch.token_level_scores,
+            batch.old_log_probs,
+            batch.ref_log_probs,
+            batch.response_mask,
+            coef=coef,
+            kind=self.kind,
+        )
+        kl = float(mean_kl)
+        self.controller.update(kl, len(batch))
+        return {"actor/reward_kl_penalty": kl, "actor/reward_kl_penalty_coeff": coef}
+
+
+@dataclass
+class Advantages:
+    """The estimator's advantages and returns; whitened over the step's policy tokens where `whitened` says so."""
+
+    estimator: Estimator
+    whitened: bool
+
+    def __call__(self, batch: Batch) -> None:
+        assert batch.token_level_rewards is not None
+        inputs = AdvantageInputs(
+            token_level_rewards=batch.token_level_rewards,
+            response_mask=batch.response_mask,
+            values=batch.values,
+            group_ids=batch.group_ids,
+            final_values=batch.final_values,
+            truncated=batch.truncated,
+        )
+        with torch.no_grad():
+            advantages, batch.returns = self.estimator(inputs)
+            batch.advantages = whiten(advantages, batch.response_mask) if self.whitened else advantages

@@ -1,0 +1,69 @@
+"""Statistics of a finished batch, under verl's names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steepest.core.batch import Batch
+
+Metrics = dict[str, float]
+
+
+def three(name: str, values: Tensor) -> Metrics:
+    """mean, max and min of a tensor of any shape; nothing when it is empty."""
+    if values.numel() == 0:
+        return {}
+    values = values.float()
+    return {
+        f"{name}/mean": values.mean().item(),
+        f"{name}/max": values.max().item(),
+        f"{name}/min": values.min().item(),
+    }
+
+
+def batch_metrics(batch: Batch) -> Metrics:
+    """`critic/{score,rewards}` per sequence, `critic/{advantages,returns,values}` per policy token, and lengths.
+
+    Rows without a policy token (a reward that failed) count in no statistic but the lengths.
+    `response_length/clip_ratio` is the share of responses that hit the length limit.
+    """
+    mask = batch.response_mask
+    scored = mask.any(dim=1)
+    metrics: Metrics = {}
+    for name, field in (("score", batch.token_level_scores), ("rewards", batch.token_level_rewards)):
+        if field is not None:
+            metrics |= three(f"critic/{name}", field.sum(dim=1)[scored])
+    for name in ("advantages", "returns", "values"):
+        field = getattr(batch, name)
+        if field is not None:
+            metrics |= three(f"critic/{name}", field[mask])
+    metrics |= three("response_length", batch.response_lengths)
+    metrics["response_length/clip_ratio"] = batch.truncated.float().mean().item()
+    metrics |= three("prompt_length", batch.prompt_lengths)
+    if len(batch) > int(batch.group_ids.max()) + 1:
+        metrics["group/equal_ratio"] = equal_groups(batch)
+    return metrics
+
+
+def equal_groups(batch: Batch) -> float:
+    """Share of prompts whose responses all have one score: they teach a group-relative estimator nothing."""
+    assert batch.token_level_scores is not None
+    scored = batch.response_mask.any(dim=1)
+    scores, groups = batch.token_level_scores.sum(dim=1)[scored], batch.group_ids[scored]
+    if groups.numel() == 0:
+        return 0.0
+    num_groups = int(groups.max()) + 1
+    high = torch.full((num_groups,), -torch.inf).scatter_reduce_(0, groups, scores, "amax")
+    low = torch.full((num_groups,), torch.inf).scatter_reduce_(0, groups, scores, "amin")
+    present = high >= low
+    return (high == low)[present].float().mean().item()
+
+
+def speed_metrics(num_tokens: int, seconds: float) -> Metrics:
+    """Tokens a second, prompts included, over one whole step."""
+    return {
+        "perf/total_num_tokens": float(num_tokens),
+        "perf/time_per_step": seconds,
+        "perf/throughput": num_tokens / seconds if seconds > 0 else 0.0,
+    }

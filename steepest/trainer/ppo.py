@@ -1,0 +1,174 @@
+"""The PPO step, whole on one screen, and the loop around it.
+
+    prompts -> generate -> score -> log-probs, reference, values -> KL and advantages -> critic, actor -> weights
+
+Everything optional is an object chosen at start (`NoCritic`, `NoReference`, `ActorAfterWarmup`), so the step has
+no branches. Validation, saving, logging and health checks are callers in `run`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from steepest.core.batch import Batch
+
+Metrics = dict[str, float]
+
+
+class ActorLike(Protocol):
+    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor | None]: ...
+    def update(self, batch: Batch, *, step: int) -> Metrics: ...
+
+
+class CriticLike(Protocol):
+    def values(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]: ...
+    def update(self, batch: Batch, *, step: int) -> Metrics: ...
+
+
+class ReferenceLike(Protocol):
+    def log_probs(self, batch: Batch) -> Tensor | None: ...
+
+
+class NoCritic:
+    """Stands where an estimator needs no values."""
+
+    def values(self, batch: Batch) -> tuple[None, None]:
+        return None, None
+
+    def update(self, batch: Batch, *, step: int) -> Metrics:
+        return {}
+
+
+class NoReference:
+    """Stands where neither the reward nor the loss has a KL term."""
+
+    def log_probs(self, batch: Batch) -> None:
+        return None
+
+
+@dataclass
+class ActorAfterWarmup:
+    """The actor, left alone during the first `num_steps` steps while the critic learns (`trainer.critic_warmup`)."""
+
+    actor: ActorLike
+    num_steps: int
+
+    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        return self.actor.log_probs(batch)
+
+    def update(self, batch: Batch, *, step: int) -> Metrics:
+        return self.actor.update(batch, step=step) if step > self.num_steps else {}
+
+
+@dataclass
+class Timer:
+    """Seconds spent in named parts of a step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def flush(self) -> Metrics:
+        metrics = {f"timing_s/{name}": value for name, value in self.seconds.items()}
+        self.seconds = {}
+        return metrics
+
+
+@dataclass
+class PPOStep:
+    """One step over parts that are chosen once, at start."""
+
+    generate: Callable[[int], Batch]
+    """Responses for the prompts of a step, with the engine's log-probs."""
+    score: Callable[[Batch], Metrics]
+    """Fills token_level_scores."""
+    actor: ActorLike
+    critic: CriticLike
+    reference: ReferenceLike
+    shape_rewards: Callable[[Batch], Metrics]
+    """Fills token_level_rewards: the scores, less the KL penalty where it is on."""
+    estimate_advantages: Callable[[Batch], None]
+    """Fills advantages and returns."""
+    publish_weights: Callable[[int], None]
+    """Gives the engine the updated weights."""
+    describe: Callable[[Batch], Metrics]
+    """Statistics of the finished batch."""
+    timed: Timer = field(default_factory=Timer)
+
+    def __call__(self, step: int) -> Metrics:
+        timed = self.timed
+        with timed("step"):
+            with timed("gen"):
+                batch = self.generate(step)
+            with timed("reward"):
+                metrics = self.score(batch)
+            with timed("old_log_prob"):
+                batch.old_log_probs, batch.entropies = self.actor.log_probs(batch)
+            with timed("ref"):
+                batch.ref_log_probs = self.reference.log_probs(batch)
+            with timed("values"):
+                batch.values, batch.final_values = self.critic.values(batch)
+            with timed("adv"):
+                metrics |= self.shape_rewards(batch)
+                self.estimate_advantages(batch)
+            with timed("update_critic"):
+                metrics |= self.critic.update(batch, step=step)
+            with timed("update_actor"):
+                metrics |= self.actor.update(batch, step=step)
+            with timed("update_weights"):
+                self.publish_weights(step)
+        return metrics | self.describe(batch)
+
+
+@dataclass
+class Schedule:
+    """When to validate and when to save. A frequency of -1 or 0 means never; the last step always counts."""
+
+    total_steps: int
+    save_freq: int
+    test_freq: int
+
+    def saves(self, step: int) -> bool:
+        return self._due(step, self.save_freq)
+
+    def tests(self, step: int) -> bool:
+        return self._due(step, self.test_freq)
+
+    def _due(self, step: int, freq: int) -> bool:
+        return freq > 0 and step > 0 and (step % freq == 0 or step == self.total_steps)
+
+
+class RunHooks(Protocol):
+    """What `run` calls around the steps; see `trainer.run.Run`."""
+
+    def before_training(self, start_step: int) -> None: ...
+    def save(self, step: int) -> None: ...
+    def log(self, step: int, metrics: Metrics) -> None: ...
+    def validate(self, step: int) -> None: ...
+
+
+def run_steps(step_fn: Callable[[int], Metrics], timed: Timer, schedule: Schedule, hooks: RunHooks, start: int) -> None:
+    """Steps `start + 1` to the last. A step is saved before it is validated, so that a failing validation costs nothing."""
+    hooks.before_training(start)
+    for step in range(start + 1, schedule.total_steps + 1):
+        metrics: dict[str, Any] = step_fn(step)
+        try:
+            if schedule.saves(step):
+                with timed("save_checkpoint"):
+                    hooks.save(step)
+        finally:
+            hooks.log(step, metrics | timed.flush())
+        if schedule.tests(step):
+            hooks.validate(step)

@@ -1,0 +1,119 @@
+"""What happens around the steps: logging, health, validation, checkpoints. The step itself knows none of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steepest.loggers.api import Logger
+from steepest.trainer.evaluate import Evaluation, Evaluator
+from steepest.trainer.health import Health
+from steepest.trainer.metrics import speed_metrics
+from steepest.trainer.ppo import Schedule
+from steepest.training.checkpoint import CheckpointStore
+
+Metrics = dict[str, float]
+ACCURACY = "val/accuracy"
+
+
+def validation_history(metrics_file: Path) -> dict[int, float]:
+    """Step -> accuracy of every validation in a run's metrics.jsonl, earlier starts of the same run included.
+
+    A line that a kill cut short is skipped; a step that was validated twice keeps the later value.
+    """
+    history: dict[int, float] = {}
+    if not metrics_file.exists():
+        return history
+    for line in metrics_file.read_text(encoding="utf-8").splitlines():
+        if f'"{ACCURACY}"' not in line:
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        history[int(record["step"])] = float(record[ACCURACY])
+    return history
+
+
+@dataclass
+class Run:
+    """The hooks of `ppo.run_steps` over one run folder."""
+
+    folder: Path
+    loggers: Sequence[Logger]
+    store: CheckpointStore
+    writers: Mapping[str, Callable[[Path], None]]
+    """Sub-folder of a checkpoint -> what writes it."""
+    state: Callable[[], dict[str, Any]]
+    """What a resumed run needs beside the folders of `writers`."""
+    evaluator: Evaluator | None
+    schedule: Schedule
+    health: Health
+    val_before_train: bool
+    steps_per_epoch: int
+    num_logged_samples: int
+    validation_data_dir: str | None
+    say: Callable[[str], None] = print
+    history: dict[int, float] = field(default_factory=dict)
+    last_evaluation: Evaluation | None = None
+
+    def before_training(self, start_step: int) -> None:
+        """Validation before the first step; after a kill between saving and validating, the one that is missing."""
+        missing = self.schedule.tests(start_step) and start_step not in self.history
+        if missing or (start_step == 0 and self.val_before_train):
+            self.validate(start_step)
+
+    def save(self, step: int) -> None:
+        self.store.save(step, self.writers, {"step": step, **self.state()})
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Warnings first, then the step's line. Metrics are written even when saving the step failed."""
+        metrics["training/global_step"] = float(step)
+        metrics["training/epoch"] = float((step - 1) // self.steps_per_epoch)
+        metrics |= speed_metrics(int(metrics.pop("tokens")), metrics["timing_s/step"])
+        for message in self.health(metrics):
+            self.say(f"warning: step {step}: {message}.")
+        self._write(step, metrics)
+
+    def validate(self, step: int) -> None:
+        """Score the validation set, print one line and remember the best step."""
+        if self.evaluator is None:
+            return
+        start = time.perf_counter()
+        self.last_evaluation = found = self.evaluator(step)
+        metrics = {**found.metrics, ACCURACY: found.score, "timing_s/testing": time.perf_counter() - start}
+        self._write(step, metrics)
+        self.history[step] = found.score
+        self._write_samples(step, found)
+        if self.store.has(step):
+            self.store.mark_best(step, found.score)
+
+    def close(self) -> None:
+        for logger in self.loggers:
+            logger.close()
+
+    def _write(self, step: int, metrics: Metrics) -> None:
+        for logger in self.loggers:
+            logger.log(step, metrics)
+
+    def _write_samples(self, step: int, found: Evaluation) -> None:
+        append_jsonl(self.folder / "samples.jsonl", found.samples[: self.num_logged_samples])
+        if self.validation_data_dir:
+            write_jsonl(Path(self.validation_data_dir) / f"{step}.jsonl", found.samples)
+
+
+def append_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    if records:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)
+
+
+def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """A whole file at once: a step that is repeated after a resume replaces its own file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)

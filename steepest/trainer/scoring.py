@@ -1,0 +1,68 @@
+"""From responses to scores: decoding, the reward pool, and what a failed reward does to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from steepest.core.batch import Batch
+from steepest.rewards.api import RewardRequest, RewardResult
+from steepest.rewards.pool import RewardPool
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Scorer:
+    """Decodes responses (special tokens skipped) and has them scored by the pool."""
+
+    pool: RewardPool
+    tokenizer: Any
+
+    def texts(self, batch: Batch) -> list[str]:
+        rows = [row[:n].tolist() for row, n in zip(batch.responses, batch.response_lengths.tolist(), strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    def results(self, batch: Batch, texts: Sequence[str]) -> list[RewardResult]:
+        requests = [
+            RewardRequest(
+                sample_id=sample.uid,
+                data_source=sample.data_source,
+                solution=text,
+                ground_truth=sample.ground_truth,
+                extra_info=sample.extra_info,
+            )
+            for sample, text in zip(batch.samples, texts, strict=True)
+        ]
+        return self.pool.score(requests)
+
+
+def place_scores(batch: Batch, results: Sequence[RewardResult]) -> None:
+    """Fill `token_level_scores`: the score on the last response token, 0 elsewhere.
+
+    A row whose reward failed has no score. It leaves the training: its `response_mask` becomes false, so it
+    counts in no loss, no statistic and no group.
+    """
+    scores = torch.zeros(batch.responses.shape, dtype=torch.float32)
+    mask = batch.response_mask.clone()
+    for i, result in enumerate(results):
+        if result.score is None:
+            mask[i] = False
+        else:
+            scores[i, batch.response_lengths[i] - 1] = result.score
+    batch.token_level_scores, batch.response_mask = scores, mask
+
+
+def reward_metrics(results: Sequence[RewardResult]) -> Metrics:
+    """`reward/error_rate`, `reward/format_rate`, and the mean of every other part that rewards report."""
+    if not results:
+        return {}
+    metrics = {"reward/error_rate": sum(r.score is None for r in results) / len(results)}
+    names = dict.fromkeys(name for r in results for name in r.parts)
+    for name in names:
+        values = [r.parts[name] for r in results if name in r.parts]
+        metrics[f"reward/{'format_rate' if name == 'format' else name}"] = sum(values) / len(values)
+    return metrics
