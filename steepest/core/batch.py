@@ -30,7 +30,7 @@ class Batch:
     response_lengths: Tensor
     """(B,) int64, real response tokens, the end token included."""
     response_mask: Tensor
-    """(B, T) bool, true on tokens that the policy produced, the end token included; false on padding and tool output."""
+    """(B, T) bool, true on tokens the policy produced, the end token included; false on padding and tool output."""
     group_ids: Tensor
     """(B,) int64, which prompt of the step a response belongs to."""
     truncated: Tensor

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from steepest.core.batch import Batch
 from steepest.data.prompts import Prompt
 from steepest.data.sampler import batches
 from steepest.rewards.api import RewardResult
 from steepest.rollout.api import RolloutEngine, SamplingParams
 from steepest.trainer.rollouts import generate_batch, step_seed
-from steepest.trainer.scoring import Scorer
+from steepest.trainer.scoring import Scorer, sample_records
 
 Metrics = dict[str, float]
 
@@ -59,30 +58,6 @@ class Evaluator:
         metrics["val-aux/response_length/clip_ratio"] = truncated / len(records)
         metrics["val-aux/num_prompts"] = float(len(self.prompts))
         return Evaluation(metrics, mean_accuracy(results), len(self.prompts), records)
-
-
-def sample_records(
-    batch: Batch, texts: Sequence[str], results: Sequence[RewardResult], *, step: int, split: str
-) -> list[dict[str, Any]]:
-    """One JSON-able record a response."""
-    records = []
-    for sample, text, result, cut in zip(batch.samples, texts, results, batch.truncated.tolist(), strict=True):
-        record = {
-            "step": step,
-            "split": split,
-            "id": sample.uid,
-            "data_source": sample.data_source,
-            "prompt": sample.messages,
-            "response": text,
-            "ground_truth": sample.ground_truth,
-            "score": result.score,
-            **{f"reward/{name}": value for name, value in result.parts.items()},
-            "truncated": cut,
-        }
-        if result.error:
-            record["error"] = result.error
-        records.append(record)
-    return records
 
 
 def accuracy(result: RewardResult) -> float:

@@ -92,7 +92,7 @@ class PPOStep:
 
     generate: Callable[[int], Batch]
     """Responses for the prompts of a step, with the engine's log-probs."""
-    score: Callable[[Batch], Metrics]
+    score: Callable[[Batch, int], Metrics]
     """Fills token_level_scores."""
     actor: ActorLike
     critic: CriticLike
@@ -113,7 +113,7 @@ class PPOStep:
             with timed("gen"):
                 batch = self.generate(step)
             with timed("reward"):
-                metrics = self.score(batch)
+                metrics = self.score(batch, step)
             with timed("old_log_prob"):
                 batch.old_log_probs, batch.entropies = self.actor.log_probs(batch)
             with timed("ref"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ class Start:
     checkpoint: Path | None
     state: dict[str, Any]
 
-    def folder(self, name: str, otherwise: str) -> str:
+    def folder(self, name: str, otherwise: Path) -> Path:
         """The checkpoint's own `name` folder, or `otherwise` for a run that starts from nothing."""
-        return str(self.checkpoint / name) if self.checkpoint else otherwise
+        return self.checkpoint / name if self.checkpoint else otherwise
 
 
 FROM_NOTHING = Start(0, None, {})
@@ -43,12 +42,13 @@ def find_start(
         return FROM_NOTHING
     if mode == "resume_path":
         assert resume_from_path is not None, "checked by config.rules"
-        found: Path | None = store.open(Path(resume_from_path))
+        found: Path | None = store.open(resume_from_path)
     else:
+        store.remove_leftovers()
         found = store.latest()
     if found is None:
         return FROM_NOTHING
-    state = json.loads((found / "trainer_state.json").read_text(encoding="utf-8"))
+    state = store.state(found)
     say(f"resuming from step {state['step']}: {found}")
     return Start(int(state["step"]), found, state)
 

@@ -6,10 +6,15 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from steepest.loggers.api import Logger
+from omegaconf import OmegaConf
+
+from steepest.config.describe import to_yaml
+from steepest.loggers.api import Loggers
+from steepest.loggers.jsonl import read_metrics
 from steepest.trainer.evaluate import Evaluation, Evaluator
 from steepest.trainer.health import Health
 from steepest.trainer.metrics import speed_metrics
@@ -18,25 +23,15 @@ from steepest.training.checkpoint import CheckpointStore
 
 Metrics = dict[str, float]
 ACCURACY = "val/accuracy"
+say: Callable[[str], None] = partial(print, flush=True)
+"""The run's own sentences, on standard output, at once also in a pipe."""
 
 
 def validation_history(metrics_file: Path) -> dict[int, float]:
-    """Step -> accuracy of every validation in a run's metrics.jsonl, earlier starts of the same run included.
-
-    A line that a kill cut short is skipped; a step that was validated twice keeps the later value.
-    """
-    history: dict[int, float] = {}
+    """Step -> accuracy of every validation in a run's metrics.jsonl, earlier starts of the same run included."""
     if not metrics_file.exists():
-        return history
-    for line in metrics_file.read_text(encoding="utf-8").splitlines():
-        if f'"{ACCURACY}"' not in line:
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        history[int(record["step"])] = float(record[ACCURACY])
-    return history
+        return {}
+    return {step: row[ACCURACY] for step, row in read_metrics(metrics_file).items() if ACCURACY in row}
 
 
 @dataclass
@@ -44,20 +39,21 @@ class Run:
     """The hooks of `ppo.run_steps` over one run folder."""
 
     folder: Path
-    loggers: Sequence[Logger]
+    loggers: Loggers
     store: CheckpointStore
     writers: Mapping[str, Callable[[Path], None]]
     """Sub-folder of a checkpoint -> what writes it."""
     state: Callable[[], dict[str, Any]]
     """What a resumed run needs beside the folders of `writers`."""
-    evaluator: Evaluator | None
+    checkpoint_bytes: int
+    """About how much disk one checkpoint takes."""
+    evaluator: Evaluator
     schedule: Schedule
     health: Health
     val_before_train: bool
     steps_per_epoch: int
     num_logged_samples: int
     validation_data_dir: str | None
-    say: Callable[[str], None] = print
     history: dict[int, float] = field(default_factory=dict)
     last_evaluation: Evaluation | None = None
 
@@ -68,7 +64,7 @@ class Run:
             self.validate(start_step)
 
     def save(self, step: int) -> None:
-        self.store.save(step, self.writers, {"step": step, **self.state()})
+        self.store.save(step, self.writers, {"step": step, **self.state()}, expected_bytes=self.checkpoint_bytes)
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Warnings first, then the step's line. Metrics are written even when saving the step failed."""
@@ -76,34 +72,50 @@ class Run:
         metrics["training/epoch"] = float((step - 1) // self.steps_per_epoch)
         metrics |= speed_metrics(int(metrics.pop("tokens")), metrics["timing_s/step"])
         for message in self.health(metrics):
-            self.say(f"warning: step {step}: {message}.")
-        self._write(step, metrics)
+            say(f"warning: step {step}: {message}.")
+        self.loggers.log(step, metrics)
 
     def validate(self, step: int) -> None:
         """Score the validation set, print one line and remember the best step."""
-        if self.evaluator is None:
-            return
         start = time.perf_counter()
         self.last_evaluation = found = self.evaluator(step)
         metrics = {**found.metrics, ACCURACY: found.score, "timing_s/testing": time.perf_counter() - start}
-        self._write(step, metrics)
+        self.loggers.log(step, metrics)
         self.history[step] = found.score
         self._write_samples(step, found)
         if self.store.has(step):
             self.store.mark_best(step, found.score)
 
     def close(self) -> None:
-        for logger in self.loggers:
-            logger.close()
-
-    def _write(self, step: int, metrics: Metrics) -> None:
-        for logger in self.loggers:
-            logger.log(step, metrics)
+        self.loggers.close()
 
     def _write_samples(self, step: int, found: Evaluation) -> None:
         append_jsonl(self.folder / "samples.jsonl", found.samples[: self.num_logged_samples])
         if self.validation_data_dir:
             write_jsonl(Path(self.validation_data_dir) / f"{step}.jsonl", found.samples)
+
+
+def save_config(config: Any, folder: Path) -> None:
+    """`config.yaml`: every effective value and where it came from. A resumed run says what changed since the last."""
+    path, text = folder / "config.yaml", to_yaml(config, with_sources=True)
+    if path.exists():
+        changed = changed_lines(path.read_text(encoding="utf-8"), text)
+        if changed:
+            say("the configuration differs from that of the run's last start: " + "; ".join(changed))
+    path.write_text(text, encoding="utf-8")
+
+
+def changed_lines(old: str, new: str) -> list[str]:
+    """Values of two config.yaml texts that differ, as `key: old -> new`; sources and comments do not count."""
+    before, after = (flatten(OmegaConf.to_container(OmegaConf.create(text))) for text in (old, new))
+    return [f"{key}: {before.get(key)} -> {value}" for key, value in after.items() if before.get(key, value) != value]
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix.rstrip("."): tree}
+    return {key: value for name, branch in tree.items() for key, value in flatten(branch, f"{prefix}{name}.").items()}
 
 
 def append_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,23 @@ class Scorer:
         return self.pool.score(requests)
 
 
+@dataclass
+class StepScorer:
+    """The reward part of a step: scores into the batch, their statistics, and the responses to a file if asked."""
+
+    scorer: Scorer
+    write: Callable[[int, list[dict[str, Any]]], None] | None = None
+    """Takes the step and one record a response (`trainer.rollout_data_dir`)."""
+
+    def __call__(self, batch: Batch, step: int) -> Metrics:
+        texts = self.scorer.texts(batch)
+        results = self.scorer.results(batch, texts)
+        if self.write is not None:
+            self.write(step, sample_records(batch, texts, results, step=step, split="train"))
+        place_scores(batch, results)
+        return reward_metrics(results)
+
+
 def place_scores(batch: Batch, results: Sequence[RewardResult]) -> None:
     """Fill `token_level_scores`: the score on the last response token, 0 elsewhere.
 
@@ -66,3 +83,27 @@ def reward_metrics(results: Sequence[RewardResult]) -> Metrics:
         values = [r.parts[name] for r in results if name in r.parts]
         metrics[f"reward/{'format_rate' if name == 'format' else name}"] = sum(values) / len(values)
     return metrics
+
+
+def sample_records(
+    batch: Batch, texts: Sequence[str], results: Sequence[RewardResult], *, step: int, split: str
+) -> list[dict[str, Any]]:
+    """One JSON-able record a response."""
+    records = []
+    for sample, text, result, cut in zip(batch.samples, texts, results, batch.truncated.tolist(), strict=True):
+        record = {
+            "step": step,
+            "split": split,
+            "id": sample.uid,
+            "data_source": sample.data_source,
+            "prompt": sample.messages,
+            "response": text,
+            "ground_truth": sample.ground_truth,
+            "score": result.score,
+            **{f"reward/{name}": value for name, value in result.parts.items()},
+            "truncated": cut,
+        }
+        if result.error:
+            record["error"] = result.error
+        records.append(record)
+    return records

@@ -23,8 +23,8 @@ class Fakes:
         self.calls.append(f"generate {step}")
         return make_batch()
 
-    def score(self, batch: Batch) -> dict[str, float]:
-        self.calls.append("score")
+    def score(self, batch: Batch, step: int) -> dict[str, float]:
+        self.calls.append(f"score {step}")
         batch.token_level_scores = torch.zeros(1, 2)
         return {"reward/error_rate": 0.0}
 
@@ -94,7 +94,7 @@ def test_a_step_runs_its_parts_in_order():
     metrics = make_step(fakes)(3)
     assert fakes.calls == [
         "generate 3",
-        "score",
+        "score 3",
         "old_log_probs",
         "reference",
         "values",

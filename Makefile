@@ -1,0 +1,60 @@
+# make quickstart   a tiny model, trained by PPO on this machine's CPU
+# make test         the tests (make test-slow: the long ones)
+# make check        format, lint, types, fast tests
+# make bench        speed on this machine
+#
+# Variables: PYTHON (python3), VENV (.venv), PIP_ARGS (more arguments for pip install), ARGS (more arguments for the
+# command). PyPI's torch for Linux carries CUDA and is large; for its CPU build:
+#   make quickstart PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+ARGS ?=
+CHECKS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+# one thread a test process: the tests run side by side
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+.PHONY: help quickstart test test-slow check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
+
+quickstart: $(VENV)/.stamp-run
+	$(BIN)/steepest quickstart $(ARGS)
+
+test: $(VENV)/.stamp-dev
+	$(TEST) $(ARGS)
+
+test-slow: $(VENV)/.stamp-dev
+	$(TEST) -m slow $(ARGS)
+
+check: $(VENV)/.stamp-dev
+	PYTHON=$(BIN)/python scripts/check $(CHECKS)
+
+bench: $(VENV)/.stamp-run
+	$(BIN)/python bench/step.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "Steepest needs Python 3.10 or newer; '$(PYTHON)' is not. Name one that is: make ... PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "$(PYTHON) cannot make a virtual environment. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/.stamp-run: $(VENV)/.stamp-venv pyproject.toml
+	@echo "Installing Steepest into $(VENV) (torch is the large part) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml
+	@echo "Installing Steepest with its developer tools into $(VENV) (torch is the large part) ..."
+	@$(PIP) -e ".[dev]"
+	@touch $@ $(VENV)/.stamp-run

@@ -1,0 +1,163 @@
+"""The `steepest` command. Each sub-command imports what it needs when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from steepest import __version__
+from steepest.trainer.entry import guarded, run_entry
+
+if TYPE_CHECKING:
+    from steepest.data.files import WrittenFile
+
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app = typer.Typer(
+    name="steepest",
+    help="Reinforcement-learning post-training for language models. Start with: steepest quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+prepare = typer.Typer(help="Write a data set as train.parquet and test.parquet.", no_args_is_help=True)
+app.add_typer(prepare, name="prepare")
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"steepest {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The options that stand before a sub-command."""
+
+
+@app.command()
+def quickstart(
+    seed: Annotated[int, typer.Option(help="Of the data, the model and the training.")] = 0,
+    folder: Annotated[Path, typer.Option(help="Where data, models and logs go.")] = Path("outputs/quickstart"),
+) -> None:
+    """Train a tiny model from nothing by PPO on this machine's CPU, in minutes and without any download.
+
+    Makes word problems in GSM8K's format and a tiny model, warms it up by supervised training, then runs the real
+    PPO trainer and prints the accuracy before and after.
+
+    Example: [bold]steepest quickstart --seed 1[/bold]
+    """
+
+    def call() -> int | None:
+        from steepest.trainer.quickstart import main as run
+
+        return run(seed=seed, folder=folder)
+
+    raise typer.Exit(guarded(call))
+
+
+@app.command(context_settings=PASS_THROUGH)
+def ppo(context: typer.Context) -> None:
+    """Train a model by PPO, GRPO or another estimator. Takes configuration keys, like steepest.trainer.main_ppo.
+
+    Example: [bold]steepest ppo data.train_files=gsm8k/train.parquet data.val_files=gsm8k/test.parquet
+    actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B-Instruct trainer.total_training_steps=10[/bold]
+
+    [bold]steepest ppo --cfg job[/bold] prints every key with its default.
+    """
+
+    def call(argv: list[str]) -> int | None:
+        from steepest.trainer.main_ppo import main as run
+
+        return run(argv)
+
+    raise typer.Exit(run_entry(call, context.args))
+
+
+@app.command(context_settings=PASS_THROUGH)
+def sft(context: typer.Context) -> None:
+    """Train a model on answers (supervised). Takes configuration keys, like steepest.trainer.main_sft.
+
+    Example: [bold]steepest sft data.train_files=gsm8k/train.parquet model.path=Qwen/Qwen2.5-0.5B-Instruct[/bold]
+
+    [bold]steepest sft --cfg job[/bold] prints every key with its default.
+    """
+
+    def call(argv: list[str]) -> int | None:
+        from steepest.trainer.main_sft import main as run
+
+        return run(argv)
+
+    raise typer.Exit(run_entry(call, context.args))
+
+
+def _tell(written: Mapping[str, WrittenFile]) -> None:
+    for file in written.values():
+        typer.echo(f"wrote {file.path} ({file.num_rows:,} rows)")
+
+
+@prepare.command("gsm8k")
+def prepare_gsm8k(
+    save_dir: Annotated[
+        Path, typer.Option("--save-dir", "--local_save_dir", help="Folder of the two files written.")
+    ] = Path("data/gsm8k"),
+    local_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--local-dataset-path",
+            "--local_dataset_path",
+            help="Folder with GSM8K's own train.jsonl and test.jsonl; without it, the hub is asked.",
+        ),
+    ] = None,
+    hub: Annotated[Literal["huggingface", "modelscope"], typer.Option(help="Where to download from.")] = "huggingface",
+) -> None:
+    """GSM8K, the grade-school problems of the reference job.
+
+    Example: [bold]steepest prepare gsm8k --save-dir data/gsm8k[/bold]
+    """
+
+    def call() -> None:
+        from steepest.data.prepare.gsm8k import prepare_gsm8k as run
+
+        _tell(run(save_dir, local_path, hub))
+
+    raise typer.Exit(guarded(call))
+
+
+@prepare.command("arithmetic")
+def prepare_arithmetic(
+    save_dir: Annotated[Path, typer.Option(help="Folder of the files written.")] = Path("data/arithmetic"),
+    num_train: Annotated[int, typer.Option(min=1, help="Problems to train on.")] = 4096,
+    num_test: Annotated[int, typer.Option(min=1, help="Held-out problems.")] = 512,
+    num_sft: Annotated[int, typer.Option(min=1, help="Demonstrations for a supervised warm-up.")] = 8192,
+    seed: Annotated[int, typer.Option(help="Of the generator.")] = 0,
+    right_share: Annotated[float, typer.Option(min=0, max=1, help="Share of demonstrations that are right.")] = 0.4,
+) -> None:
+    """Word problems of two and three steps from a seeded generator, in GSM8K's format. No download.
+
+    Example: [bold]steepest prepare arithmetic --save-dir data/arithmetic --num-train 1000[/bold]
+    """
+
+    def call() -> None:
+        from steepest.data.prepare.arithmetic import prepare_arithmetic as run
+
+        counts = {"num_train": num_train, "num_test": num_test, "num_sft": num_sft}
+        _tell(run(save_dir, **counts, seed=seed, right_share=right_share))
+
+    raise typer.Exit(guarded(call))
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="steepest")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The configuration in words: YAML of the resolved values, --help, and the table of docs/configuration.md.
+
+`python -m steepest.config.describe docs/configuration.md` writes the table anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import itertools
+import sys
+import textwrap
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from steepest.config import tree
+from steepest.config.schema import Config
+from steepest.config.schema_sft import SFTConfig
+
+BEGIN, END = "<!-- begin {} keys: generated -->", "<!-- end {} keys -->"
+
+
+def to_yaml(config: Config | SFTConfig, *, with_sources: bool = False) -> str:
+    """The effective values as YAML, one key a line; with where each came from as a comment unless it is a default.
+
+    The text can be given back by `--config-path` and `--config-name`.
+    """
+    sources = config.provenance.sources if with_sources else {}
+    return "".join(f"{line}\n" for line in _yaml_lines(tree.thaw(config), sources, ""))
+
+
+def _yaml_lines(values: dict[str, Any], sources: typing.Mapping[str, str], prefix: str) -> Iterator[str]:
+    indent = "  " * prefix.count(".")
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value and not _is_mapping_leaf(key):
+            yield f"{indent}{name}:"
+            yield from _yaml_lines(value, sources, f"{key}.")
+        else:
+            source = sources.get(key, "default")
+            text = "???" if value in ("", []) and _is_required(key) else _yaml_value(value)
+            yield f"{indent}{name}: {text}" + ("" if source == "default" else f"  # {source}")
+
+
+def _is_mapping_leaf(key: str) -> bool:
+    return any(leaves[key].base is dict for leaves in (tree.leaves(Config), tree.leaves(SFTConfig)) if key in leaves)
+
+
+def _is_required(key: str) -> bool:
+    return any(leaves[key].required for leaves in (tree.leaves(Config), tree.leaves(SFTConfig)) if key in leaves)
+
+
+def _yaml_value(value: Any) -> str:
+    style = '"' if isinstance(value, str) and "\n" in value else None
+    text = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=float("inf"), sort_keys=False)
+    return str(text).removesuffix("\n").removesuffix("\n...")
+
+
+@functools.cache
+def field_docs(schema: type) -> dict[str, str]:
+    """Dotted key -> the text beneath the field, on one line."""
+    docs: dict[str, str] = {}
+    hints = typing.get_type_hints(schema)
+    own = _own_docs(schema)
+    for item in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(hints[item.name]):
+            inner = field_docs(typing.cast(type, hints[item.name]))
+            docs.update({f"{item.name}.{key}": text for key, text in inner.items()})
+        else:
+            docs[item.name] = own.get(item.name, "")
+    return docs
+
+
+def _own_docs(schema: type) -> dict[str, str]:
+    body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]).body
+    docs = {}
+    for node, after in itertools.pairwise(body):
+        if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            docs[ast.unparse(node.target)] = " ".join(str(after.value.value).split())
+    return docs
+
+
+def _default_text(leaf: tree.Leaf) -> str:
+    if leaf.required:
+        return "required"
+    value = list(leaf.default) if leaf.is_list else leaf.default
+    if leaf.is_list and leaf.length is None and len(value) == 1:
+        value = value[0]
+    return _yaml_value(value)
+
+
+def _kind_text(leaf: tree.Leaf) -> str:
+    if leaf.choices:
+        return " / ".join(leaf.choices)
+    kind = {int: "int", float: "float", bool: "bool", str: "text", dict: "mapping"}[leaf.base]
+    return f"list of {leaf.length} {kind}s" if leaf.length else f"{kind} or list" if leaf.is_list else kind
+
+
+def keys_table(schema: type) -> str:
+    """One Markdown table a section: key, type or choices, default, what it does."""
+    docs, out, section = field_docs(schema), list[str](), ""
+    for key, leaf in tree.leaves(schema).items():
+        head = key.rpartition(".")[0]
+        if head != section:
+            section = head
+            out += ["", f"### `{section}`", "", "| key | type | default | what it does |", "|---|---|---|---|"]
+        text = docs[key].replace("|", "\\|")
+        out.append(f"| `{key.rpartition('.')[2]}` | {_kind_text(leaf)} | {_default_text(leaf)} | {text} |")
+    return "\n".join(out).strip() + "\n"
+
+
+def fill_tables(page: str) -> str:
+    """The page with both tables between their marks written anew."""
+    for name, schema in (("PPO", Config), ("SFT", SFTConfig)):
+        begin, end = BEGIN.format(name), END.format(name)
+        before, _, rest = page.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"the page has no lines {begin!r} and {end!r}")
+        page = f"{before}{begin}\n\n{keys_table(schema)}\n{end}{after}"
+    return page
+
+
+def help_text(schema: type, module: str) -> str:
+    """What `--help` prints: usage, a command that works, options, every key with its default."""
+    required = [leaf.key for leaf in tree.leaves(schema).values() if leaf.required]
+    example = " \\\n".join(f"    {key}={'MODEL' if key.endswith('path') else 'FILE.parquet'}" for key in required)
+    lines = [
+        f"usage: python -m {module} [options] key=value ...",
+        "",
+        "Only these keys are required:",
+        "",
+        f"  python -m {module} \\",
+        example,
+        "",
+        "options:",
+        "  --cfg job             print the effective configuration as YAML and exit",
+        "  --config-name NAME    start from NAME.yaml: a preset, or a file of --config-path",
+        "  --config-path FOLDER  folder of that file",
+        "  --help                this text",
+        "",
+        "settings: key=value (also +key=value, ++key=value); ~key goes back to the default;",
+        "  null means derived or off; lists are '[a,b]'. What each key does: docs/configuration.md",
+    ]
+    section = ""
+    for key, leaf in tree.leaves(schema).items():
+        head, _, name = key.rpartition(".")
+        if head != section:
+            section = head
+            lines += ["", f"{section}:"]
+        choices = f"  ({' | '.join(leaf.choices)})" if leaf.choices else ""
+        lines.append(f"  {name}: {_default_text(leaf)}{choices}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.write_text(fill_tables(target.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,85 @@
+"""What a key is: one of ours, one of verl's that we answer by name, or a typo with a nearest neighbour."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from steepest.config.refused import Refusal, find
+from steepest.config.tree import Leaf
+
+
+@dataclass(frozen=True)
+class KeyBook:
+    """All keys of one job and the answers for those it does not have."""
+
+    leaves: Mapping[str, Leaf]
+    refused: Mapping[str, Refusal]
+    no_effect: Mapping[str, str]
+    vllm_only: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def leaf_of(self, key: str) -> tuple[Leaf | None, bool]:
+        """The leaf that `key` is, or is inside of (an entry of a mapping such as override_config), else None."""
+        if key in self.leaves:
+            return self.leaves[key], False
+        parts = key.split(".")
+        for i in range(len(parts) - 1, 0, -1):
+            leaf = self.leaves.get(".".join(parts[:i]))
+            if leaf is not None and leaf.base is dict:
+                return leaf, True
+        return None, False
+
+    def is_ignored(self, key: str) -> bool:
+        """Accepted without a field of its own."""
+        return key in self.no_effect or find(dict.fromkeys(self.vllm_only), key) is not None
+
+    def harmless(self, key: str) -> str | None:
+        return self.no_effect.get(key)
+
+    def problem_of(self, key: str, value: object) -> str | None:
+        """Why a key that is not one of ours cannot be given; None when it may be."""
+        if self.is_ignored(key):
+            return None
+        name = find(dict(self.refused), key)
+        if name is None:
+            return self._unknown(key)
+        refusal = self.refused[name]
+        if refusal.accepts(value):
+            return None
+        if refusal.agrees and name == key:
+            return f"{key}={_text(value)}: {_only(refusal)}. {refusal.reason}"
+        return f"{key}: verl has this key, Steepest has not. {refusal.reason}"
+
+    def _unknown(self, key: str) -> str:
+        guess = self.suggest(key)
+        return f"{key}: no such key." + (f" Did you mean {guess}?" if guess else " --help lists all keys.")
+
+    def suggest(self, key: str) -> str | None:
+        """The known key most like `key`: one with the same ending (a forgotten section), else by name and section."""
+        known = list(self.leaves)
+        same_end = [k for k in known if k.endswith(f".{key}")]
+        if same_end:
+            return min(same_end, key=len)
+        section, _, name = key.rpartition(".")
+
+        def likeness(other: str) -> float:
+            other_section, _, other_name = other.rpartition(".")
+            names = difflib.SequenceMatcher(None, name, other_name).ratio()
+            return names + difflib.SequenceMatcher(None, section, other_section).ratio()
+
+        best = max(known, key=likeness)
+        return best if likeness(best) > 1.4 else None
+
+
+def _only(refusal: Refusal) -> str:
+    """`must be 1`, `must be fsdp or fsdp2`."""
+    values = [_text(v) for v in refusal.agrees if v is not None][:4]
+    return "must be " + (" or ".join(values) if values else "null")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        return "[" + ",".join(map(str, value)) + "]"
+    return "null" if value is None else str(value)

@@ -1,0 +1,286 @@
+"""From command line and YAML to a frozen Config, or to one ConfigError that lists every problem.
+
+    arguments.py  text                -> assignments, in order (file first, then command line)
+    this file     assignments         -> known keys with values of the right type
+    resolve.py    null                -> derived values
+    rules.py      the whole           -> problems;  no_effect.py -> warnings
+
+Nothing here imports torch or opens a data file.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from steepest.config import describe, no_effect, refused, resolve, rules, tree
+from steepest.config.arguments import COMMAND_LINE, Arguments, Assignment, read_arguments
+from steepest.config.keys import KeyBook
+from steepest.config.schema import Config, Provenance
+from steepest.config.schema_sft import SFTConfig
+from steepest.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT", Config, SFTConfig)
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Job(Generic[ConfigT]):
+    """What the loader must know of one command."""
+
+    schema: type[ConfigT]
+    module: str
+    book: KeyBook
+    resolve: Callable[[dict[str, Any], Callable[[str], bool]], dict[str, str]]
+    rules: list[rules.Rule]
+    idle: list[no_effect.Idle]
+    warnings: list[Callable[[dict[str, Any], Any], Any]] = field(default_factory=list)
+
+
+PPO_JOB = Job(
+    Config,
+    "steepest.trainer.main_ppo",
+    KeyBook(tree.leaves(Config), refused.REFUSED, refused.NO_EFFECT, frozenset(refused.VLLM_ONLY), refused.ALIASES),
+    resolve.resolve_ppo,
+    rules.PPO_RULES,
+    no_effect.PPO_IDLE,
+    no_effect.PPO_WARNINGS,
+)
+SFT_JOB = Job(
+    SFTConfig,
+    "steepest.trainer.main_sft",
+    KeyBook(tree.leaves(SFTConfig), refused.SFT_REFUSED, refused.SFT_NO_EFFECT),
+    resolve.resolve_sft,
+    rules.SFT_RULES,
+    no_effect.SFT_IDLE,
+)
+
+
+def load_config(overrides: list[str]) -> Config:
+    """The PPO job's Config from `key=value` words and options.
+
+    `--help` and `--cfg job` print and raise SystemExit(0). Raises ConfigError with all problems at once.
+    """
+    return _load(PPO_JOB, overrides)
+
+
+def load_sft_config(overrides: list[str]) -> SFTConfig:
+    """The SFT job's Config; otherwise as `load_config`."""
+    return _load(SFT_JOB, overrides)
+
+
+def config_dict(config: Config | SFTConfig) -> dict[str, Any]:
+    """The effective values as nested plain dicts and lists, for loggers; without provenance."""
+    return tree.thaw(config)
+
+
+def save_config(config: Config | SFTConfig, path: Path) -> None:
+    """Write the effective values as YAML, each that is no default with where it came from in a comment.
+
+    The file can be given back by `--config-name path`. Written beside and renamed, so it is whole or not there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(describe.to_yaml(config, with_sources=True), encoding="utf-8")
+    beside.replace(path)
+
+
+def _load(job: Job[ConfigT], argv: list[str]) -> ConfigT:
+    arguments = read_arguments(argv)
+    if arguments.help:
+        print(describe.help_text(job.schema, job.module))
+        raise SystemExit(0)
+    config, problems = _Loading(job, arguments).run()
+    if problems:
+        raise ConfigError(problems)
+    if arguments.cfg is not None:
+        print(describe.to_yaml(config), end="")
+        for warning in config.provenance.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        raise SystemExit(0)
+    return config
+
+
+class _Loading(Generic[ConfigT]):
+    """One load: the typed node, what the user gave, what could not be read."""
+
+    def __init__(self, job: Job[ConfigT], arguments: Arguments) -> None:
+        self.job: Job[ConfigT] = job
+        self.book, self.arguments = job.book, arguments
+        self.sections = tree.sections(job.schema)
+        self.node = tree.typed_node(job.schema)
+        self.sources: dict[str, str] = {}
+        self.ignored: dict[str, str] = {}
+        """Accepted keys without a field (vLLM's, harmless ones) -> source."""
+        self.problems = list(arguments.problems)
+        self.bad: set[str] = set()
+        """Keys whose value could not be used: rules that read them are passed over."""
+
+    def run(self) -> tuple[ConfigT, list[str]]:
+        for assignment in self.arguments.assignments:
+            self._assign(assignment)
+        values = self._values()
+        self._check_required(values)
+        given = {key: copy.deepcopy(tree.get(values, key)) for key in self.sources}
+        derived = self.job.resolve(values, self._is_set)
+        for key, origin in derived.items():
+            if origin in self.bad:
+                self.bad.add(key)
+        config = tree.freeze(self.job.schema, values)
+        for rule in self.job.rules:
+            if not self.bad.intersection(rule.keys):
+                self.problems.extend(rule.check(config, self._is_set))
+        if self.problems:
+            return config, self.problems
+        return tree.freeze(self.job.schema, values, provenance=self._provenance(config, given, derived)), []
+
+    def _is_set(self, key: str) -> bool:
+        return key in self.sources
+
+    def _assign(self, a: Assignment) -> None:
+        """Store one assignment, or say why not."""
+        key = self.book.aliases.get(a.key, a.key)
+        if a.value == MISSING and not a.delete:
+            return
+        if key in self.sections or (isinstance(a.value, dict) and a.value and key not in self.book.leaves):
+            self._assign_section(key, a)
+            return
+        leaf, inside = self.book.leaf_of(key)
+        if leaf is None:
+            self._answer_stranger(key, a)
+        elif a.delete:
+            self._reset(leaf, a)
+        else:
+            self._store(leaf, key, inside, a)
+
+    def _assign_section(self, key: str, a: Assignment) -> None:
+        if a.delete:
+            for leaf in self.book.leaves.values():
+                if leaf.key.startswith(f"{key}."):
+                    self._reset(leaf, Assignment(leaf.key, None, a.source, delete=True))
+        elif isinstance(a.value, dict):
+            for name, value in a.value.items():
+                self._assign(Assignment(f"{key}.{name}", value, a.source))
+        elif a.value is not None:
+            inner = [k.removeprefix(f"{key}.").split(".")[0] for k in self.book.leaves if k.startswith(f"{key}.")]
+            self._blame(
+                key, a, f"{key}={a.value}: a section, not a value. Its keys: {', '.join(dict.fromkeys(inner))}."
+            )
+
+    def _answer_stranger(self, key: str, a: Assignment) -> None:
+        problem = None if a.delete else self.book.problem_of(key, a.value)
+        if problem:
+            self._blame(self.book.suggest(key) or key, a, problem)
+        elif not a.delete and self.book.is_ignored(key):
+            self.ignored[key] = a.source
+
+    def _reset(self, leaf: tree.Leaf, a: Assignment) -> None:
+        """`~key`: back to the default. `~key=value` only if that is the value."""
+        present = OmegaConf.select(self.node, leaf.key)
+        if a.check_value and present != a.value:
+            self._blame(leaf.key, a, f"~{leaf.key}={a.value}: the value is {present}.")
+            return
+        default = list(leaf.default) if leaf.is_list else copy.deepcopy(leaf.default)
+        OmegaConf.update(self.node, leaf.key, default, merge=False)
+        self.sources.pop(leaf.key, None)
+        self.bad.discard(leaf.key)
+
+    def _store(self, leaf: tree.Leaf, key: str, inside: bool, a: Assignment) -> None:
+        shown = f"{key}={a.value!r}" if isinstance(a.value, str) else f"{key}={_shown(a.value)}"
+        try:
+            value = a.value if inside else tree.fit(leaf, a.value)
+            OmegaConf.update(self.node, key, value, merge=False, force_add=inside)
+        except (ValueError, OmegaConfBaseException) as error:
+            # OmegaConf's own words name its classes; ours from `fit` say what was found
+            found = "" if isinstance(error, OmegaConfBaseException) else f" ({error})"
+            self._blame(leaf.key, a, f"{shown}: expected {leaf.expected}{found}.")
+            return
+        self.sources[leaf.key] = a.source
+
+    def _blame(self, key: str, a: Assignment, problem: str) -> None:
+        where = "" if a.source == COMMAND_LINE else f" (in {a.source})"
+        self.problems.append(problem + where)
+        self.bad.add(key)
+
+    def _values(self) -> dict[str, Any]:
+        """All values as nested plain dicts: interpolations followed, choices and bounds checked, ~ expanded."""
+        values: dict[str, Any] = {}
+        for key, leaf in self.book.leaves.items():
+            value: Any = leaf.default
+            if key in self.sources:
+                value = self._value(leaf)
+            tree.put(values, key, list(value) if isinstance(value, tuple) else copy.deepcopy(value))
+        return values
+
+    def _value(self, leaf: tree.Leaf) -> Any:
+        source = Assignment(leaf.key, None, self.sources[leaf.key])
+        try:
+            found = OmegaConf.select(self.node, leaf.key, throw_on_missing=True)
+            value: Any = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0]
+            self._blame(leaf.key, source, f"{leaf.key}: its ${{...}} cannot be followed: {reason}.")
+            return leaf.default
+        problem = tree.value_problem(leaf, value)
+        if problem:
+            self._blame(leaf.key, source, f"{leaf.key}={_shown(value)}: {problem}")
+            return leaf.default
+        if value is not None and tree.is_path(leaf):
+            return [os.path.expanduser(v) for v in value] if leaf.is_list else os.path.expanduser(value)
+        return value
+
+    def _check_required(self, values: dict[str, Any]) -> None:
+        """Required keys that are missing; not said of a key that the user plainly meant by a misspelt one."""
+        for leaf in self.book.leaves.values():
+            if not leaf.required or tree.get(values, leaf.key):
+                continue
+            if leaf.key not in self.bad and self.arguments.cfg is None:
+                example = {"path": "Qwen/Qwen2.5-0.5B-Instruct"}.get(leaf.key.split(".")[-1], "FILE.parquet")
+                self.problems.append(f"{leaf.key}: missing. It has no default; give {leaf.key}={example}.")
+            self.bad.add(leaf.key)
+
+    def _provenance(self, config: ConfigT, given: dict[str, Any], derived: dict[str, str]) -> Provenance:
+        asked = [key for key in given if self._asks(key, tree.thaw(config), given)]
+        found = list(no_effect.idle_warnings(self.job.idle, config, asked))
+        wished = {key: given[key] for key in asked}
+        for warn in self.job.warnings:
+            found.extend(warn(wished, config))
+        if isinstance(config, Config):
+            found.extend(no_effect.vllm_only(self.ignored, config.actor_rollout_ref.rollout.name))
+        for key in self.ignored:
+            if reason := self.book.harmless(key):
+                found.append(no_effect.no_effect([key], reason))
+        sources = {key: self._source(key, derived) for key in self.book.leaves}
+        files = {source for source in self.sources.values() if source != COMMAND_LINE}
+        notes = tuple(f"Settings come from {source}; the command line wins over them." for source in sorted(files))
+        return Provenance(sources=sources, notes=notes, warnings=tuple(found))
+
+    def _source(self, key: str, derived: dict[str, str]) -> str:
+        if key in derived:
+            return f"derived from {derived[key]}"
+        return self.sources.get(key, DEFAULT)
+
+    def _asks(self, key: str, values: dict[str, Any], given: dict[str, Any]) -> bool:
+        """Whether the user asked for something by this key: a file that repeats what is so anyway does not."""
+        if self.sources[key] == COMMAND_LINE:
+            return True
+        leaf = self.book.leaves[key]
+        default = list(leaf.default) if leaf.is_list else leaf.default
+        tree.put(values, key, default)
+        self.job.resolve(values, lambda k: k in self.sources and k != key)
+        return bool(tree.get(values, key) != given[key])
+
+
+def _shown(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_shown(v) for v in value) + "]"
+    return "null" if value is None else str(value)

@@ -1,0 +1,232 @@
+"""Keys that are accepted and change nothing in this run, because of other keys. One printed warning for each reason.
+
+A warning exists only for keys the user gave, and not for a file that merely repeats what would be so anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from steepest.config.refused import VLLM_ONLY
+from steepest.config.resolve import ACTOR, REF, ROLLOUT
+from steepest.config.schema import Config
+from steepest.config.schema_sft import SFTConfig
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Keys (or whole sections) and when they do nothing."""
+
+    keys: tuple[str, ...]
+    when: Callable[[Any], bool]
+    reason: str
+
+    def speaks_of(self, key: str) -> bool:
+        return any(key == one or key.startswith(f"{one}.") for one in self.keys)
+
+
+def _names(section: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{name}" for name in names.split())
+
+
+def uses_reference(c: Config) -> bool:
+    """Whether any KL term is on."""
+    return bool(c.algorithm.use_kl_in_reward) or c.actor_rollout_ref.actor.use_kl_loss
+
+
+def _optim(section: str, get: Callable[[Any], Any]) -> list[Idle]:
+    return [
+        Idle(
+            _names(section, "min_lr_ratio num_cycles"),
+            lambda c: get(c).lr_scheduler_type == "constant",
+            f"{section}.lr_scheduler_type is constant",
+        ),
+        Idle(
+            _names(section, "lr_warmup_steps_ratio"),
+            lambda c: get(c).lr_warmup_steps > 0,
+            f"{section}.lr_warmup_steps wins",
+        ),
+        Idle(
+            _names(section, "zero_indexed_step"),
+            lambda c: get(c).lr_warmup_steps <= 0 and get(c).lr_warmup_steps_ratio == 0,
+            "there is no warm-up",
+        ),
+    ]
+
+
+def _actor(c: Config) -> Any:
+    return c.actor_rollout_ref.actor
+
+
+def _rollout(c: Config) -> Any:
+    return c.actor_rollout_ref.rollout
+
+
+PPO_IDLE = [
+    Idle(
+        ("critic", "trainer.critic_warmup", "algorithm.bootstrap_truncated"),
+        lambda c: c.critic.enable is False,
+        "there is no critic in this run (algorithm.adv_estimator)",
+    ),
+    Idle(
+        (REF,),
+        lambda c: not uses_reference(c),
+        "no reference is needed: algorithm.use_kl_in_reward and actor.use_kl_loss are off",
+    ),
+    Idle(
+        ("algorithm.kl_ctrl", "algorithm.kl_penalty"),
+        lambda c: not c.algorithm.use_kl_in_reward,
+        "algorithm.use_kl_in_reward is off",
+    ),
+    Idle(
+        _names("algorithm.kl_ctrl", "horizon target_kl"),
+        lambda c: c.algorithm.kl_ctrl.type == "fixed",
+        "algorithm.kl_ctrl.type is fixed",
+    ),
+    Idle(
+        _names(ACTOR, "kl_loss_coef kl_loss_type"),
+        lambda c: not _actor(c).use_kl_loss,
+        f"{ACTOR}.use_kl_loss is off (KL in the reward is algorithm.use_kl_in_reward)",
+    ),
+    Idle(
+        _names("algorithm", "gamma lam"),
+        lambda c: c.algorithm.adv_estimator == "grpo",
+        "grpo gives every token of a response the same advantage",
+    ),
+    Idle(
+        ("algorithm.norm_adv_by_std_in_grpo",),
+        lambda c: c.algorithm.adv_estimator == "gae",
+        "adv_estimator is not grpo",
+    ),
+    Idle(
+        (f"{ACTOR}.loss_scale_factor",),
+        lambda c: not _actor(c).loss_agg_mode.endswith("-norm"),
+        "no -norm loss_agg_mode",
+    ),
+    Idle(
+        ("critic.loss_scale_factor",),
+        lambda c: not str(c.critic.loss_agg_mode).endswith("-norm"),
+        "no -norm loss_agg_mode",
+    ),
+    Idle((f"{ACTOR}.data_loader_seed",), lambda c: not _actor(c).shuffle, f"{ACTOR}.shuffle is off"),
+    Idle(("critic.data_loader_seed",), lambda c: not c.critic.shuffle, "critic.shuffle is off"),
+    Idle(
+        _names("trainer", "max_actor_ckpt_to_keep max_critic_ckpt_to_keep"),
+        lambda c: c.trainer.save_freq < 0,
+        "trainer.save_freq=-1 writes no checkpoints",
+    ),
+    Idle(
+        _names("trainer", "log_val_generations validation_data_dir"),
+        lambda c: not c.trainer.val_before_train and c.trainer.test_freq < 0,
+        "there is no validation: trainer.val_before_train is off and trainer.test_freq is -1",
+    ),
+    Idle(
+        ("trainer.resume_from_path",),
+        lambda c: c.trainer.resume_mode != "resume_path",
+        "resume_mode is not resume_path",
+    ),
+    Idle(
+        ("custom_reward_function.name",),
+        lambda c: c.custom_reward_function.path is None,
+        "no custom_reward_function.path",
+    ),
+    Idle(("reward.mode",), lambda c: c.custom_reward_function.path is not None, "custom_reward_function scores"),
+    Idle(
+        _names(ROLLOUT, "gpu_memory_utilization max_num_seqs"),
+        lambda c: _rollout(c).name == "hf",
+        f"{ROLLOUT}.name=hf has no scheduler",
+    ),
+    *_optim(f"{ACTOR}.optim", lambda c: _actor(c).optim),
+    *_optim("critic.optim", lambda c: c.critic.optim),
+]
+SFT_IDLE = [
+    Idle(
+        ("trainer.resume_from_path",),
+        lambda c: c.trainer.resume_mode != "resume_path",
+        "resume_mode is not resume_path",
+    ),
+    Idle(_names("data", "val_max_samples"), lambda c: not c.data.val_files, "there are no data.val_files"),
+    Idle(("trainer.test_freq",), lambda c: not c.data.val_files, "there are no data.val_files"),
+    *_optim("optim", lambda c: c.optim),
+]
+
+
+def idle_warnings(table: list[Idle], config: Config | SFTConfig, asked: Iterable[str]) -> Iterator[str]:
+    """One sentence a reason, naming the keys of `asked` that it makes idle. A key is named once."""
+    left = list(asked)
+    for idle in table:
+        named = [key for key in left if idle.speaks_of(key)]
+        if named and idle.when(config):
+            left = [key for key in left if key not in named]
+            yield no_effect(named, idle.reason)
+
+
+def no_effect(keys: list[str], reason: str) -> str:
+    """`a, b have no effect: reason.`"""
+    return f"{', '.join(keys)} {'has' if len(keys) == 1 else 'have'} no effect: {reason}."
+
+
+def vllm_only(keys: Iterable[str], engine: str) -> Iterator[str]:
+    """One sentence for all options of the vLLM engine, unless that is the engine."""
+    named = [key for key in keys if any(key == one or key.startswith(f"{one}.") for one in VLLM_ONLY)]
+    if named and engine != "vllm":
+        yield f"{', '.join(named)} {'has' if len(named) == 1 else 'have'} no effect with {ROLLOUT}.name={engine}."
+
+
+def overruled_micro_batches(given: dict[str, Any], config: Config) -> Iterator[str]:
+    """Micro-batch sizes that a token budget (use_dynamic_bsz=True) overrules, and budgets that a size overrules."""
+    arr = config.actor_rollout_ref
+    passes = [(ACTOR, "ppo", arr.actor), (ROLLOUT, "log_prob", arr.rollout)]
+    passes += [("critic", "ppo", config.critic)] if config.critic.enable is not False else []
+    passes += [(REF, "log_prob", arr.ref)] if uses_reference(config) else []
+    for section, prefix, node in passes:
+        rows, tokens = f"{section}.{prefix}_micro_batch_size_per_gpu", f"{section}.{prefix}_max_token_len_per_gpu"
+        dynamic = "use_dynamic_bsz" if prefix == "ppo" else "log_prob_use_dynamic_bsz"
+        if getattr(node, dynamic) and given.get(rows) is not None:
+            yield no_effect([rows], f"{section}.{dynamic}=True fills micro-batches to {tokens}")
+        # the actor's budget is also the default of the other passes, so it is never idle for sure
+        elif not getattr(node, dynamic) and tokens in given and section in (REF, ROLLOUT):
+            yield no_effect([tokens], f"{rows} gives the size in sequences")
+
+
+def critic_forward_is_overruled(given: dict[str, Any], config: Config) -> Iterator[str]:
+    """The critic's forward size beside a token budget for its update."""
+    key = "critic.forward_micro_batch_size_per_gpu"
+    if config.critic.enable is not False and config.critic.use_dynamic_bsz and given.get(key) is not None:
+        yield no_effect(
+            [key], "the critic fills micro-batches to a token budget; critic.ppo_micro_batch_size_per_gpu is null"
+        )
+
+
+def clip_is_overruled(given: dict[str, Any], config: Config) -> Iterator[str]:
+    """`clip_ratio` beside both of its sides."""
+    sides = [f"{ACTOR}.clip_ratio_low", f"{ACTOR}.clip_ratio_high"]
+    if f"{ACTOR}.clip_ratio" in given and all(given.get(side) is not None for side in sides):
+        yield no_effect([f"{ACTOR}.clip_ratio"], "clip_ratio_low and clip_ratio_high are both given")
+
+
+def gradient_free_kl(given: dict[str, Any], config: Config) -> Iterator[str]:
+    """k1 as a loss: its expected gradient is zero (arXiv:2512.21852)."""
+    actor = config.actor_rollout_ref.actor
+    if actor.use_kl_loss and actor.kl_loss_type in ("kl", "k1"):
+        yield (
+            f"{ACTOR}.kl_loss_type={actor.kl_loss_type}: the expected gradient of this estimator as a loss is zero. "
+            f"Use low_var_kl, or {actor.kl_loss_type}+ for its value with a true gradient."
+        )
+
+
+def kl_is_ignored(given: dict[str, Any], config: Config) -> Iterator[str]:
+    """An explicit `use_kl_in_reward=True` with coefficient 0."""
+    if config.algorithm.use_kl_in_reward and config.algorithm.kl_ctrl.kl_coef == 0:
+        yield "algorithm.use_kl_in_reward=True with kl_ctrl.kl_coef=0: the KL is measured, and the reward is unchanged."
+
+
+PPO_WARNINGS: list[Callable[[dict[str, Any], Config], Iterator[str]]] = [
+    overruled_micro_batches,
+    critic_forward_is_overruled,
+    clip_is_overruled,
+    gradient_free_kl,
+    kl_is_ignored,
+]

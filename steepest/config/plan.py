@@ -1,0 +1,160 @@
+"""Values that follow from the configuration together with the data and the estimator."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from steepest.config.no_effect import uses_reference
+from steepest.config.schema import Config, TrainerConfig
+from steepest.config.schema_model import OptimConfig
+from steepest.config.schema_sft import SFTConfig, SFTTrainerConfig
+from steepest.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much a PPO run does, and what it needs."""
+
+    steps_per_epoch: int
+    total_steps: int
+    rows_per_step: int
+    """Responses a step: prompts times `rollout.n`."""
+    mini_batch_rows: int
+    """Responses an actor update."""
+    critic_mini_batch_rows: int
+    updates_per_step: int
+    """Optimizer steps of the actor a step: mini-batches times `ppo_epochs`."""
+    critic_updates_per_step: int
+    """0 without a critic."""
+    actor_warmup_steps: int
+    """Steps of learning-rate warm-up."""
+    critic_lr_warmup_steps: int
+    """Steps of learning-rate warm-up of the critic (not `trainer.critic_warmup`)."""
+    val_rows: int
+    """Validation responses: samples times `val_kwargs.n`."""
+    val_batch_size: int
+    """Validation prompts generated at once."""
+    needs_critic: bool
+    needs_reference: bool
+    use_kl_in_reward: bool
+    notes: tuple[str, ...]
+    """Decisions to be printed at the start, one sentence each."""
+
+
+@dataclass(frozen=True)
+class SFTPlan:
+    """How much an SFT run does."""
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    notes: tuple[str, ...]
+
+
+def make_plan(config: Config, num_train_samples: int, num_val_samples: int, needs: tuple[str, ...] = ()) -> Plan:
+    """Derive the run's numbers.
+
+    `num_*_samples` count the rows left after filtering; `needs` is what the advantage estimator declared it reads
+    (`("values",)`, `("group_ids",)`, ...). Raises ConfigError when no batch is ever full or the critic does not fit.
+    """
+    arr, critic, trainer = config.actor_rollout_ref, config.critic, config.trainer
+    actor, n = arr.actor, arr.rollout.n
+    batch = config.data.train_batch_size
+    mini, critic_mini = actor.ppo_mini_batch_size or batch, critic.ppo_mini_batch_size or batch
+    per_epoch = _steps_per_epoch(num_train_samples, batch)
+    total = trainer.total_training_steps or per_epoch * trainer.total_epochs
+    needs_critic = _needs_critic(config, needs)
+    critic_updates = batch // critic_mini * (critic.ppo_epochs or actor.ppo_epochs)
+    plan = Plan(
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        rows_per_step=batch * n,
+        mini_batch_rows=mini * n,
+        critic_mini_batch_rows=critic_mini * n,
+        updates_per_step=batch // mini * actor.ppo_epochs,
+        critic_updates_per_step=critic_updates if needs_critic else 0,
+        actor_warmup_steps=_warmup_steps(actor.optim, total),
+        critic_lr_warmup_steps=_warmup_steps(critic.optim, total),
+        val_rows=num_val_samples * arr.rollout.val_kwargs.n,
+        val_batch_size=min(config.data.val_batch_size or num_val_samples, num_val_samples),
+        needs_critic=needs_critic,
+        needs_reference=uses_reference(config),
+        use_kl_in_reward=bool(config.algorithm.use_kl_in_reward),
+        notes=(),
+    )
+    return _with_notes(plan, config, num_train_samples)
+
+
+def make_sft_plan(config: SFTConfig, num_train_samples: int) -> SFTPlan:
+    """Derive the SFT run's numbers. Raises ConfigError when no batch is ever full."""
+    per_epoch = _steps_per_epoch(num_train_samples, config.data.train_batch_size)
+    total = config.trainer.total_training_steps or per_epoch * config.trainer.total_epochs
+    notes = tuple(_step_notes(config.trainer, per_epoch, total, num_train_samples, config.data.train_batch_size))
+    return SFTPlan(per_epoch, total, _warmup_steps(config.optim, total), notes)
+
+
+def _steps_per_epoch(num_samples: int, batch: int) -> int:
+    if num_samples < batch:
+        raise ConfigError(
+            f"data.train_batch_size={batch}: the training data has {num_samples} usable rows, so no batch is ever "
+            f"full. Use data.train_batch_size <= {num_samples}, or more data."
+        )
+    return num_samples // batch
+
+
+def _warmup_steps(optim: OptimConfig, total_steps: int) -> int:
+    """`lr_warmup_steps` when above 0, else the ratio's share of all steps, rounded down (as verl)."""
+    return optim.lr_warmup_steps if optim.lr_warmup_steps > 0 else int(optim.lr_warmup_steps_ratio * total_steps)
+
+
+def _needs_critic(config: Config, needs: tuple[str, ...]) -> bool:
+    enable, name = config.critic.enable, config.algorithm.adv_estimator
+    if enable is False and "values" in needs:
+        raise ConfigError(f"critic.enable=False: algorithm.adv_estimator={name} needs values. Remove critic.enable.")
+    needs_critic = "values" in needs if enable is None else enable
+    if config.trainer.critic_warmup and not needs_critic:
+        raise ConfigError(
+            f"trainer.critic_warmup={config.trainer.critic_warmup} without a critic (adv_estimator={name}): "
+            "nothing would be trained in those steps. Remove it."
+        )
+    return needs_critic
+
+
+def _with_notes(plan: Plan, config: Config, num_samples: int) -> Plan:
+    actor = config.actor_rollout_ref.actor
+    notes = [_kl_note(config)]
+    if actor.use_kl_loss:
+        notes.append(f"KL in the loss is on: {actor.kl_loss_type}, coefficient {actor.kl_loss_coef:g}.")
+    if plan.updates_per_step == 1:
+        notes.append("One update a step: the ratio is 1 throughout, so the clip never acts.")
+    notes.extend(
+        _step_notes(config.trainer, plan.steps_per_epoch, plan.total_steps, num_samples, config.data.train_batch_size)
+    )
+    return dataclasses.replace(plan, notes=tuple(notes))
+
+
+def _kl_note(config: Config) -> str:
+    algorithm, key = config.algorithm, "algorithm.use_kl_in_reward"
+    why = config.provenance.sources.get(key, "default")
+    if not algorithm.use_kl_in_reward:
+        return f"KL in the reward is off ({why}); on: {key}=True."
+    control = algorithm.kl_ctrl
+    return (
+        f"KL in the reward is on ({why}): {algorithm.kl_penalty}, {control.type} coefficient {control.kl_coef:g}; "
+        f"off: {key}=False."
+    )
+
+
+def _step_notes(
+    trainer: TrainerConfig | SFTTrainerConfig, per_epoch: int, total: int, num_samples: int, batch: int
+) -> list[str]:
+    notes = []
+    if left := num_samples % batch:
+        notes.append(f"{per_epoch} steps an epoch; the last {left} of {num_samples} rows of each epoch are left out.")
+    if trainer.total_training_steps and total > per_epoch * trainer.total_epochs:
+        notes.append(
+            f"trainer.total_training_steps={total} wins over trainer.total_epochs={trainer.total_epochs} "
+            f"({per_epoch * trainer.total_epochs} steps): {total / per_epoch:.1f} epochs."
+        )
+    return notes

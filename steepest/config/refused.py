@@ -1,0 +1,298 @@
+"""verl's keys that Steepest does not have, each with the reason and the nearest thing that it has.
+
+Three kinds:
+- `REFUSED`: the key, or everything below it, is answered by name. A value that asks for what Steepest does anyway
+  (`agrees`: `use_remove_padding=True`, `param_offload=False`) is let through, so that verl's commands run.
+- `NO_EFFECT`: harmless keys that are let through with one printed warning.
+- `VLLM_ONLY`: options of the vLLM engine, which no other engine has.
+`ALIASES` are second names of keys that Steepest has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from typing import Any
+
+ACTOR, REF, ROLLOUT, MODEL = (f"actor_rollout_ref.{name}" for name in ("actor", "ref", "rollout", "model"))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a key is not here, what to use instead, and the values that ask for nothing else than Steepest does."""
+
+    reason: str
+    agrees: tuple[Any, ...] = ()
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value asks for what is so anyway. True and 1 are not the same."""
+        return any(value == one and type(value) is type(one) for one in self.agrees)
+
+
+ALIASES = {
+    "reward.custom_reward_function.path": "custom_reward_function.path",
+    "reward.custom_reward_function.name": "custom_reward_function.name",
+}
+
+_ONE_PROCESS = "This version runs in one process"
+_OFF = (False, None)
+_MULTI_TURN = "Conversations with tools are not part of this version; a response is one turn"
+_TRACE = "There is no profiler; timing_s/* and perf/* are logged each step"
+_LORA = "LoRA is not part of this version; all weights are trained"
+_LENGTHS = "One length for data and rollout: data.max_prompt_length and data.max_response_length"
+_CKPT_CONTENTS = tuple(
+    list(names)
+    for size in (3, 4)
+    for names in itertools.permutations(("model", "optimizer", "extra", "hf_model"), size)
+    if {"model", "optimizer", "extra"} <= set(names)
+)
+_CKPT = "A checkpoint always holds weights (Hugging Face layout), optimizer and random states, so that resume is exact"
+
+
+def expand(pattern: str) -> list[str]:
+    """`a.{b,c}.d` -> [a.b.d, a.c.d]."""
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if not found:
+        return [pattern]
+    return [
+        name
+        for part in found.group(1).split(",")
+        for name in expand(pattern[: found.start()] + part.strip() + pattern[found.end() :])
+    ]
+
+
+_TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
+    # data
+    ("data.use_shm", "Files are read once, before the first step; nothing is copied to /dev/shm.", _OFF),
+    ("data.gen_batch_size", "Prompts are generated a step at a time: use data.train_batch_size.", (None,)),
+    ("data.{tool_config_path,function_tool_path}", f"{_MULTI_TURN}.", (None,)),
+    (
+        "data.{return_raw_input_ids,return_full_prompt,return_multi_modal_inputs}",
+        "Each response carries its data row.",
+        _OFF,
+    ),
+    ("data.return_raw_chat", "Each response carries its data row, the messages included.", (True, False)),
+    ("data.validation_shuffle", "Validation always takes the file's order, so that answers can be compared.", _OFF),
+    ("data.{image_key,video_key,audio_key,image_patch_size,mm_processor_kwargs}", "Text only in this version.", ()),
+    ("data.custom_cls", "Data is read from parquet, jsonl or json: write your rows there (data.train_files).", (None,)),
+    ("data.sampler", "The order is data.shuffle with data.seed.", (None,)),
+    # actor, reference, critic
+    (f"{{{ACTOR},{REF},critic}}.strategy", f"{_ONE_PROCESS}; nothing is sharded.", ("fsdp", "fsdp2")),
+    (
+        f"{{{ACTOR},critic}}.ppo_micro_batch_size",
+        "The deprecated global form: use ppo_micro_batch_size_per_gpu.",
+        (None,),
+    ),
+    (
+        f"{{{REF},{ROLLOUT}}}.log_prob_micro_batch_size",
+        "The deprecated global form: use log_prob_micro_batch_size_per_gpu.",
+        (None,),
+    ),
+    ("critic.forward_micro_batch_size", "The deprecated global form: use forward_micro_batch_size_per_gpu.", (None,)),
+    (f"{{{ACTOR},critic}}.grad_clip", "Dead in verl: use optim.clip_grad.", ()),
+    (f"{ACTOR}.{{tau_pos,tau_neg}}", "The SAPO loss is not part of this version; policy_loss.loss_mode=vanilla.", ()),
+    (f"{ACTOR}.policy_loss", "Only the vanilla loss (PPO's clip with dual clip) is part of this version.", ()),
+    (f"{ACTOR}.calculate_entropy", "Entropy is always computed and logged as actor/entropy.", (True, False)),
+    (f"{ACTOR}.calculate_sum_pi_squared", "This statistic is not computed.", _OFF),
+    (f"{{{ACTOR},{REF}}}.use_torch_compile", "Nothing is compiled.", _OFF),
+    (f"{{{ACTOR},{MODEL},critic.model}}.use_fused_kernels", "Log-probs are computed in chunks without it.", _OFF),
+    (f"{{{ACTOR},{MODEL},critic.model}}.use_remove_padding", "Sequences are always packed without padding.", (True,)),
+    (f"{{{ACTOR},{MODEL},critic.model}}.use_liger", "Liger kernels are not used.", _OFF),
+    (f"{ACTOR}.{{use_prefix_grouper,freeze_vision_tower}}", "Not read by verl's default path either.", _OFF),
+    (f"{{{ACTOR},{REF},critic}}.rollout_n", f"A mirror of {ROLLOUT}.n: use that.", ()),
+    (f"{{{ACTOR},{REF},critic}}.ulysses_sequence_parallel_size", f"{_ONE_PROCESS}; no sequence parallelism.", (1,)),
+    (
+        f"{{{ACTOR},{REF}}}.{{entropy_from_logits_with_chunking,entropy_from_logits_chunk_size,entropy_checkpointing}}",
+        "Entropy and log-probs are always computed in chunks and recomputed in the backward pass.",
+        (True, False),
+    ),
+    (f"{{{ACTOR},{REF}}}.pad_to_length", "Sequences are packed without padding.", _OFF),
+    (f"{{{ACTOR},critic}}.checkpoint.{{save_contents,load_contents}}", f"{_CKPT}.", _CKPT_CONTENTS),
+    (
+        f"{{{ACTOR},critic}}.checkpoint.async_save",
+        "A checkpoint is written and checked before the next step.",
+        (False,),
+    ),
+    (f"{{{ACTOR},critic}}.checkpoint.strict", "A checkpoint is always read strictly.", (True,)),
+    (f"{{{ACTOR},critic}}.checkpoint", "See trainer.save_freq and trainer.max_actor_ckpt_to_keep.", ()),
+    (f"{{{ACTOR},{ROLLOUT}}}.qat", "Quantisation-aware training is not part of this version.", _OFF),
+    (f"{{{ACTOR},{REF},{ROLLOUT},critic}}.profiler", f"{_TRACE}.", _OFF),
+    (f"{REF}.model", f"The reference is the frozen copy of {MODEL}.", (None,)),
+    # optimizer
+    (f"{{{ACTOR},critic}}.optim.total_training_steps", "Derived: use trainer.total_training_steps.", (-1, None)),
+    (f"{{{ACTOR},critic}}.optim.warmup_style", "Deprecated: use lr_scheduler_type=constant|cosine.", (None,)),
+    (f"{{{ACTOR},critic}}.optim.optimizer", "The optimizer is AdamW.", ("AdamW",)),
+    (f"{{{ACTOR},critic}}.optim.optimizer_impl", "The optimizer is torch's AdamW.", ("torch.optim",)),
+    (f"{{{ACTOR},critic}}.optim.override_optimizer_config", "AdamW's options are lr, betas, weight_decay.", (None,)),
+    # sharding
+    (
+        f"{{{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp}}.model_dtype",
+        "Master weights are float32: an update of lr 1e-6 is lost when it is added to a bfloat16 weight. "
+        f"The dtype of compute is {ACTOR}.fsdp_config.dtype.",
+        ("fp32", "float32"),
+    ),
+    (
+        f"{{{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp}}.{{param_offload,optimizer_offload,offload_policy}}",
+        f"{_ONE_PROCESS}; models stay where they compute.",
+        _OFF,
+    ),
+    (f"{{{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp}}.fsdp_size", f"{_ONE_PROCESS}; no sharding.", (-1, 1)),
+    (
+        f"{{{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp}}.strategy",
+        f"{_ONE_PROCESS}; no sharding.",
+        ("fsdp", "fsdp2"),
+    ),
+    (f"{REF}.fsdp_config.dtype", f"The reference computes as the actor does: {ACTOR}.fsdp_config.dtype.", ()),
+    (f"{{{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp}}", f"{_ONE_PROCESS}; nothing is sharded.", ()),
+    ("critic.fsdp_config", "The critic's section is called critic.fsdp.", ()),
+    (f"{{{ACTOR},critic}}.megatron", "Megatron is not part of this version.", ()),
+    # model
+    (f"{{{MODEL},critic.model}}.use_shm", "Weights are read once; nothing is copied to /dev/shm.", _OFF),
+    (f"{{{MODEL},critic.model}}.hf_config_path", "The config.json beside the weights: override_config.", (None,)),
+    (f"{{{MODEL},critic.model}}.external_lib", "No foreign import at start; see trust_remote_code.", (None,)),
+    (f"{{{MODEL},critic.model}}.enable_activation_offload", "Use enable_gradient_checkpointing.", _OFF),
+    (f"{{{MODEL},critic.model}}.lora_rank", f"{_LORA}.", (0,)),
+    (f"{{{MODEL},critic.model}}.{{lora_alpha,target_modules,exclude_modules,lora_adapter_path}}", f"{_LORA}.", (None,)),
+    (f"{{{MODEL},critic.model}}.lora", f"{_LORA}.", _OFF),
+    (f"{{{MODEL},critic.model}}.{{fused_kernel_options,tiled_mlp}}", "There are no such kernels.", _OFF),
+    (f"{{{MODEL},critic.model,{ROLLOUT}}}.mtp", "Multi-token prediction is not part of this version.", _OFF),
+    ("actor_rollout_ref.hybrid_engine", "Rollout and training share the process.", (True,)),
+    ("actor_rollout_ref.nccl_timeout", f"{_ONE_PROCESS}; read by nothing in verl either.", ()),
+    # rollout
+    (f"{ROLLOUT}.mode", "Generation runs in the step; every response is on-policy.", ("async", "sync")),
+    (
+        f"{ROLLOUT}.{{tensor_model_parallel_size,data_parallel_size,expert_parallel_size,pipeline_model_parallel_size}}",
+        f"{_ONE_PROCESS}: the engine is not split.",
+        (1,),
+    ),
+    (f"{ROLLOUT}.do_sample", "Training samples; a greedy policy cannot be trained. Validation: val_kwargs.", (True,)),
+    (f"{ROLLOUT}.full_determinism", "The same seed gives the same tokens without it.", (True, False)),
+    (f"{ROLLOUT}.{{prompt_length,response_length}}", f"{_LENGTHS}.", ()),
+    (f"{ROLLOUT}.nnodes", f"{_ONE_PROCESS}; no rollout pool of its own.", (0,)),
+    (f"{ROLLOUT}.n_gpus_per_node", f"{_ONE_PROCESS}; no rollout pool of its own.", ()),
+    (f"{ROLLOUT}.logprobs_mode", "Log-probs are those of the distribution sampled from.", ("processed_logprobs",)),
+    (f"{ROLLOUT}.calculate_log_probs", "The engine always returns log-probs.", (True,)),
+    (f"{ROLLOUT}.over_sample_rate", "Read by nothing in verl either.", (0, None)),
+    (f"{ROLLOUT}.engine_kwargs.{{sglang,trtllm}}", f"{ROLLOUT}.name is builtin, hf or vllm.", (None, {})),
+    (f"{ROLLOUT}.router_config_path", "There is no server to route to.", (None,)),
+    (f"{ROLLOUT}.multi_turn", f"{_MULTI_TURN}.", _OFF),
+    (f"{ROLLOUT}.agent", f"{_MULTI_TURN}.", (None,)),
+    (f"{ROLLOUT}.checkpoint_engine", "Rollout and actor share their weights; nothing is sent.", ("naive",)),
+    (f"{ROLLOUT}.trace", "Responses are written by trainer.rollout_data_dir.", _OFF),
+    (f"{ROLLOUT}.{{enable_rollout_routing_replay,moe_load_balance_metrics_interval}}", "Not for MoE yet.", (False, 0)),
+    (f"{ROLLOUT}.prometheus", "Metrics go to trainer.logger.", _OFF),
+    (f"{ROLLOUT}.disaggregation", "Prefill and decoding run together.", _OFF),
+    # critic, algorithm
+    ("algorithm.{use_pf_ppo,pf_ppo}", "PF-PPO is not part of this version.", _OFF),
+    ("algorithm.filter_groups", "Groups are not filtered; equal groups are counted and reported.", _OFF),
+    ("algorithm.rollout_correction", "Rollout and training agree; the mismatch is logged (mismatch/*).", (None, False)),
+    ("algorithm.gdpo_reward_keys", "GDPO is not part of this version; adv_estimator=gae or grpo.", (None,)),
+    # trainer
+    ("trainer.default_hdfs_dir", "Checkpoints go to trainer.default_local_dir.", (None,)),
+    ("trainer.del_local_ckpt_after_load", "Checkpoints are pruned by trainer.max_actor_ckpt_to_keep.", _OFF),
+    ("trainer.checkpoint_callback_class", "There is no hook; checkpoints lie in trainer.default_local_dir.", (None,)),
+    ("trainer.{use_v1,use_legacy_worker_impl}", "There is one trainer.", (True, False, "auto", "enable", "disable")),
+    ("trainer.v1.trainer_mode", "Training is synchronous.", ("sync",)),
+    ("trainer.v1", "There is one trainer, and it is synchronous.", ()),
+    ("trainer.{esi_redundant_time,ray_wait_register_center_timeout}", "Read by nothing in verl either.", (0, 300)),
+    # other groups
+    ("reward.reward_manager.name", "Rewards are chosen by data source, or custom_reward_function.", ("naive",)),
+    ("reward.reward_manager", "Rewards are chosen by data source, or custom_reward_function.", ("register", None)),
+    ("reward.reward_model", "Reward models are not part of this version: custom_reward_function.path.", _OFF),
+    ("{reward.sandbox_fusion,sandbox_fusion}", "There is no sandbox service: custom_reward_function.path.", (None,)),
+    ("reward_model.reward_manager", "Rewards are chosen by data source, or custom_reward_function.", ("naive",)),
+    ("reward_model.num_workers", "Use reward.num_workers.", ()),
+    ("reward_model", "Reward models are not part of this version: custom_reward_function.path.", _OFF),
+    ("distillation", "Distillation is not part of this version.", _OFF),
+    ("transfer_queue", "Data stays in the process; there is no queue service.", _OFF),
+    ("global_profiler", f"{_TRACE}.", _OFF),
+    ("skip", "Rollouts are not cached.", _OFF),
+    ("ray_kwargs", f"{_ONE_PROCESS}, without Ray.", (None,)),
+    ("model_engine", f"{_ONE_PROCESS} with torch.", ("dp",)),
+    (
+        "hydra",
+        "Steepest writes no outputs folder and starts no sweeps; the run folder is trainer.default_local_dir.",
+        (),
+    ),
+]
+REFUSED = {key: Refusal(reason, agrees) for pattern, reason, agrees in _TABLE for key in expand(pattern)}
+
+NO_EFFECT = {
+    "data.dataloader_num_workers": "prompts are tokenised once, before the first step",
+    "data.filter_overlong_prompts_workers": "prompts are measured in the main process",
+    "trainer.balance_batch": "there is one process, so there is nothing to balance",
+    f"{ROLLOUT}.agent.num_workers": "there are no agent processes",
+    "critic.model.tokenizer_path": "the critic reads the policy's token ids",
+    "critic.model.custom_chat_template": "the critic reads the policy's token ids",
+}
+
+VLLM_ONLY = {
+    f"{ROLLOUT}.{name}"
+    for name in [
+        "enforce_eager",
+        "free_cache_engine",
+        "enable_chunked_prefill",
+        "enable_prefix_caching",
+        "max_num_batched_tokens",
+        "load_format",
+        "layered_summon",
+        "disable_log_stats",
+        "cudagraph_capture_sizes",
+        "scheduling_policy",
+        "skip_tokenizer_init",
+        "multi_stage_wake_up",
+        "quantization",
+        "quantization_config_file",
+        "engine_kwargs.vllm",
+    ]
+}
+
+SFT_REFUSED = {
+    key: Refusal(reason, agrees)
+    for pattern, reason, agrees in [
+        ("model.partial_pretrain", "Use model.path.", ()),
+        ("model.{lora_rank,lora_alpha,target_modules,lora}", f"{_LORA}.", (0, None)),
+        ("model.{fsdp_config,use_shm,external_lib,strategy}", f"{_ONE_PROCESS}; nothing is sharded.", (None, False)),
+        ("model.use_liger", "Liger kernels are not used.", _OFF),
+        ("{use_remove_padding,model.use_remove_padding}", "Sequences are always packed without padding.", (True,)),
+        ("ulysses_sequence_parallel_size", f"{_ONE_PROCESS}.", (1,)),
+        ("data.micro_batch_size", "The global form: use data.micro_batch_size_per_gpu.", (None,)),
+        ("data.multiturn.messages_key", "Use data.messages_key.", ()),
+        ("data.multiturn", "A file with data.messages_key is read as conversations.", (True, False)),
+        (
+            "data.{prompt_dict_keys,response_dict_keys,custom_cls}",
+            "Name plain columns: prompt_key, response_key.",
+            (None,),
+        ),
+        ("data.use_dynamic_bsz", "On unless data.micro_batch_size_per_gpu is given.", (True,)),
+        ("data.pad_mode", "Sequences are packed without padding.", ("no_padding",)),
+        ("optim.warmup_style", "Use optim.lr_scheduler_type.", (None,)),
+        ("optim.{warmup_steps_ratio,lr_scheduler}", "Use optim.lr_warmup_steps_ratio, optim.lr_scheduler_type.", ()),
+        ("optim.total_training_steps", "Use trainer.total_training_steps.", (-1, None)),
+        (
+            "engine.model_dtype",
+            "Master weights are float32; the dtype of compute is engine.dtype.",
+            ("fp32", "float32"),
+        ),
+        ("engine", f"{_ONE_PROCESS}; nothing is sharded.", ()),
+        ("checkpoint", f"{_CKPT}.", ()),
+        ("trainer.{max_actor_ckpt_to_keep}", "Use trainer.max_ckpt_to_keep.", ()),
+        ("trainer.default_hdfs_dir", "Checkpoints go to trainer.default_local_dir.", (None,)),
+        ("trainer.seed", "Use data.seed.", ()),
+        ("{profiler,global_profiler}", f"{_TRACE}.", ()),
+        ("hydra", "Steepest writes no outputs folder; the run folder is trainer.default_local_dir.", ()),
+    ]
+    for key in expand(pattern)
+}
+SFT_NO_EFFECT = {
+    "trainer.balance_batch": "there is one process",
+    "data.balance_dp_token": "there is one process",
+    "data.num_workers": "samples are tokenised once, before the first step",
+}
+
+
+def find(table: dict[str, Any], key: str) -> str | None:
+    """The entry that speaks about `key`: the key itself or the longest section above it."""
+    parts = key.split(".")
+    return next((name for i in range(len(parts), 0, -1) if (name := ".".join(parts[:i])) in table), None)

@@ -1,0 +1,240 @@
+"""Between dataclasses and dotted keys: the leaves of a schema, its OmegaConf twin, and back to frozen dataclasses.
+
+OmegaConf checks types but knows neither `Literal` nor `Annotated`; the twin (`typed_node`) has plain types, and
+choices and bounds are checked here (`value_problem`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from steepest.config.schema_types import Bounds, IsPath, MinusOneOr, NameOf, Required
+from steepest.registry import nearest
+
+ConfigT = TypeVar("ConfigT")
+PROVENANCE = "provenance"
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping {a: b}"}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One key of a schema: its dotted name, its default and what its annotation says about a value."""
+
+    key: str
+    default: Any
+    base: type
+    """int, float, bool, str or dict; of the elements when the leaf is a list."""
+    is_list: bool = False
+    length: int | None = None
+    optional: bool = False
+    choices: tuple[str, ...] = ()
+    marks: tuple[Any, ...] = ()
+
+    def mark(self, kind: type) -> Any:
+        """The first mark of this kind, or None."""
+        return next((m for m in self.marks if isinstance(m, kind)), None)
+
+    @property
+    def required(self) -> bool:
+        return self.mark(Required) is not None
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        word = _WORDS[self.base]
+        if self.choices:
+            word = "one of " + ", ".join(self.choices)
+        if self.length:
+            word = f"a list of {self.length} numbers"
+        elif self.is_list:
+            word = f"{word}, alone or in a list"
+        return word + (" or null" if self.optional else "")
+
+
+def leaves(schema: type) -> dict[str, Leaf]:
+    """Every key of `schema` (a dataclass of dataclasses), in the order written. `provenance` is no key."""
+    return dict(_all_leaves(schema))
+
+
+@functools.cache
+def _all_leaves(schema: type) -> tuple[tuple[str, Leaf], ...]:
+    return tuple((leaf.key, leaf) for leaf in _walk(schema, schema(), ""))
+
+
+def _walk(schema: type, instance: Any, prefix: str) -> Iterator[Leaf]:
+    hints = typing.get_type_hints(schema, include_extras=True)
+    for item in dataclasses.fields(schema):
+        if item.name == PROVENANCE:
+            continue
+        hint, default = hints[item.name], getattr(instance, item.name)
+        if dataclasses.is_dataclass(hint):
+            yield from _walk(typing.cast(type, hint), default, f"{prefix}{item.name}.")
+        else:
+            leaf = _read_hint(f"{prefix}{item.name}", hint, default)
+            # schema_types.DERIVED: null until resolve.py has filled it in
+            yield dataclasses.replace(leaf, optional=True) if default is None else leaf
+
+
+def _read_hint(key: str, hint: Any, default: Any) -> Leaf:
+    """Take Annotated, Optional, tuple and Literal off a type hint, outermost first."""
+    facts: dict[str, Any] = {"marks": ()}
+    while True:
+        origin, args = typing.get_origin(hint), typing.get_args(hint)
+        if origin is typing.Annotated:
+            hint, facts["marks"] = args[0], facts["marks"] + args[1:]
+        elif origin in (typing.Union, types.UnionType):
+            hint = next(a for a in args if a is not type(None))
+            facts["optional"] = True
+        elif origin is tuple:
+            hint, facts["is_list"] = args[0], True
+            facts["length"] = None if args[-1] is Ellipsis else len(args)
+        elif origin is Literal:
+            hint, facts["choices"] = str, args
+        else:
+            return Leaf(key, default, origin or hint, **facts)
+
+
+def sections(schema: type) -> set[str]:
+    """Every dotted name that holds keys rather than a value."""
+    return {".".join(key.split(".")[:i]) for key in leaves(schema) for i in range(1, key.count(".") + 1)}
+
+
+def typed_node(schema: type) -> DictConfig:
+    """An OmegaConf structured node with the schema's keys, plain types and defaults."""
+    node: DictConfig = OmegaConf.structured(_twin(schema))
+    OmegaConf.set_struct(node, True)
+    return node
+
+
+@functools.cache
+def _twin(schema: type, prefix: str = "", root: type | None = None) -> type:
+    root = root or schema
+    hints = typing.get_type_hints(schema, include_extras=True)
+    items: list[tuple[str, Any, Any]] = []
+    for item in dataclasses.fields(schema):
+        key, hint = prefix + item.name, hints[item.name]
+        if item.name == PROVENANCE:
+            continue
+        if dataclasses.is_dataclass(hint):
+            inner = _twin(typing.cast(type, hint), key + ".", root)
+            items.append((item.name, inner, dataclasses.field(default_factory=inner)))
+        else:
+            items.append((item.name, *_twin_field(leaves(root)[key])))
+    return dataclasses.make_dataclass(f"{schema.__name__}Twin", items)
+
+
+def _twin_field(leaf: Leaf) -> tuple[Any, Any]:
+    kind: Any = dict[str, Any] if leaf.base is dict else leaf.base
+    kind = list[kind] if leaf.is_list else kind
+    kind = typing.Optional[kind] if leaf.optional else kind  # noqa: UP045 (built at run time)
+    default = list(leaf.default) if leaf.is_list else leaf.default
+    return kind, dataclasses.field(default_factory=lambda: default)
+
+
+def fit(leaf: Leaf, value: Any) -> Any:
+    """Bring a parsed value to the leaf's shape: a lone value into a list, 1e3 to 1000 for whole numbers.
+
+    Raises ValueError (its text is the reason) where OmegaConf would convert in silence: true for a number,
+    a number for true, a list for a text.
+    """
+    if value is None or (isinstance(value, str) and "${" in value):
+        return value
+    if value in ("None", "none", "NULL") and leaf.optional:
+        raise ValueError("nothing is written null")
+    if leaf.is_list:
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        if leaf.length and len(values) != leaf.length:
+            raise ValueError(f"found {len(values)} of them" if values else "the list is empty")
+        return [_fit_one(leaf, v) for v in values]
+    return _fit_one(leaf, value)
+
+
+def _fit_one(leaf: Leaf, value: Any) -> Any:
+    if leaf.base in (int, float) and isinstance(value, bool):
+        raise ValueError("found true or false")
+    if leaf.base is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if leaf.base is float and value != value:
+        raise ValueError("not a number at all")
+    if leaf.base is bool and isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError("found a number")
+    if leaf.base is not dict and isinstance(value, list | tuple | dict):
+        raise ValueError("found a list" if isinstance(value, list | tuple) else "found a mapping")
+    return value
+
+
+def value_problem(leaf: Leaf, value: Any) -> str | None:
+    """Why a value of the right type is not allowed (choices, bounds, names), or None."""
+    if value is None:
+        return None
+    for one in value if leaf.is_list else [value]:
+        if leaf.choices and one not in leaf.choices:
+            return f"must be {leaf.expected}.{_guess(one, leaf.choices)}"
+        bounds = leaf.mark(Bounds) or leaf.mark(MinusOneOr)
+        if bounds and (problem := bounds.problem(one)):
+            return f"{problem}."
+        name = leaf.mark(NameOf)
+        if name and one not in name.known and ":" not in one:
+            known = f"Known: {', '.join(name.known)}, or module:function of your own"
+            return f"no such {name.kind}.{_guess(one, name.known)} {known}."
+    return None
+
+
+def _guess(value: str, known: tuple[str, ...]) -> str:
+    near = nearest(value, known)
+    return f" Did you mean {near}?" if near else ""
+
+
+def get(tree: Mapping[str, Any], key: str) -> Any:
+    """The value under a dotted key of nested dicts."""
+    value: Any = tree
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Store a value under a dotted key of nested dicts."""
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+    tree[last] = value
+
+
+def freeze(schema: type[ConfigT], tree: Mapping[str, Any], **extra: Any) -> ConfigT:
+    """Nested dicts to the frozen dataclass; lists become tuples."""
+    hints = typing.get_type_hints(schema)
+    fields: dict[str, Any] = {}
+    for name, value in tree.items():
+        if dataclasses.is_dataclass(hints[name]):
+            fields[name] = freeze(typing.cast(type, hints[name]), value)
+        else:
+            fields[name] = tuple(value) if isinstance(value, list) else value
+    return schema(**fields, **extra)
+
+
+def thaw(config: Any) -> dict[str, Any]:
+    """A frozen config as plain nested dicts and lists, without provenance."""
+    return {
+        item.name: _thaw_value(getattr(config, item.name))
+        for item in dataclasses.fields(config)
+        if item.name != PROVENANCE
+    }
+
+
+def _thaw_value(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return thaw(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def is_path(leaf: Leaf) -> bool:
+    return leaf.mark(IsPath) is not None

@@ -1,0 +1,208 @@
+"""Log-probs and entropies of tokens straight from hidden states: the (M, V) logits never exist as a whole.
+
+M tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from steepest.errors import ConfigError
+
+CHUNK_LOGITS = 2**24
+"""Logits held at a time by default: 16M, 64 MiB in fp32."""
+
+
+def token_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-prob of each target, and the entropy of the distribution it came from.
+
+        z = logit_scale * (hidden @ weight.T + bias)
+        z = softcap * tanh(z / softcap)                     when softcap is set
+        s = z / temperature
+        log_prob = s[target] - logsumexp(s)                 entropy = logsumexp(s) - sum(softmax(s) * s)
+
+    hidden (M, H), weight (V, H), bias (V,) or None, targets (M,) int64. Returns (log_probs, entropies), both (M,) f32;
+    entropies is None without `with_entropy`. Both are differentiable, once, with respect to hidden, weight and bias.
+
+    Tokens are taken `chunk_tokens` at a time, by default as many as make 16M logits; the backward computes each
+    chunk's logits again. The matrix products run in hidden's dtype, under autocast in autocast's; logits, sums and the
+    weight gradient are fp32, and gradients arrive in the dtype of their parameter.
+
+    Raises ConfigError for a temperature that is not positive, ValueError for shapes that do not fit.
+    """
+    if temperature <= 0:
+        raise ConfigError(
+            f"actor_rollout_ref.rollout.temperature={temperature}: log-probs need a temperature above 0. "
+            "Greedy decoding has those of temperature 1."
+        )
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
+        raise ValueError(
+            f"token_log_probs: hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets "
+            f"{tuple(targets.shape)} do not fit (M, H), (V, H) and (M,)"
+        )
+    device = hidden.device.type
+    autocast = torch.is_autocast_enabled(device)
+    head = _Head(
+        matmul_dtype=torch.get_autocast_dtype(device) if autocast else hidden.dtype,
+        scale=float(logit_scale),
+        softcap=softcap,
+        inverse_temperature=1.0 / temperature,
+        chunk_tokens=chunk_tokens or max(1, CHUNK_LOGITS // weight.shape[0]),
+        with_entropy=with_entropy,
+    )
+    log_probs, entropies = _TokenLogProbs.apply(hidden, weight, bias, targets, head)
+    return log_probs, entropies
+
+
+@dataclass(frozen=True)
+class _Head:
+    """How hidden states become log-probs; the same for every chunk, forward and backward."""
+
+    matmul_dtype: torch.dtype
+    scale: float
+    softcap: float | None
+    inverse_temperature: float
+    chunk_tokens: int
+    with_entropy: bool
+
+    def slices(self, num_tokens: int) -> list[slice]:
+        """Chunks of nearly one size: a short last one would cost a whole product of its own."""
+        num_chunks = -(-num_tokens // self.chunk_tokens)
+        bounds = [i * num_tokens // num_chunks for i in range(num_chunks + 1)] if num_chunks else []
+        return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(m, V) f32, temperature applied. hidden and weight come in the dtype of the product."""
+        z = _product(hidden, weight.T)
+        if bias is not None:
+            z += bias
+        if self.softcap is None:
+            factor = self.scale * self.inverse_temperature
+            return z if factor == 1.0 else z.mul_(factor)
+        return z.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap * self.inverse_temperature)
+
+    def through_logits(self, grad: Tensor, scaled: Tensor) -> Tensor:
+        """Chain rule from the scaled logits back to the product; `grad` and `scaled` are overwritten."""
+        if self.softcap is not None:
+            # scaled = cap / T * tanh(u), and tanh' = 1 - tanh^2
+            tanh = scaled.div_(self.softcap * self.inverse_temperature)
+            grad.mul_(tanh.square_().neg_().add_(1.0))
+        factor = self.scale * self.inverse_temperature
+        return grad if factor == 1.0 else grad.mul_(factor)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in fp32; half-precision factors keep their fp32 sums where the backend can hand them out."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float()
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: _Head
+    ) -> tuple[Tensor, Tensor | None]:
+        log_probs = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        entropies = torch.empty_like(log_probs) if head.with_entropy else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            low_hidden, low_weight = hidden.to(head.matmul_dtype), weight.to(head.matmul_dtype)
+            bias32 = None if bias is None else bias.float()
+            for rows in head.slices(hidden.shape[0]):
+                # log_softmax takes the largest logit off first. s - logsumexp(s) would round at the size of the
+                # logits, and gradients of the entropy came out twenty times less exact.
+                log_p = torch.log_softmax(head.logits(low_hidden[rows], low_weight, bias32), dim=1)
+                log_probs[rows] = log_p.gather(1, targets[rows, None]).squeeze(1)
+                if entropies is not None:
+                    entropies[rows] = log_p.exp().mul_(log_p).sum(1).neg_()
+        ctx.save_for_backward(hidden, weight, bias, targets, entropies)
+        ctx.head = head
+        ctx.set_materialize_grads(False)
+        return log_probs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_log_probs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Any, ...]:
+        hidden, weight, bias, targets, entropies = ctx.saved_tensors
+        head: _Head = ctx.head
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        if grad_log_probs is None:
+            grad_log_probs = torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
+        grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if wants_bias else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            low_hidden, low_weight = hidden.to(head.matmul_dtype), weight.to(head.matmul_dtype)
+            bias32 = None if bias is None else bias.float()
+            for rows in head.slices(hidden.shape[0]):
+                scaled = head.logits(low_hidden[rows], low_weight, bias32)
+                grad = _grad_of_scaled(
+                    torch.log_softmax(scaled, dim=1),
+                    targets[rows],
+                    grad_log_probs[rows],
+                    None if grad_entropies is None else grad_entropies[rows],
+                    None if entropies is None else entropies[rows],
+                )
+                grad = head.through_logits(grad, scaled)
+                if grad_bias is not None:
+                    grad_bias += grad.sum(0)
+                grad = grad.to(head.matmul_dtype)
+                if grad_hidden is not None:
+                    grad_hidden[rows] = _product(grad, low_weight)
+                if grad_weight is not None:
+                    _add_product(grad_weight, grad.T, low_hidden[rows])
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+        )
+
+
+def _grad_of_scaled(
+    log_p: Tensor,
+    targets: Tensor,
+    grad_log_probs: Tensor,
+    grad_entropies: Tensor | None,
+    entropies: Tensor | None,
+) -> Tensor:
+    """(m, V) gradient with respect to the scaled logits s, with p = softmax(s) and H the entropy.
+
+    d log_prob / ds_j = [j is the target] - p_j          d H / ds_j = -p_j * (log p_j + H)
+
+    log_p is overwritten.
+    """
+    if grad_entropies is None or entropies is None:
+        grad = log_p.exp_().mul_(-grad_log_probs[:, None])
+    else:
+        weight = (log_p + entropies[:, None]).mul_(grad_entropies[:, None]).add_(grad_log_probs[:, None])
+        grad = log_p.exp_().mul_(weight).neg_()
+    return grad.scatter_add_(1, targets[:, None], grad_log_probs[:, None])
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in fp32."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    else:
+        total += _product(a, b)

@@ -1,0 +1,1 @@
+"""Rows in, token ids and their order out. Nothing here imports torch."""

@@ -1,0 +1,197 @@
+"""Messages to token ids: the model's own chat template, one BOS, and a rule for prompts that are too long."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steepest.data.prompts import Prompt
+from steepest.errors import ConfigError, DataError, ModelError
+
+TRUNCATIONS = ("error", "left", "right", "middle")
+CHUNK = 1024  # texts a tokenizer call: enough for its threads, little memory
+_OURS = (
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_tensors",
+    "return_dict",
+    "padding",
+    "truncation",
+)
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What became of the rows. `longest` is in tokens, over all rows, before any was dropped or cut."""
+
+    num_kept: int
+    num_filtered: int
+    num_truncated: int
+    longest: int
+    max_length: int = 0
+    truncation: str = "error"
+    num_bos_removed: int = 0
+    has_generation_prompt: bool = True
+    what: str = "prompts"
+
+    def describe(self) -> str:
+        """One or two sentences for the start of a run."""
+        text = (
+            f"{self.num_kept:,} {self.what}, the longest {self.longest:,} tokens of {self.max_length:,} allowed; "
+            f"{self.num_filtered:,} dropped as too long, {self.num_truncated:,} cut"
+        )
+        text += f" ({self.truncation})." if self.num_truncated else "."
+        if self.num_bos_removed:
+            text += f" The chat template doubled the BOS token in {self.num_bos_removed:,}: one was kept."
+        if not self.has_generation_prompt:
+            text += " The chat template adds no generation prompt: normal for [INST] templates, wrong for most others."
+        return text
+
+
+def encode_prompts(
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    *,
+    max_prompt_length: int,
+    truncation: str = "error",
+    filter_overlong: bool = False,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[list[Prompt], EncodeReport]:
+    """Fill `token_ids`: the chat template with its generation prompt, then the tokenizer without special tokens of its
+    own.
+
+    So BOS is what the template writes: none is added, a doubled one is made single. A prompt of more than
+    `max_prompt_length` tokens is dropped with `filter_overlong`; otherwise `truncation` decides: "error" stops, "left"
+    cuts the start away (BOS and system message first), "right" the end (generation prompt first), "middle" keeps both
+    ends.
+
+    Raises ModelError without a chat template, DataError when the template refuses a row, a row is too long, or none is
+    left.
+    """
+    check_lengths(max_prompt_length, truncation, key="data.max_prompt_length")
+    texts = [
+        render(
+            prompt.messages, tokenizer, where=prompt.uid, add_generation_prompt=True, template_kwargs=template_kwargs
+        )
+        for prompt in prompts
+    ]
+    ids, num_bos_removed = tokenize(texts, tokenizer)
+    too_long = {place for place, row in enumerate(ids) if len(row) > max_prompt_length}
+    report = EncodeReport(
+        num_kept=len(prompts) - (len(too_long) if filter_overlong else 0),
+        num_filtered=len(too_long) if filter_overlong else 0,
+        num_truncated=0 if filter_overlong else len(too_long),
+        longest=max(map(len, ids), default=0),
+        max_length=max_prompt_length,
+        truncation=truncation,
+        num_bos_removed=num_bos_removed,
+        has_generation_prompt=not prompts or _has_generation_prompt(prompts[0], texts[0], tokenizer, template_kwargs),
+    )
+    if too_long and not filter_overlong and truncation == "error":
+        raise _overlong(prompts, ids, max_prompt_length, len(too_long))
+    if prompts and not report.num_kept:
+        raise DataError(
+            f"data.filter_overlong_prompts=True leaves no prompt: all {len(prompts)} are longer than "
+            f"data.max_prompt_length={max_prompt_length} (the longest has {report.longest} tokens). Raise "
+            f"data.max_prompt_length."
+        )
+    kept = [
+        dataclasses.replace(prompt, token_ids=tuple(cut(row, max_prompt_length, truncation)))
+        for place, (prompt, row) in enumerate(zip(prompts, ids, strict=True))
+        if not (filter_overlong and place in too_long)
+    ]
+    return kept, report
+
+
+def _overlong(prompts: Sequence[Prompt], ids: list[list[int]], limit: int, num: int) -> DataError:
+    first = next(place for place, row in enumerate(ids) if len(row) > limit)
+    return DataError(
+        f"row {prompts[first].uid}: the prompt has {len(ids[first])} tokens, data.max_prompt_length is {limit}; {num} "
+        f"of "
+        f"{len(prompts)} prompts are too long, the longest has {max(map(len, ids))} tokens. "
+        f"Raise data.max_prompt_length, or drop them with data.filter_overlong_prompts=True, "
+        f"or cut them with data.truncation=left, right or middle."
+    )
+
+
+def _has_generation_prompt(
+    prompt: Prompt, text: str, tokenizer: Any, template_kwargs: Mapping[str, Any] | None
+) -> bool:
+    bare = render(
+        prompt.messages, tokenizer, where=prompt.uid, add_generation_prompt=False, template_kwargs=template_kwargs
+    )
+    return text != bare
+
+
+def check_lengths(max_length: int, truncation: str, *, key: str) -> None:
+    """ConfigError for a limit below 1 or an unknown truncation."""
+    if max_length < 1:
+        raise ConfigError(f"{key}={max_length}: expected a number of tokens above 0.")
+    if truncation not in TRUNCATIONS:
+        raise ConfigError(f"data.truncation={truncation!r}: expected one of {', '.join(TRUNCATIONS)}.")
+
+
+def render(
+    messages: list[dict[str, Any]],
+    tokenizer: Any,
+    *,
+    where: str,
+    add_generation_prompt: bool,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
+    """The chat template's text. `where` names the row in errors, such as a template that knows no system message."""
+    options = dict(template_kwargs or {})
+    if taken := [name for name in _OURS if name in options]:
+        raise ConfigError(f"data.apply_chat_template_kwargs.{taken[0]}: set by Steepest itself; leave it out.")
+    if getattr(tokenizer, "chat_template", None) is None and "chat_template" not in options:
+        name = getattr(tokenizer, "name_or_path", "") or "this model"
+        raise ModelError(
+            f"the tokenizer of {name} has no chat template, so messages cannot become text. Use an instruction-tuned "
+            f"model, "
+            f"or give a template with actor_rollout_ref.model.custom_chat_template."
+        )
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+        )
+    except Exception as error:  # a template is a program of the model's author: it may raise anything
+        raise DataError(
+            f"row {where}: the model's chat template does not take this conversation: {type(error).__name__}: "
+            f"{error}. Roles "
+            f"here: {', '.join(message['role'] for message in messages)}. Change the row, or the template with "
+            f"actor_rollout_ref.model.custom_chat_template."
+        ) from error
+    if not text:
+        raise DataError(f"row {where}: the model's chat template makes an empty text of this conversation.")
+    return str(text)
+
+
+def tokenize(texts: Sequence[str], tokenizer: Any) -> tuple[list[list[int]], int]:
+    """Token ids of rendered texts, no special token added, and in how many a doubled leading BOS was made single."""
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), CHUNK):
+        encoded = tokenizer(
+            list(texts[start : start + CHUNK]), add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        ids.extend(list(row) for row in encoded["input_ids"])
+    bos, removed = getattr(tokenizer, "bos_token_id", None), 0
+    for place, row in enumerate(ids):
+        if bos is not None and row[:2] == [bos, bos]:
+            extra = next((index for index, token in enumerate(row) if token != bos), len(row)) - 1
+            ids[place], removed = row[extra:], removed + 1
+    return ids, removed
+
+
+def cut(row: Sequence[int], limit: int, truncation: str) -> list[int]:
+    """At most `limit` entries: "left" drops from the start, "right" from the end, "middle" between its two halves."""
+    if len(row) <= limit:
+        return list(row)
+    if truncation == "left":
+        return list(row[-limit:])
+    if truncation == "right":
+        return list(row[:limit])
+    head = limit // 2
+    return [*row[:head], *row[len(row) - (limit - head) :]]

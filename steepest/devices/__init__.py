@@ -1,0 +1,17 @@
+"""Devices: the only home of vendor names. A new device is one file here and one line below."""
+
+from steepest.devices.api import DEVICES, Accelerator, Device, MemoryStats, select_device
+from steepest.devices.cpu import CPUDevice
+from steepest.devices.cuda import CUDADevice
+from steepest.devices.npu import NPUDevice
+
+__all__ = [
+    "DEVICES",
+    "Accelerator",
+    "CPUDevice",
+    "CUDADevice",
+    "Device",
+    "MemoryStats",
+    "NPUDevice",
+    "select_device",
+]

@@ -1,0 +1,121 @@
+"""The CPU: always there."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from steepest.devices.api import DEVICES, Device, MemoryStats
+
+_BF16_FLAGS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}
+"""Processor flags of bf16 matrix products, as /proc/cpuinfo writes them, and their usual names."""
+
+_CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Limit and use of a container's memory, by version 2 and version 1 of control groups."""
+
+
+@DEVICES.register("cpu")
+class CPUDevice(Device):
+    """The machine's processors and its main memory."""
+
+    name = "cpu"
+    type = "cpu"
+    distributed_backend = "gloo"
+    visible_devices_variable = None
+    ray_resource = "CPU"
+
+    def availability(self) -> str | None:
+        return None
+
+    def count(self) -> int:
+        return 1
+
+    def supports_bf16(self) -> tuple[bool, str]:
+        """True with AMX-BF16, AVX512-BF16 or Arm's BF16; without them bf16 is emulated and slower than fp32."""
+        flags = processor_flags()
+        found = [usual for flag, usual in _BF16_FLAGS.items() if flag in flags]
+        if found:
+            return True, f"this CPU has {' and '.join(found)}"
+        return False, "this CPU has neither AVX512-BF16 nor AMX, so fp32 is faster than bf16"
+
+    def memory(self, index: int = 0) -> MemoryStats:
+        """As in Device; the peak is the largest resident set of this process, without its child processes."""
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        available = _meminfo_available() or total
+        limit, used = _container_limit()
+        if limit is not None and limit < total:
+            total, available = limit, min(available, limit - used)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return MemoryStats(total, max(0, available), peak if sys.platform == "darwin" else peak * 1024)
+
+    def reset_peak_memory(self, index: int = 0) -> None:
+        """Linux only; elsewhere the peak stays that of the whole process."""
+        clear = Path("/proc/self/clear_refs")
+        if clear.exists() and os.access(clear, os.W_OK):
+            clear.write_text("5")
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def empty_cache(self) -> None:
+        """Nothing is kept."""
+
+    def hardware(self, index: int = 0) -> str:
+        model = _cpuinfo_field("model name") or platform.processor() or platform.machine()
+        return f"{model}, {torch.get_num_threads()} threads"
+
+    def torch_device(self, index: int = 0) -> torch.device:
+        return torch.device("cpu")
+
+
+def processor_flags(cpuinfo: str | None = None) -> set[str]:
+    """The instruction set names of /proc/cpuinfo (`flags` on x86, `Features` on Arm).
+
+    Where that file is absent torch is asked, which knows fewer of them.
+    """
+    text = _read("/proc/cpuinfo") if cpuinfo is None else cpuinfo
+    for line in (text or "").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return set(value.split())
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    return {name for name, value in ask().items() if value is True} if cpuinfo is None and ask else set()
+
+
+def _cpuinfo_field(name: str) -> str | None:
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return None
+
+
+def _meminfo_available() -> int | None:
+    for line in (_read("/proc/meminfo") or "").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _container_limit() -> tuple[int | None, int]:
+    """(limit, used) of the container in bytes; (None, 0) without one. "max" and absurdly large numbers mean none."""
+    for limit_file, used_file in _CGROUP_FILES:
+        limit, used = _read(limit_file), _read(used_file)
+        if limit is not None and used is not None and limit.strip().isdigit():
+            return int(limit), int(used)
+    return None, 0
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return None

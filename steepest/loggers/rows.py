@@ -1,0 +1,115 @@
+"""Files of JSON lines: strict JSON, one row a line, flushed, whole after a kill, each step there once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from steepest.errors import SteepestError
+
+NONFINITE = "_nonfinite"
+"""The key that says which values of a row are "nan", "inf" or "-inf"; in their places stands null."""
+
+_NAMES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class RowFile:
+    """Appends rows to a file. Opening it repairs what an earlier run left behind.
+
+    A last line that was cut off by a kill is removed. With `start_step` > 0 the rows of later steps are removed as
+    well, because the run does those steps again. With `start_step` = 0 a file of an earlier run is kept beside,
+    renamed to `name.1.jsonl`, `name.2.jsonl`, ...
+    """
+
+    def __init__(self, path: str | Path, *, start_step: int = 0) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and self.path.stat().st_size:
+            if start_step > 0:
+                _keep(self.path, lambda row: row.get("step", 0) <= start_step)
+            else:
+                _set_aside(self.path)
+        # a lone surrogate becomes \udcXX, which is what JSON calls it
+        self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one row. Raises SteepestError when the disk is full or the file cannot be written any more."""
+        try:
+            self._file.write(dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise SteepestError(
+                f"{self.path}: cannot append to the run's log ({error.strerror}). Make room or mend the folder, then "
+                "start the same command again: it goes on from the last checkpoint."
+            ) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def dumps(row: Mapping[str, Any]) -> str:
+    """One line of strict JSON; floats keep every digit; see NONFINITE for what JSON cannot say."""
+    plain: dict[str, Any] = {}
+    odd: dict[str, str] = {}
+    for key, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            plain[key], odd[key] = None, "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+        else:
+            plain[key] = _strict(value)
+    if odd:
+        plain[NONFINITE] = odd
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _strict(value: Any) -> Any:
+    """Nested values: what JSON cannot say is written as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _strict(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(inner) for inner in value]
+    return value
+
+
+def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file, nan and inf put back. A last line that is cut off is left out.
+
+    Raises SteepestError for any other line that is damaged.
+    """
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                return
+            try:
+                row: dict[str, Any] = json.loads(line)
+            except ValueError as error:
+                raise SteepestError(
+                    f"{path}:{number}: this line is no JSON ({error}). Mend or move the file, then start again."
+                ) from error
+            for key, name in row.pop(NONFINITE, {}).items():
+                row[key] = _NAMES[name]
+            yield row
+
+
+def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a file with the wanted rows only, and put it in place in one move."""
+    beside = path.with_suffix(".tmp")
+    with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        for row in read_rows(path):
+            if wanted(row):
+                file.write(dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _set_aside(path: Path) -> None:
+    number = 1
+    while (target := path.with_suffix(f".{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(target)

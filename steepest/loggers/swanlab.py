@@ -1,0 +1,38 @@
+"""SwanLab. SWANLAB_MODE=offline writes into the run folder and asks for no account."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from steepest.loggers.api import LOGGERS, LoggerContext
+
+
+@LOGGERS.register("swanlab", package="swanlab", start_hint="Run `swanlab login` or set SWANLAB_MODE=offline")
+class SwanlabLogger:
+    """One SwanLab run a run folder: a resumed run continues the same one, whose id is kept in `swanlab_run_id.txt`."""
+
+    name = "swanlab"
+
+    def __init__(self, context: LoggerContext) -> None:
+        import swanlab
+
+        id_file = context.run_folder / "swanlab_run_id.txt"
+        known = id_file.read_text().strip() if context.start_step and id_file.exists() else None
+        folder = context.run_folder / "swanlab"
+        folder.mkdir(exist_ok=True)
+        self._run: Any = swanlab.init(
+            project=context.project,
+            name=context.experiment,
+            config=dict(context.config),
+            log_dir=str(folder),
+            id=known,
+            resume="allow" if known else None,
+        )
+        id_file.write_text(self._run.id + "\n")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

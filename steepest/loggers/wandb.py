@@ -1,0 +1,41 @@
+"""Weights & Biases. WANDB_MODE=offline writes into the run folder and asks for no account."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steepest.loggers.api import LOGGERS, LoggerContext
+
+
+@LOGGERS.register("wandb", package="wandb", start_hint="Run `wandb login` or set WANDB_MODE=offline")
+class WandbLogger:
+    """One wandb run a run folder: a resumed run continues the same one, whose id is kept in `wandb_run_id.txt`."""
+
+    name = "wandb"
+
+    def __init__(self, context: LoggerContext) -> None:
+        import wandb
+
+        id_file = context.run_folder / "wandb_run_id.txt"
+        known = _read_id(id_file) if context.start_step else None
+        self._run: Any = wandb.init(
+            project=context.project,
+            name=context.experiment,
+            config=dict(context.config),
+            dir=str(context.run_folder),
+            id=known,
+            resume="allow" if known else None,
+        )
+        id_file.write_text(self._run.id + "\n")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _read_id(file: Path) -> str | None:
+    return file.read_text().strip() if file.exists() else None

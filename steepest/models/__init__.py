@@ -1,0 +1,1 @@
+"""Hugging Face models on packed sequences: loading, policy, critic."""

@@ -1,0 +1,184 @@
+"""The policy: a Hugging Face causal language model run on packed sequences."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from steepest.core.log_probs import token_log_probs
+from steepest.errors import ModelError
+from steepest.models.attention import IMPLEMENTATION, SUPPORTED, AttentionContext, PackedContext
+from steepest.models.packing import Packed
+from steepest.models.quiet import quiet_transformers
+
+
+class CausalLM(nn.Module):
+    """A causal LM whose log-probs are computed only where they are needed.
+
+    `hf` is the transformers model with Steepest's packed attention; its weights are fp32 masters, and the trainer's
+    autocast decides what is computed in bf16. Dropout is off in training mode too.
+    """
+
+    def __init__(self, hf: PreTrainedModel) -> None:
+        super().__init__()
+        self.hf = hf
+        set_packed_attention(hf)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.hf.config
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output projection; may exceed the tokenizer's."""
+        return self.hf.get_output_embeddings().weight.shape[0]
+
+    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, context: AttentionContext) -> Tensor:
+        """Last hidden states, final norm included: (N,) ids and positions -> (N, hidden)."""
+        return run_backbone(self.hf.base_model, input_ids, position_ids, context)
+
+    def log_probs(
+        self, packed: Packed, *, temperature: float = 1.0, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probability of each target, and the entropy of the distribution it comes from.
+
+            log softmax(logits[predict_index] / temperature)[targets]
+
+        The vocabulary projection runs on the M predicting positions only, in chunks. Returns ((M,) f32, (M,) f32 or
+        None). Differentiable; with no targets the result is empty.
+        """
+        context = PackedContext(packed.lengths, packed.input_ids.device)
+        hidden = self.hidden_states(packed.input_ids, packed.position_ids, context)
+        hidden = hidden.index_select(0, packed.predict_index)
+        head = self.hf.get_output_embeddings()
+        scale, softcap = logit_transform(self.config)
+        return token_log_probs(
+            hidden,
+            head.weight,
+            head.bias,
+            packed.targets,
+            temperature=temperature,
+            with_entropy=with_entropy,
+            logit_scale=scale,
+            softcap=softcap,
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(n, hidden) -> (n, V) f32 logits, with the config's scale and soft cap. For decoding: a few rows only."""
+        scale, softcap = logit_transform(self.config)
+        logits = self.hf.get_output_embeddings()(hidden).float()
+        if scale != 1.0:
+            logits = logits * scale
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+    def check_length(self, length: int) -> None:
+        """Raises ModelError when the model cannot take sequences of `length` tokens as one causal context."""
+        check_length(self.config, length)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        checkpoint_layers(self.hf)
+
+    def save(self, folder: Path | str, tokenizer: Any) -> None:
+        """Write a Hugging Face folder: safetensors in memory's dtype, config, generation config, tokenizer, template."""
+        save_folder(self.hf, folder, tokenizer)
+
+    def copy_as(self, dtype: torch.dtype) -> CausalLM:
+        """A frozen copy with weights in `dtype`. Tied weights stay tied; buffers (rotary tables) keep their dtype."""
+        # deepcopy looks here before it copies: each weight is converted once, wherever it is used.
+        memo: dict[int, Any] = {
+            id(p): nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False) for p in self.hf.parameters()
+        }
+        return CausalLM(copy.deepcopy(self.hf, memo))
+
+
+def run_backbone(backbone: nn.Module, input_ids: Tensor, position_ids: Tensor, context: AttentionContext) -> Tensor:
+    """One packed pass through a transformers base model: (N,), (N,) -> (N, hidden)."""
+    output = backbone(
+        input_ids=input_ids[None],
+        position_ids=position_ids[None],
+        attention_mask=None,
+        use_cache=False,
+        attention_context=context,
+    )
+    return output.last_hidden_state[0]
+
+
+def set_packed_attention(hf: PreTrainedModel) -> None:
+    """Switch a transformers model to packed attention. Raises ModelError where it has attention code of its own."""
+    hf.set_attn_implementation(IMPLEMENTATION)
+    if hf.config._attn_implementation != IMPLEMENTATION:
+        raise ModelError(f"{type(hf).__name__} does not use transformers' attention interface. {SUPPORTED}")
+
+
+def checkpoint_layers(hf: PreTrainedModel) -> None:
+    """Recompute each layer in the backward pass. The context goes along as a keyword argument of the layer."""
+    enable = getattr(hf, "activation_checkpointing_enable", None) or hf.gradient_checkpointing_enable  # named so in 4.x
+    enable({"use_reentrant": False})
+
+
+def save_folder(hf: PreTrainedModel, folder: Path | str, tokenizer: Any) -> None:
+    """save_pretrained of model and tokenizer. A generation config that transformers refuses to write is mended."""
+    generation = getattr(hf, "generation_config", None)
+    if generation is not None and not generation.do_sample:
+        # Sampling settings without do_sample are an error to transformers, although many released models have them.
+        mended = copy.deepcopy(generation)
+        mended.temperature = mended.top_p = mended.top_k = None
+        hf.generation_config = mended
+    try:
+        with quiet_transformers():
+            hf.save_pretrained(folder)
+    finally:
+        if generation is not None:
+            hf.generation_config = generation
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def check_length(config: PretrainedConfig, length: int) -> None:
+    """Raises ModelError when sequences of `length` tokens need positions or windows that the model has not."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        raise ModelError(
+            f"prompt plus response may reach {length} tokens, but the model has positions for {limit} only "
+            "(max_position_embeddings). Lower data.max_prompt_length or data.max_response_length."
+        )
+    window = getattr(text, "sliding_window", None)
+    windowed = "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"])
+    if window is not None and windowed and length > window:
+        raise ModelError(
+            f"prompt plus response may reach {length} tokens, but the model attends to the last {window} only "
+            f"(sliding_window). Keep them within {window}: lower data.max_prompt_length or data.max_response_length."
+        )
+    for rope in _rope_tables(text):
+        original = rope.get("original_max_position_embeddings") or math.inf
+        if rope.get("rope_type") in ("dynamic", "longrope") and length > original:
+            raise ModelError(
+                f"prompt plus response may reach {length} tokens, but beyond {original} this model's position code "
+                f"({rope['rope_type']}) changes with the longest sequence of a batch, so log-probs would depend on the "
+                "batch. Lower data.max_prompt_length or data.max_response_length."
+            )
+
+
+def _rope_tables(config: PretrainedConfig) -> list[dict[str, Any]]:
+    rope = getattr(config, "rope_parameters", None) or {}
+    nested = [v for v in rope.values() if isinstance(v, dict)]
+    tables = nested or [rope]
+    limit = getattr(config, "original_max_position_embeddings", None) or getattr(config, "max_position_embeddings", None)
+    return [{"original_max_position_embeddings": limit, **t} for t in tables]
+
+
+def logit_transform(config: PretrainedConfig) -> tuple[float, float | None]:
+    """(factor, soft cap) that the family applies to its logits: Cohere multiplies, Granite divides, Gemma 2 caps."""
+    text = config.get_text_config()
+    scale = float(getattr(text, "logit_scale", None) or 1.0)
+    scale /= float(getattr(text, "logits_scaling", None) or 1.0)
+    softcap = getattr(text, "final_logit_softcapping", None)
+    return scale, None if softcap is None else float(softcap)

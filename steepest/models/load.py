@@ -1,0 +1,221 @@
+"""From a name to a model: hub ids, local folders, GGUF files, tokenizers, end tokens, fp32 weights without dropout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+
+from steepest.errors import ModelError
+from steepest.models.causal_lm import CausalLM
+from steepest.models.hub import resolve_model
+from steepest.models.quiet import quiet_transformers
+from steepest.models.self_check import check_backbone, check_causal_lm
+from steepest.models.value_head import ValueModel, find_head
+from steepest.registry import nearest
+
+__all__ = ["check_vocabulary", "end_token_ids", "load_causal_lm", "load_tokenizer", "load_value_model", "resolve_model"]
+
+_OVERRIDE_KEY = "actor_rollout_ref.model.override_config"
+_HEAD_PREFIXES = ("score.", "classifier.")
+
+
+def load_tokenizer(
+    path: Path | str, *, trust_remote_code: bool = False, custom_chat_template: str | None = None
+) -> Any:
+    """The tokenizer of a model folder or GGUF file, with a pad token.
+
+    A tokenizer without a pad token pads with its end token; that is safe, because lengths come from the engine and are
+    never read off the padding. `custom_chat_template` replaces the template. Raises ModelError.
+    """
+    where, extra = _source(Path(path))
+    # AutoTokenizer puts the family's own tokenizer in the place of a generic one for some families (qwen2), and so
+    # would silently read another vocabulary than the one in the folder.
+    auto = PreTrainedTokenizerFast if _is_generic(Path(where)) else AutoTokenizer
+    with _as_model_error(path, "tokenizer"), quiet_transformers():
+        tokenizer = auto.from_pretrained(where, trust_remote_code=trust_remote_code, **extra)
+    if custom_chat_template is not None:
+        tokenizer.chat_template = custom_chat_template
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"{path}: the tokenizer has neither a pad nor an end token. Set eos_token in its config.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def end_token_ids(path: Path | str, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a response: eos_token_id of the generation config (one or a list) and the tokenizer's.
+
+    Without a generation config, that of config.json. Sorted. Raises ModelError when there is none.
+    """
+    where, extra = _source(Path(path))
+    found: set[int] = set()
+    if not extra and (Path(where) / "generation_config.json").is_file():
+        with _as_model_error(path, "generation config"):
+            found |= _as_ids(GenerationConfig.from_pretrained(where).eos_token_id)
+    elif not extra and (Path(where) / "config.json").is_file():
+        with _as_model_error(path, "config"):
+            found |= _as_ids(PretrainedConfig.get_config_dict(where)[0].get("eos_token_id"))
+    found |= _as_ids(tokenizer.eos_token_id)
+    if not found:
+        raise ModelError(
+            f"{path}: no end token, neither in generation_config.json nor in the tokenizer, so no response could end. "
+            "Set eos_token_id in generation_config.json."
+        )
+    return tuple(sorted(found))
+
+
+def load_causal_lm(
+    path: Path | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    override_config: Mapping[str, Any] | None = None,
+) -> CausalLM:
+    """A policy or reference from a folder or GGUF file (de-quantised), on the CPU, in training mode.
+
+    Weights are in `dtype`: keep fp32 for a model that is trained, since bf16 loses updates of the size of lr 1e-6.
+    Every dropout is 0; tied embeddings stay tied. `override_config` sets existing entries of the model's config.
+    Raises ModelError: missing or unreadable folder, missing weights, an architecture that cannot be packed.
+    """
+    source, extra = _source(Path(path))
+    config = _load_config(path, source, extra, trust_remote_code, override_config or {})
+    with _as_model_error(path, "causal language model"), quiet_transformers():
+        hf, info = AutoModelForCausalLM.from_pretrained(
+            source, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, dtype=dtype,
+            **_dequantised(extra),
+        )  # fmt: skip
+    if info["missing_keys"]:
+        names = ", ".join(sorted(info["missing_keys"])[:5])
+        raise ModelError(f"{path}: {len(info['missing_keys'])} weights are not in the checkpoint: {names}")
+    model = CausalLM(_finish(hf))
+    check_causal_lm(model)
+    return model.train()
+
+
+def load_value_model(
+    path: Path | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    override_config: Mapping[str, Any] | None = None,
+) -> ValueModel:
+    """A critic: the backbone of any checkpoint of the family with a value head.
+
+    The head is the checkpoint's own where it has a one-label one (a saved critic, a reward model), else zero.
+    Otherwise as `load_causal_lm`.
+    """
+    source, extra = _source(Path(path))
+    config = _load_config(path, source, extra, trust_remote_code, override_config or {})
+    config.num_labels = 1
+    has_class = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+    auto = AutoModelForTokenClassification if has_class else AutoModel
+    with _as_model_error(path, "value model"), quiet_transformers():
+        hf, info = auto.from_pretrained(
+            source, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, dtype=dtype,
+            ignore_mismatched_sizes=True, **_dequantised(extra),
+        )  # fmt: skip
+    fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
+    if strange := sorted(k for k in fresh if not k.startswith(_HEAD_PREFIXES)):
+        raise ModelError(f"{path}: {len(strange)} weights are not in the checkpoint or of another shape: {strange[:5]}")
+    model = ValueModel(_finish(hf)).to(dtype)
+    head = find_head(hf)
+    for name in fresh if head is not None else ():
+        torch.nn.init.zeros_(hf.get_parameter(name))
+    model.load_own_head(Path(source))
+    check_backbone(hf)
+    return model.train()
+
+
+def check_vocabulary(model: CausalLM | ValueModel, tokenizer: Any) -> None:
+    """Raises ModelError when the tokenizer can produce ids that the model has no embedding for."""
+    rows = model.hf.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, but the model embeds {rows}. They do not belong together.")
+
+
+def _is_generic(folder: Path) -> bool:
+    """Whether the folder says that its tokenizer.json is all there is to its tokenizer."""
+    file = folder / "tokenizer_config.json"
+    if not file.is_file() or not (folder / "tokenizer.json").is_file():
+        return False
+    return json.loads(file.read_text()).get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def _source(path: Path) -> tuple[str, dict[str, str]]:
+    """(folder, extra arguments of from_pretrained) for a folder or a GGUF file."""
+    path = resolve_model(path)
+    return (str(path.parent), {"gguf_file": path.name}) if path.is_file() else (str(path), {})
+
+
+def _dequantised(extra: dict[str, str]) -> dict[str, Any]:
+    config = getattr(transformers, "GgufConfig", None)  # older releases always de-quantise
+    return {**extra, "quantization_config": config(dequantize=True)} if extra and config else dict(extra)
+
+
+def _load_config(
+    path: Path | str, source: str, extra: dict[str, str], trust_remote_code: bool, override: Mapping[str, Any]
+) -> PretrainedConfig:
+    with _as_model_error(path, "config"), quiet_transformers():
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+    known = config.to_dict()
+    for name, value in override.items():
+        if name not in known:
+            guess = nearest(name, known)
+            hint = f" Did you mean {guess!r}?" if guess else ""
+            raise ModelError(f"{_OVERRIDE_KEY}.{name}: {type(config).__name__} has no such entry.{hint}")
+        setattr(config, name, value)
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        for name, value in part.to_dict().items():
+            if _is_dropout(name) and isinstance(value, (int, float)):
+                setattr(part, name, 0.0)
+    return config
+
+
+def _is_dropout(name: str) -> bool:
+    return "dropout" in name or name.endswith("_pdrop") or name == "layerdrop"
+
+
+def _finish(hf: PreTrainedModel) -> PreTrainedModel:
+    """Dropout 0 in every module, own memory for every weight, and nothing left of a quantised origin."""
+    for parameter in hf.parameters():
+        # Weights may still be views into the file, at whatever alignment they have in it. On a CPU the alignment picks
+        # the kernel and so the last bits of a product: two files with the same weights would not train alike.
+        parameter.data = parameter.data.clone()
+    for module in hf.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    hf.config.__dict__.pop("quantization_config", None)
+    return hf
+
+
+def _as_ids(value: int | list[int] | None) -> set[int]:
+    if value is None:
+        return set()
+    return {value} if isinstance(value, int) else set(value)
+
+
+@contextmanager
+def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
+    """Turn what transformers raises over a user's files into one ModelError."""
+    try:
+        yield
+    except ImportError as error:
+        if str(path).endswith(".gguf"):
+            raise ModelError(f"{path}: reading GGUF needs two more packages: pip install gguf accelerate ({error})") from error
+        raise ModelError(f"{path}: loading the {what} needs a package that is missing: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        text = str(error).strip()
+        if "trust_remote_code" in text:
+            text = "the model brings code of its own. Read it, then allow it with actor_rollout_ref.model.trust_remote_code=true."
+        raise ModelError(f"{path}: cannot load a {what}: {text}") from error

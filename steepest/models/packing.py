@@ -1,0 +1,104 @@
+"""Padding-free sequences: real tokens only, one after another, with the places of the tokens to be scored.
+
+N packed tokens, M scored tokens (targets), b sequences, T columns of the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steepest.core.batch import Batch
+
+
+@dataclass(frozen=True)
+class Packed:
+    """b sequences laid end to end. There is no padding in it, so no pad id and no mask either."""
+
+    input_ids: Tensor
+    """(N,) int64, the sequences' tokens in row order."""
+    position_ids: Tensor
+    """(N,) int64, 0 at the first token of each sequence."""
+    lengths: tuple[int, ...]
+    """b sequence lengths, each at least 1; they sum to N."""
+    predict_index: Tensor
+    """(M,) int64 into N: the token *before* each target. Its hidden state predicts the target and gives its value."""
+    targets: Tensor
+    """(M,) int64, the token ids to score."""
+    rows: Tensor
+    """(M,) int64, the sequence of each target."""
+    cols: Tensor
+    """(M,) int64, the column of each target in a (b, T) result."""
+    final_index: Tensor
+    """(b,) int64 into N: the last token of each sequence."""
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same on another device."""
+        moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Packed(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+
+def pack_batch(batch: Batch) -> Packed:
+    """Pack the prompt and response of every row; the targets are the tokens with `response_mask` true.
+
+    `cols` counts response tokens, so `scatter(x, packed, batch.responses.shape)` lines up with `response_mask`.
+    Raises ValueError when a prompt is empty: nothing comes before its first response token.
+    """
+    if int(batch.prompt_lengths.min()) < 1:
+        row = int(batch.prompt_lengths.argmin())
+        raise ValueError(f"row {row} of the batch has an empty prompt, so nothing predicts its first response token")
+    real = batch.attention_mask
+    starts = batch.lengths.cumsum(0) - batch.lengths
+    rows, cols = batch.response_mask.nonzero(as_tuple=True)
+    place = starts[rows] + batch.prompt_lengths[rows] + cols
+    return Packed(
+        input_ids=batch.input_ids[real],
+        position_ids=batch.position_ids[real],
+        lengths=tuple(batch.lengths.tolist()),
+        predict_index=place - 1,
+        targets=batch.responses[rows, cols],
+        rows=rows,
+        cols=cols,
+        final_index=starts + batch.lengths - 1,
+    )
+
+
+def pack_sequences(token_ids: Sequence[Sequence[int]], loss_mask: Sequence[Sequence[bool]]) -> Packed:
+    """Pack whole sequences (supervised training); the targets are the tokens whose `loss_mask` is true.
+
+    `cols` counts the sequence's own tokens from 0. Raises ValueError for an empty sequence, for a mask of another
+    length, and for a mask that is true on a first token, which nothing predicts.
+    """
+    for i, (ids, mask) in enumerate(zip(token_ids, loss_mask, strict=True)):
+        if not ids or len(ids) != len(mask):
+            raise ValueError(f"sequence {i}: {len(ids)} tokens with a loss mask of {len(mask)}; need equal, at least 1")
+        if mask[0]:
+            raise ValueError(f"sequence {i}: the loss mask is true on the first token, which nothing predicts")
+    lengths = torch.tensor([len(ids) for ids in token_ids])
+    starts = lengths.cumsum(0) - lengths
+    flat = torch.tensor([t for ids in token_ids for t in ids])
+    sequence = torch.arange(len(token_ids)).repeat_interleave(lengths)
+    position = torch.arange(len(flat)) - starts[sequence]
+    place = torch.tensor([bool(m) for mask in loss_mask for m in mask]).nonzero()[:, 0]
+    return Packed(
+        input_ids=flat,
+        position_ids=position,
+        lengths=tuple(lengths.tolist()),
+        predict_index=place - 1,
+        targets=flat[place],
+        rows=sequence[place],
+        cols=position[place],
+        final_index=starts + lengths - 1,
+    )
+
+
+def scatter(values: Tensor, packed: Packed, shape: tuple[int, int]) -> Tensor:
+    """Put one number a target into its place of a (b, T) tensor; 0 elsewhere. Differentiable.
+
+    values is (M,); T of `shape` must be beyond the largest column.
+    """
+    return values.new_zeros(shape).index_put((packed.rows, packed.cols), values)

@@ -1,0 +1,101 @@
+"""The critic: the backbone of a language model with one number out of each state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PretrainedConfig, PreTrainedModel
+
+from steepest.models.attention import PackedContext
+from steepest.models.causal_lm import check_length, checkpoint_layers, run_backbone, save_folder, set_packed_attention
+from steepest.models.packing import Packed
+
+HEAD_FILE = "value_head.safetensors"
+"""Holds the head where the family has no token-classification class; lies beside the backbone's own files."""
+_HEAD_NAMES = ("score", "classifier")
+
+
+class ValueModel(nn.Module):
+    """V(s): hidden state of the last token seen -> one number. The head starts at zero, so the first values are 0.
+
+    `hf` is the family's ForTokenClassification model with one label, or its bare backbone where there is no such
+    class; then the head is a module of our own. A folder written by `save` restores the head.
+    """
+
+    def __init__(self, hf: PreTrainedModel) -> None:
+        super().__init__()
+        self.hf = hf
+        set_packed_attention(hf)
+        self.own_head = None if find_head(hf) else nn.Linear(hf.config.get_text_config().hidden_size, 1)
+        if self.own_head is not None:
+            self.reset_head()
+
+    @property
+    def config(self) -> PretrainedConfig:
+        return self.hf.config
+
+    @property
+    def score(self) -> nn.Linear:
+        """Linear(hidden, 1)."""
+        head = self.own_head if self.own_head is not None else find_head(self.hf)
+        assert head is not None
+        return head
+
+    def reset_head(self) -> None:
+        """Zero weight and bias."""
+        nn.init.zeros_(self.score.weight)
+        if self.score.bias is not None:
+            nn.init.zeros_(self.score.bias)
+
+    def values(self, packed: Packed, *, with_final: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Values of the states *before* each target token, and after each sequence's last token.
+
+        Returns ((M,) f32, (b,) f32 or None). The head runs in fp32 under autocast too.
+        """
+        context = PackedContext(packed.lengths, packed.input_ids.device)
+        hidden = run_backbone(self.hf.base_model, packed.input_ids, packed.position_ids, context)
+        index = torch.cat([packed.predict_index, packed.final_index]) if with_final else packed.predict_index
+        values = self._head_values(hidden.index_select(0, index))
+        if not with_final:
+            return values, None
+        num_targets = len(packed.targets)
+        return values[:num_targets], values[num_targets:]
+
+    def _head_values(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if self.score.bias is None else self.score.bias.float()
+            return F.linear(hidden.float(), self.score.weight.float(), bias)[:, 0]
+
+    def check_length(self, length: int) -> None:
+        """Raises ModelError when the model cannot take sequences of `length` tokens as one causal context."""
+        check_length(self.config, length)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        checkpoint_layers(self.hf)
+
+    def save(self, folder: Path | str, tokenizer: Any) -> None:
+        """Write a folder that AutoModelForTokenClassification loads with equal values, where the family has that."""
+        save_folder(self.hf, folder, tokenizer)
+        if self.own_head is not None:
+            state = {name: tensor.detach().contiguous() for name, tensor in self.own_head.state_dict().items()}
+            save_file(state, Path(folder) / HEAD_FILE)
+
+    def load_own_head(self, folder: Path) -> None:
+        """Read HEAD_FILE of a folder that `save` wrote, if it is there."""
+        if self.own_head is not None and (folder / HEAD_FILE).is_file():
+            self.own_head.load_state_dict(load_file(folder / HEAD_FILE))
+
+
+def find_head(hf: PreTrainedModel) -> nn.Linear | None:
+    """The one-label head of a transformers classification model, if it is one."""
+    for name in _HEAD_NAMES:
+        head = getattr(hf, name, None)
+        if isinstance(head, nn.Linear) and head.out_features == 1:
+            return head
+    return None

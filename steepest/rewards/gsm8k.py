@@ -1,0 +1,138 @@
+"""Grade-school mathematics: the number after `####` against the ground truth. For GSM8K and generated arithmetic.
+
+Two rules, chosen by `reward.mode`:
+
+strict    The rule of the reference. Of the last 300 characters, the last match of `#### ` (one space) and
+          `-?[0-9.,]+`; its commas are dropped; it must equal the ground truth letter by letter. `72.` and `72.0` are
+          not `72`: the model is trained on the form as well.
+flexible  The value counts, not the form. See `flexible_answer`.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Any, Literal, get_args
+
+from steepest.rewards.api import REWARDS
+
+Mode = Literal["strict", "flexible"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+STRICT_TAIL_CHARS = 300
+_STRICT = re.compile(r"#### (-?[0-9.,]+)")
+
+# A number as people write it. `unfinished` marks one that is only the start of something else: `6 * 12`, `10:30`,
+# `70-72`, `70 or 72`, `1 1/2`. Such a number is no answer.
+_NUMBER = re.compile(
+    r"""
+    (?<![\w.])
+    (?P<sign>(?<![)\w])[-+])? (?:[$€£¥]\s?)? (?P<inner_sign>-)?
+    (?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))
+    (?P<decimals>\.[0-9]+)?
+    (?P<exponent>[eE][-+]?[0-9]{1,2}(?!\w))?
+    (?:\s?/\s?(?P<divisor>[0-9]{1,15}))?
+    (?P<scale>k\b|\s?(?:hundred|dozen|thousand|million|billion)\b)?
+    (?:(?=\s*(?:[-+*^:/\xd7\xf7]|\\times|\\cdot|\\div|or\b|to\b)\s*[($]*[0-9]|\ [0-9]+/[0-9])(?P<unfinished>))?
+    """,
+    re.VERBOSE,
+)
+_SCALES = {"k": 10**3, "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+_MARKER = re.compile(r"#{4,}(?![#]|[ \t]*step\b)(?P<line>[^\n]*)(?=\n\s*(?P<next>[^\n]*)|\Z)", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
+_MAX_DIGITS = 30  # longer runs of digits are noise, and Python refuses to convert very long ones
+
+# LaTeX and Markdown that surrounds or interrupts numbers, in this order
+_CLEANING: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
+    (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\[,!;]"), ""),
+    (re.compile(r"\\([$%])"), r"\1"),
+    (re.compile("\u2212"), "-"),  # the minus sign of typographers
+    (re.compile(r"\*\*|__|`|~|\\[()\[\]]"), " "),
+)
+
+
+def strict_answer(text: str) -> str | None:
+    """The text of the answer by the strict rule, or None when the form `#### number` does not occur."""
+    found: list[str] = _STRICT.findall(text[-STRICT_TAIL_CHARS:])
+    return found[-1].replace(",", "") if found else None
+
+
+def flexible_answer(text: str) -> Fraction | None:
+    r"""The value of the answer by the flexible rule, or None when there is none.
+
+    Where it looks, first hit wins; all of the text is read:
+      1. the last marker (four or more `#`) with a number on its line, or on the next line when its own is blank;
+         lines that begin with "Step" are headings, not answers;
+      2. the last `\boxed{...}` with a number;
+      3. the last number of the text.
+    In 1 and 2 the first number counts, and where there is an `=` the first number after the last `=`.
+
+    What is a number: digits with or without commas in groups of three, decimals, a sign, a currency sign before it, a
+    fraction `a/b` or `\frac{a}{b}`, `1.5e3`, and after it `k`, `dozen`, `hundred`, `thousand`, `million`, `billion`.
+    What follows is ignored (full stop, `%`, units), and so are bold, code marks and LaTeX spacing. An expression left
+    open (`6 * 12`, `70-72`, `70 or 72`, `10:30`, `1 1/2`) and a run of more than 30 digits are no answer.
+    """
+    for pattern, replacement in _CLEANING:
+        text = pattern.sub(replacement, text)
+    for marker in reversed(list(_MARKER.finditer(text))):
+        line = marker["line"] if re.search(r"\w", marker["line"]) else marker["next"] or ""
+        if _NUMBER.search(line):
+            return _answer_in(line)
+    for content in reversed(_BOXED.findall(text)):
+        if _NUMBER.search(content):
+            return _answer_in(content)
+    numbers = list(_NUMBER.finditer(text))
+    return _value(numbers[-1]) if numbers else None
+
+
+def _answer_in(text: str) -> Fraction | None:
+    match = _NUMBER.search(text.rpartition("=")[2]) or _NUMBER.search(text)
+    return _value(match) if match else None
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    digits = (match["whole"] or "0").replace(",", "") + (match["decimals"] or "")
+    divisor = int(match["divisor"] or 1)
+    if match["unfinished"] is not None or len(digits) > _MAX_DIGITS or divisor == 0:
+        return None
+    negative = (match["sign"] == "-") != (match["inner_sign"] == "-")
+    scale = _SCALES[match["scale"].strip()] if match["scale"] else 1
+    value = Fraction(digits + (match["exponent"] or "")) * scale / divisor
+    return -value if negative else value
+
+
+def _truth(ground_truth: Any) -> str:
+    """The ground truth as text. One that no answer could equal is an error, not a 0 for every response."""
+    if isinstance(ground_truth, int) and not isinstance(ground_truth, bool):
+        ground_truth = str(ground_truth)
+    if not isinstance(ground_truth, str):
+        raise TypeError(f"ground_truth is {type(ground_truth).__name__}, expected a text such as '72'")
+    if not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?|-?\.[0-9]+", ground_truth):
+        raise ValueError(f"ground_truth is {ground_truth[:40]!r}, expected a plain number such as '1234' or '-2.5'")
+    return ground_truth
+
+
+@REWARDS.register("openai/gsm8k", "steepest/arithmetic", modes=MODES)
+def gsm8k(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: dict[str, Any] | None = None,
+    *,
+    mode: Mode = "strict",
+) -> dict[str, float]:
+    """Score one response against the number in `ground_truth`.
+
+    Returns `score` and `acc` (1.0 when the answer is right by the rule of `mode`, else 0.0) and `format` (1.0 when the
+    response has the form `#### number` of the strict rule, right or wrong; the same in both modes).
+    Raises TypeError or ValueError for a ground truth that is not a number and for an unknown mode. No response raises.
+    """
+    if mode not in MODES:
+        raise ValueError(f"reward.mode={mode!r}: no such mode. Allowed: {', '.join(MODES)}.")
+    truth = _truth(ground_truth)
+    stated = strict_answer(solution_str)
+    right = stated == truth if mode == "strict" else flexible_answer(solution_str) == Fraction(truth)
+    return {"score": float(right), "acc": float(right), "format": float(stated is not None)}

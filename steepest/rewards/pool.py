@@ -1,0 +1,331 @@
+"""Scoring in worker processes, with a time limit a sample and every failure counted."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from steepest.errors import ConfigError, DataError, RewardError
+from steepest.registry import nearest
+from steepest.rewards.api import RewardRequest, RewardResult
+from steepest.rewards.process import Setup, WorkerProcess, end_all
+
+_LOG = logging.getLogger("steepest.rewards")
+_MAX_CHUNK = 32
+_MAX_WORKERS = 8
+_SILENT_DEATHS = 3  # workers that died with work in hand and none begun, in one call, before we give up
+_HEARTBEAT_SECONDS = 0.5  # how often we look whether a worker is alive whose wire a child of its keeps open
+_ENDING_SECONDS = 0.5  # for a process whose wire has ended to end itself, so that its own exit code is told
+
+
+class RewardPool:
+    """Runs reward functions in worker processes.
+
+    custom:         (path, name) of the user's function (`custom_reward_function.path`, `.name`); it then scores every
+                    row, whatever its data_source. None: the built-in function registered for the row's data_source
+    mode:           `reward.mode` of the built-in functions that have modes
+    num_workers:    None: one a CPU core this process may use, at most 8
+    timeout_s:      seconds that one sample may take, counted from its own start
+    max_error_rate: share of failed samples above which a `score` call raises RewardError; see `allowed_failures`
+    start_seconds:  seconds a worker may take to import the user's file
+
+    Raises ConfigError for values that cannot be used. Workers start with the first call and stay; they end with
+    `close`, with the garbage collection of the pool, with the interpreter, and when this process is killed.
+    May be used from any thread, by one call at a time (others wait).
+    """
+
+    def __init__(
+        self,
+        *,
+        custom: tuple[str, str] | None = None,
+        mode: str = "strict",
+        num_workers: int | None = None,
+        timeout_s: float = 10.0,
+        max_error_rate: float = 0.1,
+        start_seconds: float = 120.0,
+    ) -> None:
+        self.num_workers = _usable_cores() if num_workers is None else num_workers
+        problems = []
+        if self.num_workers < 1:
+            problems.append(f"reward.num_workers={num_workers}: at least 1 is needed, or null for one a core.")
+        if not timeout_s > 0:
+            problems.append(f"reward.timeout_s={timeout_s}: a time limit in seconds above 0 is needed.")
+        if not 0 <= max_error_rate <= 1:
+            problems.append(f"reward.max_error_rate={max_error_rate}: a share from 0 to 1 is needed.")
+        if problems:
+            raise ConfigError(problems)
+        self.mode, self.timeout_s, self.max_error_rate = mode, timeout_s, max_error_rate
+        self.start_seconds = start_seconds
+        self.error_rate = 0.0  # share of failed samples in the last call of `score`
+        self._custom = (str(Path(custom[0]).expanduser().resolve()), custom[1]) if custom else None
+        self._sources: dict[str, list[str]] | None = None  # what the workers say they know: data_source -> modes
+        self._workers: list[WorkerProcess] = []
+        self._lock = threading.RLock()
+        self._owner = os.getpid()
+        self._end = weakref.finalize(self, end_all, self._workers, self._owner)  # runs at exit as well
+
+    def __enter__(self) -> RewardPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers. Waits for a `score` of another thread. A second call does nothing."""
+        with self._lock:
+            self._end()
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers that run now."""
+        return [worker.process.pid for worker in self._workers]
+
+    def check(self, data_sources: Iterable[str]) -> None:
+        """Start the workers and see that all rows can be scored, before the run starts.
+
+        Raises ConfigError when the user's function cannot be imported or called, or `reward.mode` is not one of the
+        modes; DataError when a data_source has no reward.
+        """
+        with self._lock, self._killing_on_error():
+            self._start_workers(self.num_workers)
+            while self._sources is None:
+                self._read_workers(None)
+        if self._custom is not None:
+            if self.mode != "strict":
+                raise ConfigError(
+                    f"reward.mode={self.mode!r} has no effect with custom_reward_function.path, which scores "
+                    "every row. Leave one of the two out."
+                )
+            return
+        self._check_sources(sorted(set(data_sources)), self._sources)
+
+    def _check_sources(self, data_sources: list[str], known: dict[str, list[str]]) -> None:
+        unknown = [source for source in data_sources if source not in known]
+        if unknown:
+            guess = nearest(unknown[0], known)
+            hint = f" Did you mean {guess!r}?" if guess else ""
+            raise DataError(
+                f"data_source {', '.join(map(repr, unknown))}: no reward of this name.{hint} Known: "
+                f"{', '.join(known)}. Change the data, or set custom_reward_function.path to a file with your function."
+            )
+        modes = {mode for source in data_sources for mode in known[source]} or {"strict"}
+        if self.mode not in modes:
+            guess = nearest(self.mode, modes)
+            hint = f" Did you mean {guess!r}?" if guess else ""
+            raise ConfigError(
+                f"reward.mode={self.mode!r}: the rewards of {', '.join(data_sources)} have no such mode.{hint} "
+                f"Allowed: {', '.join(sorted(modes))}."
+            )
+
+    def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
+        """Score every request; results come in the order of the requests.
+
+        A sample fails when its function raises, returns no finite number, runs longer than `timeout_s` or takes the
+        worker down with it. It gets score None and the reason; the others are not touched by it. Failures are counted
+        in `error_rate` and told in one warning (logger "steepest.rewards").
+
+        Raises RewardError as soon as more samples have failed than `allowed_failures`, or when workers cannot run.
+        """
+        if os.getpid() != self._owner:
+            raise RewardError("a RewardPool cannot be used in a fork of the process that made it; make one there")
+        with self._lock, self._killing_on_error():
+            call = _Call(requests, allowed_failures(len(requests), self.max_error_rate))
+            self.error_rate = 0.0
+            try:
+                while call.num_left and not call.hopeless:
+                    self._start_workers(sum(bool(worker.chunk) for worker in self._workers) + len(call.waiting))
+                    self._hand_out(call)
+                    self._read_workers(call)
+            finally:
+                self.error_rate = len(call.failed) / max(1, len(requests))
+            if call.hopeless:
+                raise RewardError(
+                    f"{call.failure_text()} That is more than reward.max_error_rate={self.max_error_rate:g} allows "
+                    f"({call.allowed} of {len(requests)}), so the run ends. Mend the reward function; or raise "
+                    f"reward.timeout_s (now {self.timeout_s:g}) or reward.max_error_rate."
+                )
+        if call.failed:
+            _LOG.warning("%s These rows get no score.", call.failure_text())
+        return [result for result in call.results if result is not None]
+
+    @contextlib.contextmanager
+    def _killing_on_error(self) -> Iterator[None]:
+        """Whatever ends a call early, Ctrl-C too, leaves no worker that still works on it."""
+        try:
+            yield
+        except BaseException:
+            busy = [worker for worker in self._workers if worker.chunk]
+            self._workers[:] = [worker for worker in self._workers if not worker.chunk]
+            for worker in busy:
+                worker.end()
+            raise
+
+    def _start_workers(self, wanted: int) -> None:
+        if not self._end.alive:
+            raise RewardError("this RewardPool is closed")
+        while len(self._workers) < min(wanted, self.num_workers):
+            import_path = tuple(entry for entry in sys.path if isinstance(entry, str))
+            setup = Setup(self._custom, self.mode, import_path, os.environ.get("PYTHONPATH"))
+            self._workers.append(WorkerProcess(setup))
+
+    def _hand_out(self, call: _Call) -> None:
+        for worker in [worker for worker in self._workers if worker.idle]:
+            numbers = call.take(self.num_workers)
+            if not numbers:
+                return
+            try:
+                worker.send(numbers, [call.payloads[number] for number in numbers])
+            except OSError:
+                worker.chunk.clear()
+                call.put_back(numbers)
+                self._bury(worker, call)
+
+    def _read_workers(self, call: _Call | None) -> None:
+        """Wait for news from the workers, or for the next deadline, and act on them."""
+        waiting_for = [worker for worker in self._workers if worker.chunk or not worker.ready]
+        nearest_deadline = min((self._deadline(worker) for worker in waiting_for), default=0.0)
+        patience = min(_HEARTBEAT_SECONDS, max(0.0, nearest_deadline - time.monotonic()))
+        news = wait([worker.wire for worker in waiting_for], patience)
+        for worker in waiting_for:
+            if worker.wire in news:
+                self._read(worker, call)
+            elif worker.process.poll() is not None and not worker.wire.poll():
+                self._bury(worker, call)
+            elif time.monotonic() > self._deadline(worker) and not worker.wire.poll():
+                self._give_up(worker, call)
+
+    def _deadline(self, worker: WorkerProcess) -> float:
+        return worker.since + (self.timeout_s if worker.begun else self.start_seconds)
+
+    def _read(self, worker: WorkerProcess, call: _Call | None) -> None:
+        try:
+            messages = worker.messages()
+        except EOFError:
+            self._bury(worker, call)
+            return
+        for kind, *rest in messages:
+            worker.since = time.monotonic()
+            if kind == "refused":
+                worker.end()
+                self._workers.remove(worker)
+                raise ConfigError(rest[0])
+            if kind == "ready":
+                worker.ready, self._sources = True, rest[0]
+            elif kind == "begun":
+                worker.begun = True
+            elif call is not None:
+                call.finish(worker.chunk.popleft(), _result(kind, rest))
+
+    def _bury(self, worker: WorkerProcess, call: _Call | None) -> None:
+        """A worker has died: the sample that it was on has failed, what it had not begun goes to others."""
+        self._workers.remove(worker)
+        how = worker.end(_ENDING_SECONDS)
+        if not worker.ready:
+            raise RewardError(f"a reward worker {how} before it was ready; see its message on standard error")
+        if call is None or not worker.chunk:
+            return
+        self._take_back(worker, call, f"the worker process {how}")
+
+    def _give_up(self, worker: WorkerProcess, call: _Call | None) -> None:
+        self._workers.remove(worker)
+        worker.end()
+        if not worker.ready:
+            what = (
+                f"custom_reward_function.path={self._custom[0]!r}: importing it" if self._custom else "a reward worker"
+            )
+            raise ConfigError(f"{what} took more than {self.start_seconds:g} s to start.")
+        if call is not None:
+            self._take_back(worker, call, f"timeout after {self.timeout_s:g} s")
+
+    def _take_back(self, worker: WorkerProcess, call: _Call, why: str) -> None:
+        if worker.begun:
+            call.finish(worker.chunk.popleft(), RewardResult(None, error=why))
+        else:
+            call.num_silent_deaths += 1
+            if call.num_silent_deaths >= _SILENT_DEATHS:
+                raise RewardError(f"reward workers end before they begin to score; the last one: {why}")
+        call.put_back(worker.chunk)
+        worker.chunk.clear()
+
+
+class _Call:
+    """The state of one `score` call."""
+
+    def __init__(self, requests: Sequence[RewardRequest], allowed: int) -> None:
+        self.requests, self.allowed = requests, allowed
+        self.results: list[RewardResult | None] = [None] * len(requests)
+        self.num_left = len(requests)
+        self.failed: list[int] = []
+        self.num_silent_deaths = 0
+        self.payloads: list[bytes] = []
+        self.waiting: deque[int] = deque()
+        for number, request in enumerate(requests):
+            row = (request.data_source, request.solution, request.ground_truth, request.extra_info)
+            try:
+                self.payloads.append(pickle.dumps(row, protocol=pickle.HIGHEST_PROTOCOL))
+                self.waiting.append(number)
+            except Exception as error:  # pickling runs foreign code, which may raise anything
+                self.payloads.append(b"")
+                text = f"{type(error).__name__}: the row cannot be sent to a worker: {error}"
+                self.finish(number, RewardResult(None, error=text))
+
+    @property
+    def hopeless(self) -> bool:
+        return len(self.failed) > self.allowed
+
+    def take(self, num_workers: int) -> list[int]:
+        """The next chunk: shrinking towards the end, so that no worker is left with a long tail."""
+        size = max(1, min(_MAX_CHUNK, len(self.waiting) // (2 * num_workers)))
+        return [self.waiting.popleft() for _ in range(min(size, len(self.waiting)))]
+
+    def put_back(self, numbers: Iterable[int]) -> None:
+        self.waiting.extendleft(reversed(list(numbers)))
+
+    def finish(self, number: int, result: RewardResult) -> None:
+        self.results[number] = result
+        self.num_left -= 1
+        if result.error is not None:
+            self.failed.append(number)
+
+    def failure_text(self) -> str:
+        first = min(self.failed)
+        result = self.results[first]
+        assert result is not None
+        share = 100 * len(self.failed) / len(self.requests)
+        return (
+            f"reward: {len(self.failed)} of {len(self.requests)} samples failed ({share:.1f} %). "
+            f"First: sample {self.requests[first].sample_id}: {result.error}."
+        )
+
+
+def allowed_failures(num_samples: int, max_error_rate: float) -> int:
+    """How many of `num_samples` may fail: floor(max_error_rate * num_samples), with two exceptions for small calls.
+
+    With a rate above 0 one failure is allowed, since 1 of 8 is more than 10 % and no reason to end a run. With a rate
+    below 1 it is never allowed that all fail.
+    """
+    if max_error_rate in (0, 1):
+        return num_samples if max_error_rate == 1 else 0
+    # the small term: 0.29 * 100 is 28.999999999999996
+    return max(0, min(max(1, int(max_error_rate * num_samples + 1e-9)), num_samples - 1))
+
+
+def _result(kind: str, rest: list[Any]) -> RewardResult:
+    if kind == "scored":
+        return RewardResult(float(rest[0]), {str(name): float(value) for name, value in rest[1].items()})
+    return RewardResult(None, error=str(rest[0]))
+
+
+def _usable_cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MAX_WORKERS, cores)

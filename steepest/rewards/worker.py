@@ -1,0 +1,195 @@
+"""The child side of the pool: `python -m steepest.rewards.worker WIRE_FD LIFELINE_FD PARENT_PID`. Not for people.
+
+Wire, parent to child: one `Setup`, then lists of pickled (data_source, solution, ground_truth, extra_info).
+Wire, child to parent: JSON, so that the parent never unpickles what a scoring process wrote:
+    ["ready", {data_source: [modes]}] or ["refused", [problems]]      once
+    ["begun"]                                                         a list has arrived, its first sample starts
+    ["scored", score, parts] or ["failed", "TypeName: message (file:line)"]
+                                                                      once a sample, in order; the next one starts
+
+Standard output belongs to nobody here: what reward functions print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import json
+import os
+import pickle
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from steepest.errors import ConfigError
+from steepest.registry import load_file, nearest
+from steepest.rewards.api import REWARDS, read_outcome
+from steepest.rewards.process import Setup
+
+_MAX_MESSAGE = 500
+_CUSTOM_KEY = "custom_reward_function"
+
+
+class Scorer:
+    """The reward functions of one worker, looked up once."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._custom = load_custom(*setup.custom) if setup.custom else None
+        self._mode = setup.mode
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def score(self, payload: bytes) -> list[Any]:
+        """The message about one sample. Whatever the function raises, SystemExit too, is an answer and not our end."""
+        source = ""
+        try:
+            data_source, solution, ground_truth, extra_info = pickle.loads(payload)
+            function = self._custom or self._built_in(data_source)
+            source = _source_file(function)
+            outcome = function(
+                data_source=data_source, solution_str=solution, ground_truth=ground_truth, extra_info=extra_info
+            )
+            if inspect.isawaitable(outcome):
+                outcome = self._run(outcome)
+            score, parts = read_outcome(outcome)
+        except BaseException as error:
+            return ["failed", describe(error, source)]
+        return ["scored", score, parts]
+
+    def _built_in(self, data_source: str) -> Callable[..., Any]:
+        if data_source not in REWARDS.names():
+            raise LookupError(f"no reward for data_source {data_source!r}; known: {', '.join(REWARDS.names())}")
+        entry = REWARDS.get(data_source)
+        return functools.partial(entry.value, mode=self._mode) if entry.facts.get("modes") else entry.value
+
+    def _run(self, outcome: Any) -> Any:
+        # One loop for the life of the worker: clients that users keep between calls are bound to their loop,
+        # so asyncio.run, which closes the loop, would break the second call.
+        async def wait() -> Any:
+            return await outcome
+
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        return self._loop.run_until_complete(wait())
+
+
+def load_custom(path: str, name: str) -> Callable[..., Any]:
+    """The user's function, imported and seen to take the four keywords. Raises ConfigError."""
+    sys.path.append(str(Path(path).parent))  # helper modules beside the file
+    try:
+        module = load_file(path, f"{_CUSTOM_KEY}.path")
+    except ConfigError:
+        raise
+    except BaseException as error:
+        raise ConfigError(f"{_CUSTOM_KEY}.path={path!r}: importing it raised {describe(error, path)}") from error
+    function = getattr(module, name, None)
+    if function is None:
+        guess = nearest(name, vars(module))
+        hint = f" Did you mean {guess!r}?" if guess else ""
+        raise ConfigError(f"{_CUSTOM_KEY}.name={name!r}: {path} defines no such function.{hint}")
+    if not callable(function):
+        raise ConfigError(f"{_CUSTOM_KEY}.name={name!r}: in {path} this is {type(function).__name__}, not a function.")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return function  # written in C, without a signature: the first call will tell
+    try:
+        signature.bind(data_source="", solution_str="", ground_truth="", extra_info={})
+    except TypeError as error:
+        raise ConfigError(
+            f"{_CUSTOM_KEY}.name={name!r}: {name}{signature} in {path} cannot be called with the keywords data_source, "
+            f"solution_str, ground_truth, extra_info ({error}). Define it as "
+            f"def {name}(data_source, solution_str, ground_truth, extra_info=None)."
+        ) from error
+    return function
+
+
+def describe(error: BaseException, source: str) -> str:
+    """`TypeName: message (file:line)` on one line. The place is the innermost one in `source`, else the innermost."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:
+        message = "(its message cannot be shown)"
+    if len(message) > _MAX_MESSAGE:
+        message = message[:_MAX_MESSAGE] + "..."
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    lines = [line for line in lines if line[0] == source] or [line for line in lines if line[0] != __file__]
+    place = f" ({Path(lines[-1][0]).name}:{lines[-1][1]})" if lines else ""
+    return f"{type(error).__name__}: {message}{place}" if message else f"{type(error).__name__}{place}"
+
+
+def _source_file(function: Callable[..., Any]) -> str:
+    code = getattr(inspect.unwrap(getattr(function, "func", function)), "__code__", None)
+    return code.co_filename if code else ""
+
+
+def _print_to_stderr() -> None:
+    with contextlib.suppress(OSError):  # the parent runs without standard error: nothing to print to
+        os.dup2(2, 1)
+
+
+def _end_with_parent(lifeline: int, parent: int) -> None:
+    """End this process and what it started when the parent is gone, were it by kill -9.
+
+    The parent holds the other end of `lifeline` and never writes. A thread waits for its end; and because a reward
+    stuck in C code lets no thread run, the kernel is asked for SIGIO, whose default is to end the process.
+    """
+    with contextlib.suppress(ImportError, AttributeError, OSError):  # not on every POSIX system
+        import fcntl
+
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+
+    poll = select.poll()
+    poll.register(lifeline)
+
+    def watch() -> None:
+        # the parent's pid as well: a process forked by the parent may keep the pipe open
+        while not poll.poll(1000) and os.getppid() == parent:
+            pass
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+def serve(wire: Connection) -> None:
+    """Answer until the parent closes the wire."""
+
+    def send(message: list[Any]) -> None:
+        wire.send_bytes(json.dumps(message).encode())
+
+    setup: Setup = wire.recv()
+    setup.apply()
+    try:
+        scorer = Scorer(setup)
+    except ConfigError as error:
+        send(["refused", error.problems])
+        return
+    send(["ready", {name: list(REWARDS.get(name).facts.get("modes", ())) for name in REWARDS.names()}])
+    while True:
+        chunk: list[bytes] = wire.recv()
+        send(["begun"])
+        for payload in chunk:
+            send(scorer.score(payload))
+
+
+def main() -> None:
+    wire_fd, lifeline, parent = (int(argument) for argument in sys.argv[1:4])
+    for fd in (wire_fd, lifeline):
+        os.set_inheritable(fd, False)  # programs that a reward starts must not hold our wire open
+    _print_to_stderr()
+    _end_with_parent(lifeline, parent)
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent is done with us
+        serve(Connection(wire_fd))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Who is generated when: distinct prompts wait in order and are admitted in whole groups of their samples."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steepest.errors import RolloutError
+
+
+@dataclass(frozen=True)
+class Group:
+    """One distinct prompt and the result rows that sample from it: one prefill for all of them."""
+
+    prompt: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+class Scheduler:
+    """Waiting groups, first come first served. Row r = prompt index * n + sample index."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], n: int, num_slots: int) -> None:
+        """Equal prompts share a group. A group larger than `num_slots` is cut, and its prompt prefilled once a cut."""
+        by_prompt: dict[tuple[int, ...], list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            by_prompt.setdefault(tuple(prompt), []).extend(range(i * n, i * n + n))
+        self._waiting = deque(
+            Group(prompt, tuple(rows[start : start + num_slots]))
+            for prompt, rows in by_prompt.items()
+            for start in range(0, len(rows), num_slots)
+        )
+        self._num_slots = num_slots
+        self._num_waiting = len(prompts) * n
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def admit(self, num_active: int, max_prefill_tokens: int) -> list[Group]:
+        """The groups to prefill now, in one pass; empty when decoding should go on.
+
+        While rows are active, admission waits until an eighth of the slots is free, or as many as rows wait: a
+        prefill costs about as much as a decoding step, so it should bring in more than a row or two.
+        """
+        free = self._num_slots - num_active
+        if num_active and free < min(self._num_waiting, self._num_slots / 8):
+            return []
+        admitted: list[Group] = []
+        tokens = 0
+        while self._waiting and len(self._waiting[0].rows) <= free:
+            tokens += len(self._waiting[0].prompt)
+            if admitted and tokens > max_prefill_tokens:
+                break
+            admitted.append(self._waiting.popleft())
+            free -= len(admitted[-1].rows)
+            self._num_waiting -= len(admitted[-1].rows)
+        return admitted
+
+
+def num_slots_for(capacity: int, num_rows: int, max_num_seqs: int, bytes_per_token: int, kv_memory_bytes: int) -> int:
+    """How many sequences of up to `capacity` tokens may be active at once.
+
+    Raises RolloutError when the cache budget cannot hold a single one.
+    """
+    fit = kv_memory_bytes // (capacity * bytes_per_token)
+    if fit < 1:
+        raise RolloutError(
+            f"the KV cache may take {kv_memory_bytes / 2**20:.1f} MiB, but one sequence of {capacity} tokens needs "
+            f"{capacity * bytes_per_token / 2**20:.1f} MiB ({bytes_per_token} bytes a token). Raise "
+            "actor_rollout_ref.rollout.gpu_memory_utilization, or lower data.max_response_length, "
+            "data.max_prompt_length or actor_rollout_ref.rollout.max_model_len."
+        )
+    return min(fit, num_rows, max_num_seqs)

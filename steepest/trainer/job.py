@@ -1,0 +1,256 @@
+"""The PPO job from configuration to result: data, models, run folder, the loop, the summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import steepest
+from steepest.config.plan import Plan, make_plan
+from steepest.config.schema import Config
+from steepest.config.tree import thaw
+from steepest.core.advantages import ADVANTAGE_ESTIMATORS
+from steepest.data.chat import encode_prompts
+from steepest.data.prompts import Prompt, load_prompts
+from steepest.data.sampler import PromptSampler
+from steepest.devices.api import Device, select_device
+from steepest.errors import ConfigError
+from steepest.loggers.api import check_loggers, make_loggers
+from steepest.models.load import check_vocabulary, load_tokenizer, resolve_model
+from steepest.rewards.pool import RewardPool
+from steepest.rollout.api import RolloutEngine
+from steepest.trainer import build
+from steepest.trainer.evaluate import Evaluator
+from steepest.trainer.health import Health, Limits
+from steepest.trainer.ppo import Schedule, run_steps
+from steepest.trainer.resume import Start, find_start, require_work
+from steepest.trainer.rollouts import StepRollouts
+from steepest.trainer.run import Run, save_config, say, validation_history, write_jsonl
+from steepest.trainer.scoring import Scorer, StepScorer
+from steepest.trainer.summary import end_summary, start_summary
+from steepest.training.checkpoint import CheckpointStore
+from steepest.training.rng import rng_state, set_rng_state
+
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves behind."""
+
+    folder: Path
+    history: Mapping[int, float]
+    """Step -> validation accuracy."""
+    samples: list[dict[str, Any]]
+    """The last validation's responses."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The checked, tokenised prompts."""
+
+    train: list[Prompt]
+    val: list[Prompt]
+    notes: tuple[str, ...]
+
+
+def run_ppo(config: Config) -> Result:
+    """The whole job. Cheap checks come first: the device, the loggers, every row, every reward; then the models."""
+    began = time.perf_counter()
+    for message in (*config.provenance.notes, *(f"warning: {text}" for text in config.provenance.warnings)):
+        say(message)
+    device = select_device(config.trainer.device)
+    device.seed(config.actor_rollout_ref.rollout.seed)
+    problems = check_loggers(config.trainer.logger)
+    if problems:
+        raise ConfigError(problems)
+    rows = load_rows(config)
+    with build_pool(config) as pool:
+        pool.check({prompt.data_source for prompt in (*rows.train, *rows.val)})
+        folders = {"actor": resolve_model(config.actor_rollout_ref.model.path, hub=config.actor_rollout_ref.model.hub)}
+        tokenizer = build_tokenizer(config, folders["actor"])
+        data = encode_rows(config, rows, tokenizer)
+        job = Job(config, device, pool, folders, tokenizer, data)
+        return job.run(began)
+
+
+def load_rows(config: Config) -> Data:
+    """Both files' rows, checked cell by cell."""
+    data = config.data
+    load = partial(
+        load_prompts, prompt_key=data.prompt_key, reward_fn_key=data.reward_fn_key, seed=data.seed, note=say
+    )
+    train = load(data.train_files, max_samples=data.train_max_samples, key="data.train_files")
+    val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files")
+    return Data(train, val, ())
+
+
+def build_pool(config: Config) -> RewardPool:
+    reward, custom = config.reward, config.custom_reward_function
+    return RewardPool(
+        custom=(custom.path, custom.name) if custom.path else None,
+        num_workers=reward.num_workers,
+        timeout_s=reward.timeout_s,
+        max_error_rate=reward.max_error_rate,
+        mode=reward.mode,
+    )
+
+
+def build_tokenizer(config: Config, folder: Path) -> Any:
+    model = config.actor_rollout_ref.model
+    path = resolve_model(model.tokenizer_path, hub=model.hub) if model.tokenizer_path else folder
+    return load_tokenizer(
+        path,
+        custom_chat_template=model.custom_chat_template,
+        trust_remote_code=bool(config.data.trust_remote_code),
+    )
+
+
+def encode_rows(config: Config, rows: Data, tokenizer: Any) -> Data:
+    data = config.data
+    encode = partial(
+        encode_prompts,
+        tokenizer=tokenizer,
+        max_prompt_length=data.max_prompt_length,
+        truncation=data.truncation,
+        filter_overlong=data.filter_overlong_prompts,
+        template_kwargs=data.apply_chat_template_kwargs,
+    )
+    train, train_report = encode(rows.train)
+    val, val_report = encode(rows.val)
+    return Data(train, val, (f"train: {train_report.describe()}", f"validation: {val_report.describe()}"))
+
+
+class Job:
+    """The parts of one run, from its data to its end summary."""
+
+    def __init__(
+        self, config: Config, device: Device, pool: RewardPool, folders: dict[str, Path], tokenizer: Any, data: Data
+    ) -> None:
+        self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
+        self.scorer = Scorer(pool, tokenizer)
+        self.folder = Path(str(config.trainer.default_local_dir))
+        entry = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator)
+        self.plan: Plan = make_plan(config, len(data.train), len(data.val), needs=entry.facts.get("needs", ()))
+        self.sampler = PromptSampler(
+            len(data.train), config.data.train_batch_size, shuffle=config.data.shuffle, seed=config.data.seed
+        )
+
+    def run(self, began: float) -> Result:
+        config = self.config
+        store = CheckpointStore(
+            self.folder, config.trainer.max_actor_ckpt_to_keep, warn=lambda text: say(f"warning: {text}")
+        )
+        start = find_start(
+            store, mode=config.trainer.resume_mode, resume_from_path=config.trainer.resume_from_path, say=say
+        )
+        if not config.trainer.val_only:
+            require_work(start, self.plan.total_steps)
+        models = self._load_models(start)
+        engine = build.build_engine(config, models.actor, self.tokenizer, self.folders["actor"], self.device)
+        engine.load_weights(start.step)
+        say(start_summary(config, self.plan, self.data.notes, self.device, models, str(self.folder)))
+        controller = build.build_controller(config)
+        if start.checkpoint is not None:
+            controller.load_state_dict(start.state["kl_controller"])
+            set_rng_state(start.state["random"], self.device)
+        run = self._make_run(store, start, models, engine, controller)
+        try:
+            self._train(run, start, models, engine, controller)
+        finally:
+            run.close()
+        seconds = time.perf_counter() - began
+        say(end_summary(run.history, seconds=seconds, steps=self.plan.total_steps, folder=str(self.folder)))
+        samples = run.last_evaluation.samples if run.last_evaluation else []
+        return Result(self.folder, dict(run.history), samples)
+
+    def _load_models(self, start: Start) -> build.Models:
+        if self.plan.needs_critic:
+            critic = self.config.critic.model
+            assert critic.path and critic.hub
+            self.folders["critic"] = resolve_model(critic.path, hub=critic.hub)
+        models = build.build_models(self.config, self.plan, start, self.folders, self.device)
+        longest = self.config.actor_rollout_ref.rollout.max_model_len
+        for part in (models.actor, models.critic):
+            if part is not None:
+                check_vocabulary(part.model, self.tokenizer)
+                part.model.check_length(longest)
+        return models
+
+    def _make_run(
+        self, store: CheckpointStore, start: Start, models: build.Models, engine: RolloutEngine, controller: Any
+    ) -> Run:
+        trainer = self.config.trainer
+        history = {step: score for step, score in validation_history(self.folder / "metrics.jsonl").items()}
+        loggers = make_loggers(
+            trainer.logger,
+            self.folder,
+            trainer.project_name,
+            trainer.experiment_name,
+            thaw(self.config),
+            total_steps=self.plan.total_steps,
+            start_step=start.step,
+        )
+        save_config(self.config, self.folder)
+        return Run(
+            folder=self.folder,
+            loggers=loggers,
+            store=store,
+            writers=self._writers(models),
+            state=lambda: {
+                "version": steepest.__version__,
+                "kl_controller": controller.state_dict(),
+                "random": rng_state(self.device),
+            },
+            checkpoint_bytes=sum(part.checkpoint_bytes() for part in (models.actor, models.critic) if part is not None),
+            evaluator=self._evaluator(engine),
+            schedule=Schedule(self.plan.total_steps, trainer.save_freq, trainer.test_freq),
+            health=Health(Limits.for_dtype(models.actor.compute.dtype)),
+            val_before_train=trainer.val_before_train or trainer.val_only,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            num_logged_samples=trainer.log_val_generations,
+            validation_data_dir=trainer.validation_data_dir,
+            history={step: score for step, score in history.items() if 0 < start.step and step <= start.step},
+        )
+
+    def _writers(self, models: build.Models) -> dict[str, Callable[[Path], None]]:
+        writers: dict[str, Callable[[Path], None]] = {"actor": partial(models.actor.save, tokenizer=self.tokenizer)}
+        if models.critic is not None:
+            writers["critic"] = partial(models.critic.save, tokenizer=self.tokenizer)
+        return writers
+
+    def _evaluator(self, engine: RolloutEngine) -> Evaluator:
+        return Evaluator(
+            engine=engine,
+            prompts=self.data.val,
+            sampling=build.val_sampling(self.config),
+            scorer=self.scorer,
+            batch_size=self.config.data.val_batch_size,
+            pad_id=build.pad_id(self.tokenizer),
+        )
+
+    def _train(self, run: Run, start: Start, models: build.Models, engine: RolloutEngine, controller: Any) -> None:
+        if self.config.trainer.val_only:
+            run.validate(start.step)
+            return
+        step = build.build_step(
+            self.config,
+            models,
+            controller,
+            generate=StepRollouts(
+                engine, self.data.train, self.sampler, build.train_sampling(self.config), build.pad_id(self.tokenizer)
+            ),
+            score=StepScorer(self.scorer, self._rollout_writer()),
+            engine=engine,
+            device=self.device,
+        )
+        run_steps(step, step.timed, run.schedule, run, start.step)
+
+    def _rollout_writer(self) -> Callable[[int, list[dict[str, Any]]], None] | None:
+        target = self.config.trainer.rollout_data_dir
+        if target is None:
+            return None
+        return lambda step, records: write_jsonl(Path(target) / f"{step}.jsonl", records)

@@ -1,0 +1,27 @@
+"""PPO (and GRPO) of a language model by one command, with verl's keys.
+
+    python -m steepest.trainer.main_ppo data.train_files=... data.val_files=... actor_rollout_ref.model.path=...
+
+The configuration is checked whole before torch is imported, the data row by row before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from steepest.config.load import load_config
+from steepest.trainer.entry import run_entry
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job that the overrides describe. Returns 0; raises SteepestError for what the user can mend."""
+    config = load_config(list(sys.argv[1:] if argv is None else argv))
+    from steepest.trainer.job import run_ppo
+
+    run_ppo(config)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry(main, sys.argv[1:]))

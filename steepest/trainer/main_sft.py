@@ -1,0 +1,25 @@
+"""Supervised fine-tuning by one command: parquet, jsonl or json of conversations, or of prompts with answers.
+
+    python -m steepest.trainer.main_sft data.train_files=sft.parquet model.path=DIR
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from steepest.config.load import load_sft_config
+from steepest.trainer.entry import run_entry
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job that the overrides describe. Returns 0; raises SteepestError for what the user can mend."""
+    config = load_sft_config(list(sys.argv[1:] if argv is None else argv))
+    from steepest.trainer.sft import run_sft
+
+    run_sft(config)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_entry(main, sys.argv[1:]))

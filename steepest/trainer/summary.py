@@ -1,0 +1,140 @@
+"""What a run says at its start and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import steepest
+from steepest.config.plan import Plan
+from steepest.config.schema import Config
+from steepest.devices.api import Device
+
+GIB = 2**30
+MASTER_BYTES = 4
+"""float32 weights."""
+TRAINING_BYTES = 16
+"""float32 weights, gradients and two Adam moments."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes a run will hold, by what holds them; activations are one micro-batch's and come on top."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def describe(self, available: int) -> str:
+        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.parts.items() if size)
+        return (
+            f"about {self.total / GIB:.2f} GiB without activations ({parts}); "
+            f"this machine has {available / GIB:.1f} GiB free"
+        )
+
+
+def estimate_memory(
+    *, actor: int, critic: int, reference: int, engine_copy_bytes: int, kv_cache_bytes: int
+) -> MemoryEstimate:
+    """From parameter counts (0 for a model that does not exist) and the engine's own bytes."""
+    return MemoryEstimate(
+        {
+            "actor": actor * TRAINING_BYTES,
+            "critic": critic * TRAINING_BYTES,
+            "reference": reference * MASTER_BYTES,
+            "rollout weights": engine_copy_bytes,
+            "KV cache": kv_cache_bytes,
+        }
+    )
+
+
+def count(number: int) -> str:
+    """1234 -> 1.2K, 135_000_000 -> 135M."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def table(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """A title and aligned `name  text` lines, readable in a terminal and in a log file."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows)])
+
+
+def duration(seconds: float) -> str:
+    """45s, 3m 20s, 2h 05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def count_parameters(part: Any) -> int:
+    """Parameters of an actor, critic or reference; 0 for None. Tied weights count once."""
+    return 0 if part is None else sum(p.numel() for p in part.model.parameters())
+
+
+def start_summary(config: Config, plan: Plan, notes: Sequence[str], device: Device, models: Any, folder: str) -> str:
+    """Model, data, steps, memory, and what is on and off, before the first step."""
+    roles = ("actor", "critic", "reference")
+    sizes = {role: count_parameters(getattr(models, role)) for role in roles}
+    rollout, algorithm = config.actor_rollout_ref.rollout, config.algorithm
+    compute = models.actor.compute.dtype
+    memory = estimate_memory(
+        actor=sizes["actor"],
+        critic=sizes["critic"],
+        reference=sizes["reference"],
+        engine_copy_bytes=sizes["actor"] * 2 if compute == "bfloat16" else 0,
+        kv_cache_bytes=kv_cache_bytes(models.actor.model.config, rollout.max_num_seqs, plan, rollout.max_model_len or 0),
+    )
+    rows = [
+        ("device", device.describe()),
+        ("model", f"{config.actor_rollout_ref.model.path}: " + ", ".join(f"{r} {count(n)}" for r, n in sizes.items() if n)),
+        ("compute", f"{compute} over float32 weights"),
+        *(("data", note) for note in notes),
+        ("steps", f"{plan.total_steps} ({plan.steps_per_epoch} an epoch), {config.data.train_batch_size} prompts x "
+                  f"{rollout.n} response(s) each, {plan.updates_per_step} update(s) a step"),
+        ("rollout", f"{rollout.name}, temperature {rollout.temperature:g}, top_p {rollout.top_p:g}, top_k {rollout.top_k}"),
+        ("algorithm", f"{algorithm.adv_estimator}; " + _switches(config)),
+        ("memory", memory.describe(device.memory().available)),
+        ("run folder", folder),
+    ]  # fmt: skip
+    return table(f"steepest {steepest.__version__}", rows)
+
+
+def _switches(config: Config) -> str:
+    actor, algorithm = config.actor_rollout_ref.actor, config.algorithm
+    coef = f"{algorithm.kl_ctrl.kl_coef:g}, {algorithm.kl_penalty}, {algorithm.kl_ctrl.type}"
+    on_off = [
+        ("KL in the reward", f"on ({coef})" if algorithm.use_kl_in_reward else "off"),
+        ("KL loss", f"on ({actor.kl_loss_coef:g}, {actor.kl_loss_type})" if actor.use_kl_loss else "off"),
+        ("entropy bonus", f"{actor.entropy_coeff:g}" if actor.entropy_coeff else "off"),
+    ]
+    return ", ".join(f"{name} {state}" for name, state in on_off)
+
+
+def kv_cache_bytes(model_config: Any, max_num_seqs: int, plan: Plan, max_model_len: int) -> int:
+    """Keys and values of the sequences decoded at once, at full length, in float32."""
+    text = model_config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    sequences = min(max_num_seqs, plan.rows_per_step)
+    return 2 * MASTER_BYTES * text.num_hidden_layers * heads * width * max_model_len * sequences
+
+
+def end_summary(history: Mapping[int, float], *, seconds: float, steps: int, folder: str) -> str:
+    """First, best and last validation, wall time, and where everything lies."""
+    rows = [("steps", f"{steps} in {duration(seconds)}")]
+    if history:
+        first, last = min(history), max(history)
+        best = max(history, key=lambda step: (history[step], -step))
+        for name, step in (("first", first), ("best", best), ("last", last)):
+            rows.append((f"{name} validation", f"{history[step]:.4f} at step {step}"))
+    rows.append(("run folder", f"{folder} (config.yaml, metrics.jsonl, samples.jsonl, checkpoints)"))
+    return table("finished", rows)

@@ -1,0 +1,208 @@
+"""The actor: log-probs of a batch, and the policy update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from steepest.core.aggregation import LossDenominators, aggregate
+from steepest.core.batch import Batch
+from steepest.core.kl import kl_estimate
+from steepest.core.masked import masked_mean
+from steepest.core.policy_losses import LossInputs
+from steepest.models.causal_lm import CausalLM
+from steepest.models.packing import scatter
+from steepest.training.meters import Means, Metrics, Sums
+from steepest.training.micro_batches import MicroBatches
+from steepest.training.mini_batches import UpdateSettings, iterate_mini_batches
+from steepest.training.optim import OptimSettings
+from steepest.training.trainable import ComputeSettings, MicroBatch, Trainable
+
+PolicyLoss = Callable[[LossInputs], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class ActorLossSettings:
+    """What is minimised: pg_loss - entropy_coeff * entropy + kl_loss_coef * kl, each aggregated by `loss_agg_mode`."""
+
+    loss_agg_mode: str = "token-mean"
+    loss_scale_factor: float | None = None
+    """Divisor of seq-mean-token-sum-norm."""
+    entropy_coeff: float = 0.0
+    calculate_entropy: bool = False
+    """Measure the entropy of the policy during the update (`actor/entropy_loss`) although its coefficient is 0."""
+    use_kl_loss: bool = False
+    """Add the KL to the reference to the loss; needs batch.ref_log_probs."""
+    kl_loss_coef: float = 0.001
+    kl_loss_type: str = "low_var_kl"
+
+
+class PolicyPasses(Trainable[CausalLM]):
+    """Log-probs of a batch's responses: what actor and reference do alike."""
+
+    temperature: float
+    forward: MicroBatches
+
+    def _log_probs(self, part: MicroBatch, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        """(b, T) f32 log-probs and entropies of one micro-batch; 0 where response_mask is false."""
+        with self.autocast():
+            found, entropies = self.model.log_probs(
+                part.packed, temperature=self.temperature, with_entropy=with_entropy
+            )
+        log_probs = scatter(found, part.packed, part.shape)
+        return log_probs, None if entropies is None else scatter(entropies, part.packed, part.shape)
+
+    @torch.no_grad()
+    def _batch_log_probs(self, batch: Batch, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        out = torch.zeros(batch.responses.shape, dtype=torch.float32)
+        entropy_out = torch.zeros_like(out) if with_entropy else None
+        for part in self.micro_batches(batch, self.forward):
+            log_probs, entropies = self._log_probs(part, with_entropy=with_entropy)
+            out[part.rows] = log_probs.cpu()
+            if entropy_out is not None and entropies is not None:
+                entropy_out[part.rows] = entropies.cpu()
+        return out, entropy_out
+
+
+class Actor(PolicyPasses):
+    """The policy in training.
+
+    `policy_loss` is an entry of core's POLICY_LOSSES with its options bound. `temperature` is the one that responses
+    were sampled with. `forward` cuts the pass without gradient, `update.micro` the one with.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        policy_loss: PolicyLoss,
+        *,
+        compute: ComputeSettings,
+        optim: OptimSettings,
+        update: UpdateSettings,
+        loss: ActorLossSettings | None = None,
+        forward: MicroBatches | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(model, compute=compute, optim=optim)
+        self.policy_loss, self.loss, self.settings = policy_loss, loss or ActorLossSettings(), update
+        self.forward, self.temperature = forward or update.micro, temperature
+
+    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """(log_probs, entropies), both (B, T) f32 on the CPU, without gradient; 0 where response_mask is false.
+
+        Reads tokens, lengths and response_mask. The code path is that of `update`, so the ratio of the first
+        mini-batch is 1 up to float32 rounding (exactly 1 when both passes are cut alike).
+        """
+        return self._batch_log_probs(batch, with_entropy=True)
+
+    def may_skip_log_probs(self, num_rows: int) -> bool:
+        """Whether the pass before the update is redundant: with one optimizer step a batch, the log-probs of the
+        update itself are the old ones."""
+        return self.settings.num_updates(num_rows) == 1
+
+    def update(self, batch: Batch, *, step: int) -> Metrics:
+        """One PPO update: epochs x mini-batches, an optimizer step each. `step` is the training step, for the shuffle.
+
+        Reads tokens, response_mask, advantages, old_log_probs, ref_log_probs (with use_kl_loss), entropies. With
+        old_log_probs None (allowed when `may_skip_log_probs`) the update's own log-probs stand in for them.
+
+        Metrics: first the mean over a mini-batch, then over mini-batches. `pg_loss`, `entropy_loss`, `kl_loss` are
+        aggregated by loss_agg_mode, without their coefficients; `pg_clipfrac`, `pg_clipfrac_lower`, `ppo_kl` and
+        other stats of the loss are means over policy tokens. `grad_norm` is before clipping, over steps taken;
+        `skipped_steps` counts the others. `entropy` is that of the policy before the update, over the batch's policy
+        tokens. `lr` is the rate of this step. `ratio_max_dev_first` = max |ratio - 1| before the first step.
+
+        A mini-batch without any policy token is passed over: no step, no metric. Raises ValueError when a field
+        that is needed is None.
+        """
+        self._require_fields(batch)
+        means, metrics = Means(), self._old_entropy(batch)
+        for rows in iterate_mini_batches(len(batch), self.settings, step):
+            mini = batch.select(rows)
+            if not mini.response_mask.any():
+                continue
+            denominators = LossDenominators.of(mini.response_mask)
+            loss = _MiniBatchLoss(self, denominators, self._needs_entropy(batch), first=_RATIO not in metrics)
+            found = self.accumulate(self.micro_batches(mini, self.settings.micro), loss)
+            metrics |= {name: found.pop(name) for name in _ONCE if name in found}
+            means.add(found)
+            self.step("actor", means)
+        if self.loss.use_kl_loss:
+            metrics["actor/kl_coef"] = self.loss.kl_loss_coef
+        return metrics | means.read() | self.finish_iteration("actor")
+
+    def _needs_entropy(self, batch: Batch) -> bool:
+        return self.loss.entropy_coeff != 0.0 or self.loss.calculate_entropy or batch.old_log_probs is None
+
+    def _old_entropy(self, batch: Batch) -> Metrics:
+        if batch.entropies is None or not batch.response_mask.any():
+            return {}
+        return {"actor/entropy": float(masked_mean(batch.entropies, batch.response_mask))}
+
+    def _require_fields(self, batch: Batch) -> None:
+        if batch.advantages is None:
+            raise ValueError("actor update: batch.advantages is None; estimate advantages first")
+        if batch.old_log_probs is None and not self.may_skip_log_probs(len(batch)):
+            raise ValueError(
+                f"actor update: batch.old_log_probs is None, but {self.settings.num_updates(len(batch))} optimizer "
+                "steps follow from this batch; from the second on the old log-probs are needed"
+            )
+        if self.loss.use_kl_loss and batch.ref_log_probs is None:
+            raise ValueError("actor update: batch.ref_log_probs is None, but the KL loss needs them")
+
+
+_RATIO = "actor/ratio_max_dev_first"
+_ONCE = (_RATIO, "actor/entropy")
+
+
+@dataclass
+class _MiniBatchLoss:
+    """The loss of one micro-batch, scaled so that the sum over micro-batches is the mini-batch's loss."""
+
+    actor: Actor
+    denominators: LossDenominators
+    with_entropy: bool
+    first: bool
+    loss: ActorLossSettings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loss = self.actor.loss
+
+    def __call__(self, part: MicroBatch, sums: Sums) -> Tensor:
+        batch, mask = part.batch, part.batch.response_mask
+        log_probs, entropies = self.actor._log_probs(part, with_entropy=self.with_entropy)
+        redundant = batch.old_log_probs is None
+        old_log_probs = log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
+        assert batch.advantages is not None
+        per_token, stats = self.actor.policy_loss(LossInputs(log_probs, old_log_probs, batch.advantages, mask))
+        total = self._aggregate("actor/pg_loss", per_token, mask, sums)
+        for name, values in stats.items():
+            if name != "ratio":
+                self._token_mean(f"actor/{name}", values, mask, sums)
+        if self.first:
+            ratio = (log_probs.detach() - old_log_probs).masked_fill(~mask, 0.0).exp()
+            sums.take_max(_RATIO, (ratio - 1.0).abs().max())
+        if entropies is not None:
+            if redundant:
+                self._token_mean("actor/entropy", entropies, mask, sums)
+            if self.loss.entropy_coeff != 0.0 or self.loss.calculate_entropy:
+                entropy = self._aggregate("actor/entropy_loss", entropies, mask, sums)
+                total = total - self.loss.entropy_coeff * entropy
+        if self.loss.use_kl_loss:
+            assert batch.ref_log_probs is not None
+            kl = kl_estimate(log_probs, batch.ref_log_probs, self.loss.kl_loss_type, response_mask=mask)
+            total = total + self.loss.kl_loss_coef * self._aggregate("actor/kl_loss", kl, mask, sums)
+        return total
+
+    def _aggregate(self, name: str, per_token: Tensor, mask: Tensor, sums: Sums) -> Tensor:
+        value = aggregate(
+            per_token, mask, self.loss.loss_agg_mode, self.denominators, scale_factor=self.loss.loss_scale_factor
+        )
+        sums.add(name, value)
+        return value
+
+    def _token_mean(self, name: str, values: Tensor, mask: Tensor, sums: Sums) -> None:
+        sums.add_token_mean(name, values, mask, self.denominators.num_tokens)

@@ -1,0 +1,53 @@
+"""Micro-batches: which rows go through the model together. The result of an update does not depend on the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """How rows are cut into forward passes. Give `rows` or `tokens`; with both, `rows` wins."""
+
+    rows: int | None = None
+    """Sequences per pass, in the order of the batch."""
+    tokens: int | None = 16384
+    """Real (padding-free) tokens per pass, prompt and response together."""
+
+    def __post_init__(self) -> None:
+        if self.rows is None and self.tokens is None:
+            raise ValueError("micro-batches need a number of rows or a number of tokens")
+        for name, value in (("rows", self.rows), ("tokens", self.tokens)):
+            if value is not None and value < 1:
+                raise ValueError(f"micro-batch {name}={value}: must be at least 1")
+
+    def split(self, lengths: Sequence[int]) -> list[list[int]]:
+        """The micro-batches of sequences with these token counts, as lists of indices. See `split`."""
+        return split(lengths, rows=self.rows) if self.rows is not None else split(lengths, tokens=self.tokens)
+
+
+def split(lengths: Sequence[int], *, rows: int | None = None, tokens: int | None = None) -> list[list[int]]:
+    """Cut indices 0..n-1 into micro-batches. Every index occurs once; the same lengths give the same cut.
+
+    rows:   `rows` neighbours at a time, in order; the last one may be smaller.
+    tokens: bins of at most `tokens` tokens, longest first into the first bin with room (first fit decreasing,
+            at most 11/9 of the fewest bins possible). A sequence longer than the budget gets a bin of its own.
+            Indices are ascending in a bin, and bins are ordered by their first index.
+    """
+    if (rows is None) == (tokens is None):
+        raise ValueError("give rows or tokens, not both and not none")
+    if rows is not None:
+        return [list(range(start, min(start + rows, len(lengths)))) for start in range(0, len(lengths), rows)]
+    assert tokens is not None
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fits = next((b for b, left in enumerate(room) if lengths[index] <= left), None)
+        if fits is None:
+            bins.append([index])
+            room.append(tokens - lengths[index])
+        else:
+            bins[fits].append(index)
+            room[fits] -= lengths[index]
+    return sorted(sorted(found) for found in bins)

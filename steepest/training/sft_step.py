@@ -1,0 +1,102 @@
+"""Supervised fine-tuning: the log-likelihood of the tokens that a loss mask marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.models.causal_lm import CausalLM
+from steepest.models.packing import pack_sequences
+from steepest.training.meters import Means, Metrics, Sums
+from steepest.training.micro_batches import MicroBatches
+from steepest.training.optim import OptimSettings
+from steepest.training.trainable import ComputeSettings, Trainable, move
+
+
+@dataclass(frozen=True)
+class SFTExample:
+    """One training sequence of S tokens."""
+
+    token_ids: list[int]
+    """Prompt and answer."""
+    loss_mask: list[bool]
+    """True on the tokens to be learned. The first token follows nothing, so its flag has no effect."""
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.loss_mask):
+            raise ValueError(f"{len(self.token_ids)} token ids with a loss mask of {len(self.loss_mask)}")
+
+    @property
+    def num_targets(self) -> int:
+        return sum(self.loss_mask[1:])
+
+
+class Supervised(Trainable[CausalLM]):
+    """A language model learning sequences.
+
+        loss = - sum of log p(token | tokens before it) over the marked tokens / number of marked tokens
+
+    The number is that of the whole batch, so the loss does not depend on the micro-batches.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        *,
+        compute: ComputeSettings,
+        optim: OptimSettings,
+        micro: MicroBatches | None = None,
+    ) -> None:
+        super().__init__(model, compute=compute, optim=optim)
+        self.micro = micro or MicroBatches()
+
+    def update(self, examples: Sequence[SFTExample]) -> Metrics:
+        """One optimizer step, and one step of the schedule, on all the examples together.
+
+        Metrics: `train/loss` (before the step), `train/grad_norm` (before clipping), `train/lr`,
+        `train/num_target_tokens`, `train/skipped_steps`. Raises ValueError when no token is marked.
+        """
+        num_targets = self._count(examples)
+        means = Means()
+        means.add(self.accumulate(self._packed(examples), _Loss(self, num_targets)))
+        self.step("train", means)
+        return means.read() | {"train/num_target_tokens": float(num_targets)} | self.finish_iteration("train")
+
+    @torch.no_grad()
+    def evaluate(self, examples: Sequence[SFTExample]) -> Metrics:
+        """`val/loss`: the mean over all marked tokens, without gradient. Raises ValueError when no token is marked."""
+        sums, loss = Sums(), _Loss(self, self._count(examples))
+        for part in self._packed(examples):
+            loss(part, sums)
+        return {name.replace("train/", "val/"): value for name, value in sums.read().items()}
+
+    def _packed(self, examples: Sequence[SFTExample]) -> Iterator[Any]:
+        used = [example for example in examples if example.num_targets]
+        for picks in self.micro.split([len(example.token_ids) for example in used]):
+            part = [used[i] for i in picks]
+            masks = [[False, *example.loss_mask[1:]] for example in part]
+            yield move(pack_sequences([example.token_ids for example in part], masks), self.device)
+
+    @staticmethod
+    def _count(examples: Sequence[SFTExample]) -> int:
+        num_targets = sum(example.num_targets for example in examples)
+        if num_targets == 0:
+            raise ValueError(f"none of the {len(examples)} sequences marks a token to be learned")
+        return num_targets
+
+
+@dataclass
+class _Loss:
+    supervised: Supervised
+    num_targets: int
+
+    def __call__(self, packed: Any, sums: Sums) -> Tensor:
+        with self.supervised.autocast():
+            log_probs, _ = self.supervised.model.log_probs(packed)
+        loss = -log_probs.sum() / self.num_targets
+        sums.add("train/loss", loss)
+        return loss

@@ -1,0 +1,64 @@
+"""Engine against trainer: each number by hand, exactly 0 for equal log-probs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from steepest.core.mismatch import mismatch_metrics
+
+NAN = math.nan
+
+
+def test_by_hand() -> None:
+    # engine 1/4 and 1/2, trainer 1/2 and 1/2: d = ln 2 and 0, weights 2 and 1, probabilities differ by 1/4 and 0
+    rollout = torch.tensor([[math.log(0.25), math.log(0.5), NAN]])
+    old = torch.tensor([[math.log(0.5), math.log(0.5), NAN]])
+    mask = torch.tensor([[True, True, False]])
+    ln2 = math.log(2.0)
+    assert mismatch_metrics(rollout, old, mask) == pytest.approx(
+        {
+            "mismatch/kl": -ln2 / 2,
+            "mismatch/k3_kl": (2 - 1 - ln2) / 2,
+            "mismatch/max_ratio": 2.0,
+            "mismatch/mean_abs_diff": ln2 / 2,
+            "mismatch/ess": 9 / (2 * 5),  # (2 + 1)^2 / (2 * (4 + 1))
+            "training/rollout_probs_diff_mean": 0.125,
+            "training/rollout_probs_diff_max": 0.25,
+            "training/rollout_probs_diff_std": math.sqrt(2 * 0.125**2),  # n - 1 = 1
+        },
+        abs=1e-6,
+    )
+
+
+def test_a_token_that_the_trainer_finds_rarer() -> None:
+    # engine 1/2, trainer 1/4: d = -ln 2
+    got = mismatch_metrics(torch.tensor([[math.log(0.5)]]), torch.tensor([[math.log(0.25)]]), torch.tensor([[True]]))
+    assert got["mismatch/kl"] == pytest.approx(math.log(2.0))
+    assert got["mismatch/k3_kl"] == pytest.approx(0.5 - 1 + math.log(2.0))
+    assert got["mismatch/max_ratio"] == pytest.approx(0.5)
+    assert got["mismatch/mean_abs_diff"] == pytest.approx(math.log(2.0))
+    assert got["training/rollout_probs_diff_max"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_equal_log_probs_and_empty_masks_are_exactly_zero(masked: bool) -> None:
+    # Trap 19: in fp32 on the same weights there is no mismatch at all
+    log_probs = -torch.rand(3, 4, generator=torch.Generator().manual_seed(0)) * 5
+    other = torch.full_like(log_probs, NAN) if masked else log_probs.clone()
+    mask = torch.full_like(log_probs, not masked, dtype=torch.bool)
+    got = mismatch_metrics(log_probs, other, mask)
+    assert got.pop("mismatch/max_ratio") == 1.0
+    assert got.pop("mismatch/ess") == pytest.approx(1.0, abs=1e-6)
+    assert len(got) == 6
+    for name, number in got.items():
+        assert number == 0.0 and math.copysign(1.0, number) == 1.0, name
+
+
+def test_a_huge_weight_leaves_one_effective_sample() -> None:
+    # weights e^100, 1, 1, 1 overflow fp32, their shares do not: one sample in four
+    rollout = torch.tensor([[-101.0, -1.0, -1.0, -1.0]])
+    got = mismatch_metrics(rollout, torch.full((1, 4), -1.0), torch.ones(1, 4, dtype=torch.bool))
+    assert got["mismatch/ess"] == pytest.approx(0.25)

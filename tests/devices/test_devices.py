@@ -1,0 +1,252 @@
+"""Choice of a device, what it says about itself, and the words when it is not there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from steepest.devices import DEVICES, CPUDevice, CUDADevice, Device, MemoryStats, NPUDevice, api, cpu, select_device
+from steepest.errors import ConfigError, DeviceError
+
+
+def test_names_and_facts_of_the_three_devices() -> None:
+    facts = {
+        name: (device.type, device.distributed_backend, device.visible_devices_variable, device.ray_resource)
+        for name in DEVICES.names()
+        for device in [DEVICES.get(name).value()]
+    }
+    assert facts == {
+        "cpu": ("cpu", "gloo", None, "CPU"),
+        "cuda": ("cuda", "cpu:gloo,cuda:nccl", "CUDA_VISIBLE_DEVICES", "GPU"),
+        "npu": ("npu", "cpu:gloo,npu:hccl", "ASCEND_RT_VISIBLE_DEVICES", "NPU"),
+    }
+    assert set(api.PREFERENCE) == set(facts)
+
+
+def present(monkeypatch: pytest.MonkeyPatch, **reasons: str | None) -> None:
+    for name, reason in reasons.items():
+        monkeypatch.setattr(DEVICES.get(name).value, "availability", lambda self, reason=reason: reason)
+
+
+def test_unset_takes_the_best_present_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    present(monkeypatch, cuda=None, npu="absent; buy one.")
+    assert select_device().name == "cuda"
+    present(monkeypatch, cuda="no driver; install it.", npu=None)
+    device = select_device()
+    assert device.name == "npu"
+    assert device.chosen_because == "trainer.device is unset: the best device present; no cuda: no driver"
+    present(monkeypatch, npu="absent; buy one.")
+    device = select_device(None)
+    assert device.name == "cpu"
+    assert device.chosen_because.endswith("no cuda: no driver; no npu: absent")
+
+
+def test_a_named_device_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    present(monkeypatch, cuda="no driver; install it, or use trainer.device=cpu.", npu=None)
+    with pytest.raises(DeviceError) as caught:
+        select_device("cuda")
+    assert str(caught.value) == "trainer.device=cuda: no driver; install it, or use trainer.device=cpu."
+    assert select_device("cpu").name == "cpu"
+    assert select_device("cpu").chosen_because == "trainer.device=cpu"
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(
+        ConfigError, match=r"trainer.device='cud': no such device. Did you mean 'cuda'\? Known: cpu, cuda, npu"
+    ):
+        select_device("cud")
+    with pytest.raises(ConfigError, match="use trainer.device=npu with ASCEND_RT_VISIBLE_DEVICES=3 in the environment"):
+        select_device("npu:3")
+
+
+def test_cuda_says_which_of_three_things_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None, raising=False)
+    assert "is built without CUDA; install a CUDA build" in str(CUDADevice().availability())
+    monkeypatch.setattr(torch.version, "cuda", "12.9")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "CUDA_VISIBLE_DEVICES='' hides every card" in str(CUDADevice().availability())
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert "finds no card or no driver; see that nvidia-smi" in str(CUDADevice().availability())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert CUDADevice().availability() is None
+
+
+def fake_npu_package(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    (folder / "torch_npu").mkdir()
+    (folder / "torch_npu" / "__init__.py").write_text(code)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+
+
+def test_npu_without_the_package() -> None:
+    if "torch_npu" in sys.modules:
+        pytest.skip("torch-npu is here")
+    assert str(NPUDevice().availability()).startswith("the package torch-npu is not installed; install it")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            "raise ImportError('libhccl.so: cannot open shared object file')",
+            "libhccl.so: cannot open shared object file",
+        ),
+        ("raise ImportError('libhccl.so')", "source /usr/local/Ascend/ascend-toolkit/set_env.sh"),
+        (
+            "raise RuntimeError('Two accelerators cannot be used\\nmore')",
+            "refused to load (Two accelerators cannot be used)",
+        ),
+    ],
+)
+def test_npu_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, words: str) -> None:
+    fake_npu_package(tmp_path, monkeypatch, code)
+    reason = str(NPUDevice().availability())
+    assert words in reason and reason.endswith("or use trainer.device=cpu.") and "\n" not in reason
+
+
+def test_npu_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_npu_package(tmp_path, monkeypatch, "")
+    cards = SimpleNamespace(is_available=lambda: False)
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: cards)
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "7")
+    assert str(NPUDevice().availability()).startswith(
+        "torch-npu sees no card (ASCEND_RT_VISIBLE_DEVICES='7'); see that"
+    )
+    cards.is_available = lambda: True
+    assert NPUDevice().availability() is None
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+
+
+class FakeModule(ModuleType):
+    """torch's module of an accelerator with two cards."""
+
+    def __init__(self) -> None:
+        super().__init__("fake")
+        self.states = [torch.tensor([1]), torch.tensor([2])]
+        self.seeds: list[int] = []
+        self.calls: list[str] = []
+
+    def device_count(self) -> int:
+        return 2
+
+    def mem_get_info(self, index: int) -> tuple[int, int]:
+        return (600 + index, 1000)
+
+    def max_memory_allocated(self, index: int) -> int:
+        return 400 + index
+
+    def reset_peak_memory_stats(self, index: int) -> None:
+        self.calls.append(f"reset {index}")
+
+    def synchronize(self) -> None:
+        self.calls.append("synchronize")
+
+    def empty_cache(self) -> None:
+        self.calls.append("empty_cache")
+
+    def get_device_name(self, index: int) -> str:
+        return "Ascend910B"
+
+    def is_bf16_supported(self) -> bool:
+        return True
+
+    def manual_seed_all(self, seed: int) -> None:
+        self.seeds.append(seed)
+
+    def get_rng_state_all(self) -> list[torch.Tensor]:
+        return list(self.states)
+
+    def set_rng_state(self, state: torch.Tensor, index: int) -> None:
+        self.states[index] = state
+
+
+def test_an_accelerator_asks_its_own_torch_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, device = FakeModule(), NPUDevice()
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: asked.append(kind) or module)
+    assert device.count() == 2
+    assert device.memory(1) == MemoryStats(total=1000, available=601, peak=401)
+    device.reset_peak_memory(1)
+    device.synchronize()
+    device.empty_cache()
+    assert module.calls == ["reset 1", "synchronize", "empty_cache"]
+    assert device.supports_bf16() == (True, "Ascend910B has bf16 arithmetic")
+    assert device.default_dtype() is torch.bfloat16
+    device.seed(5)
+    state = device.rng_state()
+    assert module.seeds == [5] and sorted(state) == ["cpu", "npu:0", "npu:1"]
+    module.states = [torch.tensor([8]), torch.tensor([9])]
+    device.set_rng_state(state)
+    assert [int(s) for s in module.states] == [1, 2]
+    assert set(asked) == {"npu"}
+
+
+X86 = "processor\t: 0\nmodel name\t: Fast CPU\nflags\t\t: fpu sse avx2 {}\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "bf16", "words"),
+    [
+        (X86.format("avx512f avx512_bf16"), True, "this CPU has AVX512-BF16"),
+        (X86.format("amx_bf16 amx_tile avx512_bf16"), True, "this CPU has AMX-BF16 and AVX512-BF16"),
+        (X86.format("avx512f amx_int8"), False, "neither AVX512-BF16 nor AMX, so fp32 is faster"),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n", True, "this CPU has Arm BF16"),
+    ],
+)
+def test_bf16_is_used_where_the_cpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, cpuinfo: str, bf16: bool, words: str
+) -> None:
+    monkeypatch.setattr(cpu, "_read", lambda path: cpuinfo if path == "/proc/cpuinfo" else None)
+    supported, reason = CPUDevice().supports_bf16()
+    assert supported is bf16 and words in reason
+    assert CPUDevice().default_dtype() is (torch.bfloat16 if bf16 else torch.float32)
+
+
+def test_cpu_memory_is_that_of_the_container_when_it_is_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   2000 kB\n"}
+    monkeypatch.setattr(cpu, "_read", files.get)
+    assert CPUDevice().memory().total == total
+    assert CPUDevice().memory().available == 2000 * 1024
+    files |= {"/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory.current": "5\n"}
+    assert CPUDevice().memory().total == total
+    files |= {"/sys/fs/cgroup/memory.max": "1000000\n", "/sys/fs/cgroup/memory.current": "400000\n"}
+    assert CPUDevice().memory().total == 1_000_000
+    assert CPUDevice().memory().available == 600_000
+    files |= {"/sys/fs/cgroup/memory.current": "1200000\n"}
+    assert CPUDevice().memory().available == 0
+
+
+def test_cpu_peak_memory_grows_with_use_in_bytes() -> None:
+    device = CPUDevice()
+    before = device.memory().peak
+    room = torch.ones(max(1, before // 4) + 25_000_000)  # fp32: at least 100 MB above the peak so far
+    grown = device.memory().peak - before
+    assert 90e6 < grown < 4 * room.numel() + 50e6
+
+
+def test_cpu_device_describes_itself() -> None:
+    device: Device = select_device("cpu")
+    text = device.describe()
+    assert text.startswith("cpu (") and "trainer.device=cpu" in text and "compute " in text
+    assert device.torch_device() == torch.device("cpu") and device.count() == 1
+
+
+def test_seed_and_random_state_repeat_the_numbers() -> None:
+    device = CPUDevice()
+    device.seed(3)
+    first = torch.rand(4)
+    state = device.rng_state()
+    second = torch.rand(4)
+    device.set_rng_state(state)
+    assert torch.equal(torch.rand(4), second) and not torch.equal(first, second)
+    device.seed(3)
+    assert torch.equal(torch.rand(4), first)

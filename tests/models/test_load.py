@@ -1,0 +1,182 @@
+"""Names to folders, end tokens, dropout, and the words of the errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from steepest.errors import ModelError
+from steepest.models.load import (
+    check_vocabulary,
+    end_token_ids,
+    load_causal_lm,
+    load_tokenizer,
+    load_value_model,
+    resolve_model,
+)
+from tests.tiny import tiny_folder, tiny_hf, tiny_lm
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Any attempt to reach a hub fails at once, wherever the tests run."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def test_a_local_folder_is_itself(folder):
+    assert resolve_model(folder) == folder and resolve_model(str(folder)) == folder
+
+
+def test_a_folder_with_one_gguf_file_stands_for_it(tmp_path):
+    (tmp_path / "a.gguf").touch()
+    assert resolve_model(tmp_path) == tmp_path / "a.gguf" == resolve_model(tmp_path / "a.gguf")
+    (tmp_path / "b.gguf").touch()
+    with pytest.raises(ModelError, match=r"holds 2 \.gguf files"):
+        resolve_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/no/such/model", "./model", "~/no-such-model", "a/b/c", "model.gguf"])
+def test_a_path_that_is_not_there_is_called_a_path(name):
+    with pytest.raises(ModelError, match="no such folder or file"):
+        resolve_model(name)
+
+
+def test_a_hub_id_that_cannot_be_reached_names_the_remedies(offline):
+    with pytest.raises(ModelError, match=r"owner/missing: not in the local cache.*give its folder.*HF_ENDPOINT"):
+        resolve_model("owner/missing")
+    with pytest.raises(ModelError, match="neither a folder here nor a hub id"):
+        resolve_model("not a name")
+
+
+def test_modelscope_is_asked_for_its_own_ids(folder, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, **options):
+        asked.append(name)
+        return str(folder)
+
+    module = types.ModuleType("modelscope")
+    module.snapshot_download = snapshot_download
+    monkeypatch.setitem(sys.modules, "modelscope", module)
+    assert resolve_model("Qwen/Qwen2.5", hub="modelscope") == folder and asked == ["Qwen/Qwen2.5"]
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    with pytest.raises(ModelError, match=r"pip install 'steepest\[modelscope\]'"):
+        resolve_model("Qwen/Qwen2.5", hub="modelscope")
+
+
+@pytest.mark.parametrize(
+    ("generation", "want"),
+    [({"eos_token_id": [5, 3]}, (2, 3, 5)), ({"eos_token_id": 2}, (2,)), ({}, (2,)), (None, (2, 7))],
+)
+def test_end_tokens_are_those_of_generation_config_and_tokenizer(tmp_path, generation, want):
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "eos_token_id": 7}))
+    assert end_token_ids(tmp_path, types.SimpleNamespace(eos_token_id=2)) == want
+
+
+def test_no_end_token_at_all_is_an_error(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ModelError, match="no end token"):
+        end_token_ids(tmp_path, types.SimpleNamespace(eos_token_id=None))
+
+
+def test_tokenizer_pads_with_its_end_token_when_it_has_no_other(folder, tmp_path):
+    tokenizer = load_tokenizer(folder, custom_chat_template="{{ messages[0]['content'] }}")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "7"}], tokenize=False) == "7"
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    assert load_tokenizer(tmp_path).pad_token_id == tokenizer.eos_token_id
+
+
+def test_a_generic_tokenizer_in_a_qwen2_folder_is_read_as_it_is(tmp_path):
+    folder = tiny_folder(tmp_path, model_type="qwen2")
+    text = "What is 12 + 12?\n#### 12"
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_masters_are_fp32_and_dropout_is_off_everywhere(tmp_path):
+    config = GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=2, n_positions=64, eos_token_id=1, bos_token_id=1)
+    hf = AutoModelForCausalLM.from_config(config).bfloat16()
+    hf.save_pretrained(tmp_path)
+    for model in (load_causal_lm(tmp_path), load_value_model(tmp_path)):
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        assert model.training
+        dropouts = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+        assert len(dropouts) > 5 and set(dropouts) == {0.0}
+        assert model.config.attn_pdrop == model.config.resid_pdrop == 0.0
+
+
+def test_tied_embeddings_stay_tied(folder):
+    model = load_causal_lm(folder)
+    assert model.hf.lm_head.weight is model.hf.get_input_embeddings().weight
+    assert len(list(model.parameters())) == len({id(p) for p in model.parameters()})
+
+
+def test_override_config_changes_existing_entries_only(folder):
+    assert load_causal_lm(folder, override_config={"rms_norm_eps": 0.5}).config.rms_norm_eps == 0.5
+    with pytest.raises(ModelError, match=r"override_config\.rms_norm_epps.*Did you mean 'rms_norm_eps'"):
+        load_causal_lm(folder, override_config={"rms_norm_epps": 0.5})
+
+
+def test_missing_weights_are_named(tmp_path):
+    tiny_hf("llama").save_pretrained(tmp_path)
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(tmp_path / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    for load in (load_causal_lm, load_value_model):
+        with pytest.raises(ModelError, match=r"not in the checkpoint.*layers\.1\.mlp\.up_proj"):
+            load(tmp_path)
+
+
+def test_damaged_folder_is_a_model_error(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot load a config"):
+        load_causal_lm(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
+    with pytest.raises(ModelError, match="nonsense"):
+        load_causal_lm(tmp_path)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(folder):
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(load_causal_lm(folder), tokenizer)
+    with pytest.raises(ModelError, match="embeds 10"):
+        check_vocabulary(tiny_lm(vocab_size=10), tokenizer)
+
+
+def test_loading_prints_nothing(folder, capfd):
+    load_tokenizer(folder)
+    load_causal_lm(folder)
+    load_value_model(folder)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "text"),
+    [
+        ("gemma2", {"head_dim": 8, "attn_logit_softcapping": 30.0}, "soft-capping"),
+        ("bloom", {"n_head": 4}, "attention interface|cannot be packed|without attention_context"),
+        ("mamba", {"state_size": 4}, "attention interface|cannot be packed"),
+    ],
+)
+def test_architectures_that_cannot_be_packed_are_refused_by_name(tmp_path, family, changes, text):
+    tiny_hf(family, **changes).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=text):
+        load_causal_lm(tmp_path)

@@ -1,0 +1,442 @@
+"""The pool: every way in which a reward can fail is seen, told and contained."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from steepest.errors import ConfigError, DataError, RewardError
+from steepest.rewards import RewardPool, RewardRequest, RewardResult
+from steepest.rewards.pool import allowed_failures
+
+FUNCTIONS = str(Path(__file__).parent / "functions.py")
+ROOT = Path(__file__).parents[2]
+
+
+def requests(*solutions: str, source: str = "d") -> list[RewardRequest]:
+    return [RewardRequest(f"row:{i}", source, solution, "72", {}) for i, solution in enumerate(solutions)]
+
+
+def custom_pool(name: str = "compute_score", **options) -> RewardPool:
+    options = {"num_workers": 2, "timeout_s": 10.0, "max_error_rate": 1.0} | options
+    return RewardPool(custom=(FUNCTIONS, name), **options)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with custom_pool() as pool:
+        pool.check([])
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def hasty():
+    with custom_pool(timeout_s=0.4) as pool:
+        pool.check([])
+        yield pool
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def gone_within(pids: list[int], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not any(alive(pid) for pid in pids)
+
+
+# ---- what a function may return, and how it may fail
+
+
+@pytest.mark.parametrize(
+    ("solution", "result"),
+    [
+        ("one", RewardResult(1.0)),
+        ("zero", RewardResult(0.0)),  # a score, not a missing one
+        ("true", RewardResult(1.0)),
+        ("parts", RewardResult(0.25, {"acc": 1.0})),
+        ("dataclass", RewardResult(2.0)),
+        ("alarm", RewardResult(0.5)),  # signal.alarm works: the worker scores on its main thread
+        ("torch", RewardResult(0.0)),
+        ("threads", RewardResult(float(os.environ.get("OMP_NUM_THREADS", "1")))),
+        ("path", RewardResult(float("PYTHONPATH" in os.environ))),
+    ],
+)
+def test_scores(pool, solution, result):
+    assert pool.score(requests(solution)) == [result]
+    assert pool.error_rate == 0.0
+
+
+@pytest.mark.parametrize(
+    ("solution", "error"),
+    [
+        ("nan", "ValueError: the reward function returned nan as a score, which is not finite"),
+        ("inf", "ValueError: the reward function returned inf as a score, which is not finite"),
+        ("none", "TypeError: the reward function returned None as a score, which is not a number"),
+        ("text", "TypeError: the reward function returned str '1.0' as a score, which is not a number"),
+        ("no score", "ValueError: the reward function returned a dict without 'score'; it has ['acc']"),
+        ("exit", "SystemExit: 3 (functions.py:"),
+        ("interrupt", "KeyboardInterrupt (functions.py:"),
+        ("rude", "Rude: (its message cannot be shown) (functions.py:"),
+        ("recurse", "RecursionError: maximum recursion depth exceeded"),
+        ("die", "the worker process exited with code 7"),
+        ("segfault", "the worker process was killed by SIGSEGV"),
+        ("killed", "the worker process was killed by SIGKILL (out of memory?)"),
+        ("stopped", "timeout after 0.4 s"),
+        ("sleep", "timeout after 0.4 s"),
+        ("regex", "timeout after 0.4 s"),
+    ],
+)
+def test_failures_are_counted_and_named_and_never_zero(request, caplog, solution, error):
+    pool = request.getfixturevalue("hasty" if error.startswith("timeout") else "pool")
+    [good, bad, zero] = pool.score(requests("1.0", solution, "0.0"))
+    assert (good, zero) == (RewardResult(1.0), RewardResult(0.0))
+    assert bad.score is None and bad.parts == {} and bad.error.startswith(error)
+    assert pool.error_rate == 1 / 3
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING and record.name == "steepest.rewards"
+    start = f"reward: 1 of 3 samples failed (33.3 %). First: sample row:1: {error}"
+    assert record.message.startswith(start) and record.message.endswith("These rows get no score.")
+
+
+def test_an_exception_names_its_line(pool):
+    lines = Path(FUNCTIONS).read_text().splitlines()
+    line = next(i for i, text in enumerate(lines, 1) if text == "    raise error")
+    assert pool.score(requests("raise"))[0].error == f"ValueError: bad answer (functions.py:{line})"
+
+
+def test_one_warning_tells_the_first_sample_of_many(pool, caplog):
+    results = pool.score(requests("one", "nan", "one", "raise", "none"))
+    assert [result.score for result in results] == [1.0, None, 1.0, None, None]
+    [record] = caplog.records
+    assert record.message.startswith("reward: 3 of 5 samples failed (60.0 %). First: sample row:1: ValueError: ")
+
+
+def test_the_time_limit_counts_from_the_start_of_each_sample():
+    # one worker, a chunk of 15 first: together above the limit, each far below it
+    with custom_pool("slow_score", num_workers=1, timeout_s=0.5) as pool:
+        results = pool.score([RewardRequest(str(i), "d", "0.04", "", {}) for i in range(30)])
+    assert [result.score for result in results] == [0.04] * 30
+
+
+def test_all_kinds_of_failure_at_once_off_the_main_thread():
+    solutions = ["1", "sleep", "2", "die", "3", "nan", "0", "segfault", "4", "regex", "true", "none", "5", "raise"]
+    expected = [1, None, 2, None, 3, None, 0, None, 4, None, 1, None, 5, None]
+    got: list[RewardResult] = []
+    with custom_pool(timeout_s=0.5) as pool:
+        thread = threading.Thread(target=lambda: got.extend(pool.score(requests(*solutions))))
+        thread.start()
+        thread.join(20)
+        assert pool.error_rate == 0.5
+    assert [result.score for result in got] == expected
+
+
+def test_calls_from_several_threads_do_not_mix(pool):
+    got: dict[int, list[float | None]] = {}
+
+    def run(base: int) -> None:
+        got[base] = [result.score for result in pool.score(requests(*(str(base + i) for i in range(50))))]
+
+    threads = [threading.Thread(target=run, args=(100 * k,)) for k in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join(20) for thread in threads]
+    assert got == {100 * k: [100.0 * k + i for i in range(50)] for k in range(4)}
+
+
+@given(st.lists(st.one_of(st.integers(0, 99).map(str), st.sampled_from(["nan", "raise", "die"])), max_size=80))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_results_come_in_the_order_of_the_requests(pool, solutions):
+    if solutions.count("die") > 2:  # each costs the start of a process
+        solutions = [solution for solution in solutions if solution != "die"]
+    results = pool.score(requests(*solutions))
+    bad = ("nan", "raise", "die")
+    assert [result.score for result in results] == [None if s in bad else float(s) for s in solutions]
+    assert pool.error_rate == sum(s in bad for s in solutions) / max(1, len(solutions))
+
+
+def test_a_row_that_cannot_be_sent_fails_alone(pool):
+    rows = requests("1", "2")
+    rows[0].extra_info["f"] = lambda: 0
+    bad, good = pool.score(rows)
+    assert good == RewardResult(2.0)
+    assert bad.score is None and "the row cannot be sent to a worker" in bad.error
+
+
+# ---- the limit
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "rate", "allowed"),
+    [
+        (0, 0.1, 0),
+        (1, 0.1, 0),
+        (2, 0.1, 1),
+        (8, 0.1, 1),
+        (20, 0.1, 2),
+        (256, 0.1, 25),
+        (100, 0.29, 29),
+        (3, 0.99, 2),
+        (8, 0, 0),
+        (8, 1, 8),
+    ],
+)
+def test_allowed_failures(num_samples, rate, allowed):
+    assert allowed_failures(num_samples, rate) == allowed
+
+
+def test_too_many_failures_end_the_run_at_once(caplog):
+    with custom_pool(max_error_rate=0.1, timeout_s=0.3) as pool:
+        start = time.monotonic()
+        with pytest.raises(RewardError) as caught:
+            pool.score(requests(*["sleep"] * 40))
+        # 5 of 40 are enough; all would take 40 * 0.3 / 2 = 6 s, and the starts of 40 workers
+        assert time.monotonic() - start < 5
+        assert str(caught.value).startswith("reward: 5 of 40 samples failed (12.5 %). First: sample row:")
+        assert "timeout after 0.3 s. That is more than reward.max_error_rate=0.1 allows (4 of 40)" in str(caught.value)
+        assert pool.error_rate == 0.125 and not caplog.records
+        # and the pool is fit for use
+        assert pool.score(requests("1", "2")) == [RewardResult(1.0), RewardResult(2.0)]
+        assert pool.error_rate == 0.0
+
+
+def test_just_allowed_is_allowed():
+    with custom_pool(max_error_rate=0.1) as pool:
+        assert sum(r.score is None for r in pool.score(requests(*["nan"] * 2, *["1"] * 18))) == 2
+        with pytest.raises(RewardError, match="3 of 20"):
+            pool.score(requests(*["nan"] * 3, *["1"] * 17))
+
+
+def test_nothing_to_score(pool):
+    assert pool.score([]) == [] and pool.error_rate == 0.0
+
+
+# ---- custom functions and check()
+
+
+def test_async_functions_and_their_time_limit():
+    with custom_pool("async_score", timeout_s=0.4) as pool:
+        pool.check(["anything"])
+        results = pool.score(requests(*map(str, range(20)), "sleep", "raise"))
+    assert [result.score for result in results] == [*map(float, range(20)), None, None]
+    assert results[20].error == "timeout after 0.4 s"
+
+
+def test_functions_get_the_four_keywords():
+    with custom_pool("see") as pool:
+        assert pool.score([RewardRequest("id", "d", "s", [1], {"k": "v"})]) == [RewardResult(1.0)]
+
+
+def test_a_custom_function_that_cannot_be_used_is_told_at_the_start(tmp_path):
+    # the ways in which a file can be unusable are in test_worker.py
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(2)\n")
+    message = r"^custom_reward_function.path='.*exits.py': importing it raised SystemExit: 2 \(exits.py:2\)$"
+    with RewardPool(custom=(str(tmp_path / "exits.py"), "f"), num_workers=2) as pool:
+        for _ in range(2):  # the second time as well
+            with pytest.raises(ConfigError, match=message):
+                pool.check([])
+        with pytest.raises(ConfigError, match=message):
+            pool.score(requests("1"))
+
+
+def test_a_custom_file_that_never_finishes_its_import_is_told(tmp_path):
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    with (
+        RewardPool(custom=(str(tmp_path / "slow.py"), "f"), num_workers=1, start_seconds=0.5) as pool,
+        pytest.raises(ConfigError, match=r"slow.py': importing it took more than 0.5 s"),
+    ):
+        pool.check([])
+
+
+def test_a_custom_file_may_import_its_neighbours(tmp_path):
+    (tmp_path / "neighbour.py").write_text("VALUE = 0.5\n")
+    (tmp_path / "mine.py").write_text("import neighbour\ndef compute_score(**_):\n    return neighbour.VALUE\n")
+    with RewardPool(custom=(str(tmp_path / "mine.py"), "compute_score"), num_workers=1) as pool:
+        assert pool.score(requests("x")) == [RewardResult(0.5)]
+
+
+def test_check_knows_data_sources_and_modes():
+    with RewardPool(num_workers=1) as pool:
+        pool.check(["openai/gsm8k", "steepest/arithmetic"])
+        with pytest.raises(DataError, match=r"data_source 'openai/gsm8'.*Did you mean 'openai/gsm8k'"):
+            pool.check(["openai/gsm8k", "openai/gsm8"])
+        with pytest.raises(DataError, match="Known: openai/gsm8k, steepest/arithmetic"):
+            pool.check(["os:system"])  # a row of the data cannot name code to be run
+    with (
+        RewardPool(num_workers=1, mode="flexibel") as pool,
+        pytest.raises(ConfigError, match="Did you mean 'flexible'"),
+    ):
+        pool.check(["openai/gsm8k"])
+    with custom_pool(mode="flexible") as pool, pytest.raises(ConfigError, match="has no effect with custom_reward"):
+        pool.check([])
+
+
+def test_an_unknown_data_source_is_a_failure_and_not_a_zero():
+    with RewardPool(num_workers=1) as pool, pytest.raises(RewardError, match="no reward for data_source 'os:system'"):
+        pool.score(requests("#### 72", source="os:system"))
+
+
+@pytest.mark.parametrize(("mode", "scores"), [("strict", [1.0, 0.0, 0.0]), ("flexible", [1.0, 1.0, 0.0])])
+def test_built_in_functions_follow_the_mode(mode, scores):
+    with RewardPool(num_workers=1, mode=mode) as pool:
+        results = pool.score(requests("#### 72", "#### 72.", "#### 73", source="openai/gsm8k"))
+    assert [result.score for result in results] == scores
+    assert [result.parts for result in results] == [{"acc": s, "format": 1.0} for s in scores]
+
+
+def test_bad_options_are_all_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        RewardPool(num_workers=0, timeout_s=0, max_error_rate=2)
+    assert [problem.split("=")[0] for problem in caught.value.problems] == [
+        "reward.num_workers",
+        "reward.timeout_s",
+        "reward.max_error_rate",
+    ]
+
+
+# ---- processes
+
+
+def test_prints_of_a_reward_go_to_standard_error(capfd):
+    with custom_pool() as pool:
+        assert pool.score(requests("print")) == [RewardResult(1.0)]
+    out, err = capfd.readouterr()
+    assert out == "" and "and you" in err and "to you" in err
+
+
+def test_workers_stay_between_calls_and_a_dead_idle_one_is_replaced(pool):
+    for _ in range(2):
+        pids = {result.score for result in pool.score(requests(*["pid"] * 8))}
+    assert pids == set(map(float, pool.worker_pids())) and len(pids) == 2
+    for pid in pool.worker_pids():
+        os.kill(pid, 9)
+    time.sleep(0.1)
+    assert pool.score(requests("1", "2", "3")) == [RewardResult(1.0), RewardResult(2.0), RewardResult(3.0)]
+    assert pids.isdisjoint(map(float, pool.worker_pids()))
+
+
+def test_close_leaves_no_process_and_can_be_called_twice():
+    pool = custom_pool()
+    pool.check([])
+    pids = pool.worker_pids()
+    assert len(pids) == 2 and all(map(alive, pids))
+    pool.close()
+    pool.close()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)  # reaped, no zombie
+    with pytest.raises(RewardError, match="closed"):
+        pool.score(requests("1"))
+
+
+def test_a_forgotten_pool_ends_its_workers():
+    pool = custom_pool()
+    pool.check([])
+    pids = pool.worker_pids()
+    del pool
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_hung_reward_is_killed_with_what_it_started(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHILD_PID_FILE", str(tmp_path / "pid"))
+    with custom_pool(timeout_s=1.0) as pool:
+        assert pool.score(requests("child"))[0].error == "timeout after 1 s"
+    assert gone_within([int((tmp_path / "pid").read_text())], 2)
+
+
+def test_no_file_descriptor_is_left_open():
+    def count() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = count()
+    with custom_pool() as pool:
+        pool.score(requests("1", "die", "segfault", "2"))
+    assert count() == before
+
+
+SCRIPT = """
+import sys, time
+from steepest.rewards import RewardPool, RewardRequest
+print("main imported", file=sys.stderr)
+pool = RewardPool(custom=({functions!r}, "compute_score"), num_workers=2, timeout_s=30)
+pool.check([])
+print(*pool.worker_pids(), flush=True)
+{then}
+"""
+
+
+def start_parent(then: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """A parent without `if __name__ == "__main__"`, as scripts and notebooks are."""
+    code = textwrap.dedent(SCRIPT).format(functions=FUNCTIONS, then=then)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None
+    return parent, [int(pid) for pid in parent.stdout.readline().split()]
+
+
+@pytest.mark.parametrize("doing", ["one", "sleep", "regex"])
+def test_kill_9_of_the_parent_leaves_no_worker(doing):
+    # idle, in Python code that waits, and in C code that holds the interpreter lock
+    then = f"pool.score([RewardRequest('a', 'd', {doing!r}, '', {{}})] * 2)\nprint('done', flush=True)\ntime.sleep(60)"
+    parent, pids = start_parent(then)
+    time.sleep(0.3)
+    assert len(pids) == 2 and all(map(alive, pids))
+    parent.kill()
+    parent.communicate()
+    assert gone_within(pids, 3)
+
+
+@pytest.mark.parametrize("then", ["", "raise SystemExit(0)", "pool.score([RewardRequest('a', 'd', '1', '', {})])"])
+def test_a_parent_that_ends_without_close_leaves_no_worker_and_no_noise(then):
+    parent, pids = start_parent(then)
+    _, err = parent.communicate(timeout=10)
+    assert parent.returncode == 0 and err == "main imported\n"
+    assert len(pids) == 2 and not any(map(alive, pids))
+
+
+def test_ctrl_c_ends_the_call_and_the_workers_that_were_on_it():
+    parent, pids = start_parent("pool.score([RewardRequest('a', 'd', 'sleep', '', {})] * 2)")
+    time.sleep(0.3)
+    parent.send_signal(2)
+    _, err = parent.communicate(timeout=10)
+    assert err.rstrip().endswith("KeyboardInterrupt") and not any(map(alive, pids))
+
+
+def test_a_fork_of_the_owner_may_not_score_and_does_not_harm_it(pool):
+    child = os.fork()
+    if child == 0:
+        try:
+            pool.score(requests("1"))
+        except RewardError:
+            os._exit(42)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    assert pool.score(requests("1")) == [RewardResult(1.0)]
+
+
+def test_scoring_a_batch_is_quick():
+    rows = [
+        RewardRequest(str(i), "openai/gsm8k", f"{i} + 1 = {i + 1}\n#### {i + 1}", str(i + 1), {}) for i in range(256)
+    ]
+    with RewardPool(num_workers=2) as pool:
+        pool.check(["openai/gsm8k"])
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            assert all(result.score == 1.0 for result in pool.score(rows))
+            times.append(time.perf_counter() - start)
+    assert min(times[1:]) < 0.05

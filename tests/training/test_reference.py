@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from steepest.core.kl import kl_estimate
+from steepest.training.reference import Reference
+from tests.training.helpers import CPU, make_actor, make_batch, with_log_probs
+
+
+def fingerprint(values):
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
+
+
+def test_the_reference_stays_while_the_actor_moves():
+    """Trap 16: KL exactly 0 at step 0, a constant hash after, no storage in common."""
+    actor = make_actor(lr=1e-2, mini=4)
+    reference = Reference.copy_of(actor.model, compute=CPU, forward=actor.forward)
+    batch = make_batch()
+    first = reference.log_probs(batch)
+    for kind in ("k1", "k2", "k3", "abs"):
+        assert kl_estimate(actor.log_probs(batch)[0], first, kind).abs().max() == 0.0
+    for step in range(4):
+        actor.update(with_log_probs(batch, actor), step=step)
+        assert fingerprint(reference.log_probs(batch)) == fingerprint(first)
+    assert (actor.log_probs(batch)[0] - first).abs().max() > 1e-2
+
+    ours = {p.untyped_storage().data_ptr() for p in reference.model.parameters()}
+    theirs = {p.untyped_storage().data_ptr() for p in actor.model.parameters()}
+    assert ours and not ours & theirs
+    assert not any(p.requires_grad for p in reference.model.parameters())
+    assert all(p.requires_grad for p in actor.model.parameters())
+    assert reference.optimizer is None
+
+
+def test_temperature_is_the_actors():
+    actor = make_actor(temperature=0.5)
+    batch = make_batch()
+    same = Reference.copy_of(actor.model, compute=CPU, temperature=0.5, forward=actor.forward)
+    other = Reference.copy_of(actor.model, compute=CPU, temperature=1.0, forward=actor.forward)
+    assert torch.equal(same.log_probs(batch), actor.log_probs(batch)[0])
+    assert (other.log_probs(batch) - actor.log_probs(batch)[0]).abs().max() > 0.1
