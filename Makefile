@@ -37,7 +37,7 @@ check: $(VENV)/.stamp-dev
 	PYTHON=$(BIN)/python scripts/check $(CHECKS)
 
 bench: $(VENV)/.stamp-run
-	$(BIN)/python bench/step.py $(ARGS)
+	$(BIN)/python bench/rollout.py --tiny --engines builtin hf $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

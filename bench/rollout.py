@@ -75,15 +75,22 @@ def main() -> None:
             print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=50))
 
 
-def report(name: str, engine: steepest.rollout.RolloutEngine, prompts: list[list[int]], sampling: SamplingParams) -> None:
-    start = time.perf_counter()
+def report(
+    name: str, engine: steepest.rollout.RolloutEngine, prompts: list[list[int]], sampling: SamplingParams
+) -> None:
+    start, cpu = time.perf_counter(), time.process_time()
     result = engine.generate(prompts, sampling)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     tokens = sum(len(c.token_ids) for group in result for c in group)
     line = f"{name}: {tokens} tokens in {seconds:.3f} s = {tokens / seconds:.0f} tokens/s"
+    line += f" ({tokens / cpu:.0f} a CPU second)"
     if (stats := getattr(engine, "stats", None)) is not None:
+        share = stats.decode_s / max(1e-9, stats.decode_s + stats.prefill_s)
         step_ms = 1e3 * stats.decode_s / max(1, stats.decode_steps)
-        line += f"; prefill {stats.prefill_s:.3f} s, {stats.decode_steps} steps of {step_ms:.2f} ms"
+        cpu_ms = 1e3 * share * cpu / max(1, stats.decode_steps)
+        line += (
+            f"; prefill {stats.prefill_s:.3f} s, {stats.decode_steps} steps of {step_ms:.2f} ms ({cpu_ms:.2f} of CPU)"
+        )
     print(line)
 
 

@@ -106,7 +106,7 @@ def _tell(written: Mapping[str, WrittenFile]) -> None:
 @prepare.command("gsm8k")
 def prepare_gsm8k(
     save_dir: Annotated[
-        Path, typer.Option("--save-dir", "--local_save_dir", help="Folder of the two files written.")
+        Path, typer.Option("--local-save-dir", "--local_save_dir", "--save-dir", help="Folder of the files written.")
     ] = Path("data/gsm8k"),
     local_path: Annotated[
         Path | None,
@@ -120,7 +120,7 @@ def prepare_gsm8k(
 ) -> None:
     """GSM8K, the grade-school problems of the reference job.
 
-    Example: [bold]steepest prepare gsm8k --save-dir data/gsm8k[/bold]
+    Example: [bold]steepest prepare gsm8k --local-save-dir data/gsm8k[/bold]
     """
 
     def call() -> None:
@@ -133,7 +133,9 @@ def prepare_gsm8k(
 
 @prepare.command("arithmetic")
 def prepare_arithmetic(
-    save_dir: Annotated[Path, typer.Option(help="Folder of the files written.")] = Path("data/arithmetic"),
+    save_dir: Annotated[
+        Path, typer.Option("--local-save-dir", "--local_save_dir", "--save-dir", help="Folder of the files written.")
+    ] = Path("data/arithmetic"),
     num_train: Annotated[int, typer.Option(min=1, help="Problems to train on.")] = 4096,
     num_test: Annotated[int, typer.Option(min=1, help="Held-out problems.")] = 512,
     num_sft: Annotated[int, typer.Option(min=1, help="Demonstrations for a supervised warm-up.")] = 8192,
@@ -142,7 +144,7 @@ def prepare_arithmetic(
 ) -> None:
     """Word problems of two and three steps from a seeded generator, in GSM8K's format. No download.
 
-    Example: [bold]steepest prepare arithmetic --save-dir data/arithmetic --num-train 1000[/bold]
+    Example: [bold]steepest prepare arithmetic --local-save-dir data/arithmetic --num-train 1000[/bold]
     """
 
     def call() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -121,7 +122,7 @@ def test_a_wrong_command_line_is_refused() -> None:
 
 
 def test_an_error_of_the_user_is_one_message_and_code_2(tmp_path: Path) -> None:
-    done = command("prepare", "gsm8k", "--save-dir", str(tmp_path), "--local-dataset-path", str(tmp_path / "no"))
+    done = command("prepare", "gsm8k", "--local_save_dir", str(tmp_path), "--local_dataset_path", str(tmp_path / "no"))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and str(tmp_path / "no") in done.stderr
     assert "Traceback" not in done.stderr and "\033" not in done.stderr
@@ -129,7 +130,37 @@ def test_an_error_of_the_user_is_one_message_and_code_2(tmp_path: Path) -> None:
 
 def test_prepare_arithmetic_writes_what_it_says(tmp_path: Path) -> None:
     sizes = ["--num-train", "30", "--num-test", "10", "--num-sft", "20"]
-    done = command("prepare", "arithmetic", "--save-dir", str(tmp_path), *sizes)
+    done = command("prepare", "arithmetic", "--local-save-dir", str(tmp_path), *sizes)
     assert done.returncode == 0, done.stderr
     assert re.findall(r"(\w+)\.parquet \((\d+) rows\)", done.stdout) == [("train", "30"), ("test", "10"), ("sft", "20")]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["sft.parquet", "test.parquet", "train.parquet"]
+
+
+def test_keys_and_options_reach_the_job_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from steepest.__main__ import app
+
+    line = ["--config-name", "grpo", "a.b=1", "+c='[x, y]'", "~d", "++e=-1", "--cfg", "job", "f=--g"]
+    for job in ("ppo", "sft"):
+        seen: list[list[str]] = []
+        module = importlib.import_module(f"steepest.trainer.main_{job}")
+        monkeypatch.setattr(module, "main", lambda argv, seen=seen: seen.append(argv) or 3)
+        assert CliRunner().invoke(app, [job, *line]).exit_code == 3
+        assert seen == [line]
+
+
+def test_a_wrong_key_is_one_message_and_code_2_on_both_ways_in() -> None:
+    line = [
+        "data.train_files=a",
+        "data.val_files=b",
+        "actor_rollout_ref.model.path=c",
+        "actor_rollout_ref.actor.optim.lrr=1",
+    ]
+    module = [sys.executable, "-m", "steepest.trainer.main_ppo", *line]
+    direct = subprocess.run(module, cwd=ROOT, capture_output=True, text=True)
+    through = command("ppo", *line)
+    for done in (direct, through):
+        assert done.returncode == 2
+        assert "Did you mean actor_rollout_ref.actor.optim.lr?" in done.stderr and "Traceback" not in done.stderr
+    assert direct.stderr == through.stderr

@@ -102,16 +102,23 @@ def _kind_text(leaf: tree.Leaf) -> str:
     return f"list of {leaf.length} {kind}s" if leaf.length else f"{kind} or list" if leaf.is_list else kind
 
 
+def _by_section(schema: type) -> dict[str, dict[str, tree.Leaf]]:
+    """Section -> name -> leaf; each section once, where its first key stands."""
+    out: dict[str, dict[str, tree.Leaf]] = {}
+    for key, leaf in tree.leaves(schema).items():
+        section, _, name = key.rpartition(".")
+        out.setdefault(section, {})[name] = leaf
+    return out
+
+
 def keys_table(schema: type) -> str:
     """One Markdown table a section: key, type or choices, default, what it does."""
-    docs, out, section = field_docs(schema), list[str](), ""
-    for key, leaf in tree.leaves(schema).items():
-        head = key.rpartition(".")[0]
-        if head != section:
-            section = head
-            out += ["", f"### `{section}`", "", "| key | type | default | what it does |", "|---|---|---|---|"]
-        text = docs[key].replace("|", "\\|")
-        out.append(f"| `{key.rpartition('.')[2]}` | {_kind_text(leaf)} | {_default_text(leaf)} | {text} |")
+    docs, out = field_docs(schema), list[str]()
+    for section, inner in _by_section(schema).items():
+        out += ["", f"### `{section}`", "", "| key | type | default | what it does |", "|---|---|---|---|"]
+        for name, leaf in inner.items():
+            text = docs[leaf.key].replace("|", "\\|")
+            out.append(f"| `{name}` | {_kind_text(leaf)} | {_default_text(leaf)} | {text} |")
     return "\n".join(out).strip() + "\n"
 
 
@@ -148,14 +155,11 @@ def help_text(schema: type, module: str) -> str:
         "settings: key=value (also +key=value, ++key=value); ~key goes back to the default;",
         "  null means derived or off; lists are '[a,b]'. What each key does: docs/configuration.md",
     ]
-    section = ""
-    for key, leaf in tree.leaves(schema).items():
-        head, _, name = key.rpartition(".")
-        if head != section:
-            section = head
-            lines += ["", f"{section}:"]
-        choices = f"  ({' | '.join(leaf.choices)})" if leaf.choices else ""
-        lines.append(f"  {name}: {_default_text(leaf)}{choices}")
+    for section, inner in _by_section(schema).items():
+        lines += ["", f"{section}:"]
+        for name, leaf in inner.items():
+            choices = f"  ({' | '.join(leaf.choices)})" if leaf.choices else ""
+            lines.append(f"  {name}: {_default_text(leaf)}{choices}")
     return "\n".join(lines)
 
 

@@ -44,7 +44,7 @@ class KeyBook:
             return None
         name = find(dict(self.refused), key)
         if name is None:
-            return self._unknown(key)
+            return self.unknown(key)
         refusal = self.refused[name]
         if refusal.accepts(value):
             return None
@@ -52,7 +52,10 @@ class KeyBook:
             return f"{key}={_text(value)}: {_only(refusal)}. {refusal.reason}"
         return f"{key}: verl has this key, Steepest has not. {refusal.reason}"
 
-    def _unknown(self, key: str) -> str:
+    def unknown(self, key: str) -> str | None:
+        """The answer to a key that neither Steepest nor verl has; None when one of them has it."""
+        if self.is_ignored(key) or find(dict(self.refused), key) is not None:
+            return None
         guess = self.suggest(key)
         return f"{key}: no such key." + (f" Did you mean {guess}?" if guess else " --help lists all keys.")
 
@@ -61,7 +64,7 @@ class KeyBook:
         known = list(self.leaves)
         same_end = [k for k in known if k.endswith(f".{key}")]
         if same_end:
-            return min(same_end, key=len)
+            return same_end[0]
         section, _, name = key.rpartition(".")
 
         def likeness(other: str) -> float:

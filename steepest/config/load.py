@@ -176,7 +176,7 @@ class _Loading(Generic[ConfigT]):
             )
 
     def _answer_stranger(self, key: str, a: Assignment) -> None:
-        problem = None if a.delete else self.book.problem_of(key, a.value)
+        problem = self.book.unknown(key) if a.delete else self.book.problem_of(key, a.value)
         if problem:
             self._blame(self.book.suggest(key) or key, a, problem)
         elif not a.delete and self.book.is_ignored(key):

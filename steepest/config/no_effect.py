@@ -66,9 +66,9 @@ def _rollout(c: Config) -> Any:
 
 PPO_IDLE = [
     Idle(
-        ("critic", "trainer.critic_warmup", "algorithm.bootstrap_truncated"),
+        ("critic", "algorithm.bootstrap_truncated"),
         lambda c: c.critic.enable is False,
-        "there is no critic in this run (algorithm.adv_estimator)",
+        "this run has no critic (algorithm.adv_estimator)",
     ),
     Idle(
         (REF,),
@@ -88,7 +88,7 @@ PPO_IDLE = [
     Idle(
         _names(ACTOR, "kl_loss_coef kl_loss_type"),
         lambda c: not _actor(c).use_kl_loss,
-        f"{ACTOR}.use_kl_loss is off (KL in the reward is algorithm.use_kl_in_reward)",
+        f"{ACTOR}.use_kl_loss is off (for the reward: algorithm.use_kl_in_reward)",
     ),
     Idle(
         _names("algorithm", "gamma lam"),

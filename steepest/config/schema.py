@@ -40,7 +40,7 @@ KLKind = Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3"]
 KLLossKind = Literal[
     "kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "kl+", "k1+", "abs+", "mse+", "k2+", "low_var_kl+", "k3+"
 ]
-LoggerName = Literal["console", "jsonl", "tensorboard", "wandb", "mlflow", "swanlab"]
+LoggerName = Literal["console", "brief", "jsonl", "tensorboard", "wandb", "mlflow", "swanlab"]
 AdvEstimatorName = Annotated[str, NameOf("advantage estimator", ("gae", "grpo"))]
 PolicyLossName = Annotated[str, NameOf("policy loss", ("vanilla",))]
 
@@ -181,7 +181,7 @@ class RolloutConfig:
     dtype: ComputeDtype = DERIVED
     """dtype of generation; null: `actor.fsdp_config.dtype`."""
     gpu_memory_utilization: PositiveShare = 0.5
-    """Share of memory (of the card, or of free host memory on CPU) the engine may use for its KV cache."""
+    """Share of all memory (of the card; on CPU of the machine) that the engine may use for its KV cache."""
     max_num_seqs: Positive = 256
     """Sequences decoded at once."""
     max_model_len: Positive = DERIVED

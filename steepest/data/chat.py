@@ -60,8 +60,7 @@ def encode_prompts(
     filter_overlong: bool = False,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[list[Prompt], EncodeReport]:
-    """Fill `token_ids`: the chat template with its generation prompt, then the tokenizer without special tokens of its
-    own.
+    """Fill `token_ids`: the chat template with its generation prompt, then the tokenizer, which adds nothing.
 
     So BOS is what the template writes: none is added, a doubled one is made single. A prompt of more than
     `max_prompt_length` tokens is dropped with `filter_overlong`; otherwise `truncation` decides: "error" stops, "left"
@@ -110,10 +109,9 @@ def _overlong(prompts: Sequence[Prompt], ids: list[list[int]], limit: int, num: 
     first = next(place for place, row in enumerate(ids) if len(row) > limit)
     return DataError(
         f"row {prompts[first].uid}: the prompt has {len(ids[first])} tokens, data.max_prompt_length is {limit}; {num} "
-        f"of "
-        f"{len(prompts)} prompts are too long, the longest has {max(map(len, ids))} tokens. "
-        f"Raise data.max_prompt_length, or drop them with data.filter_overlong_prompts=True, "
-        f"or cut them with data.truncation=left, right or middle."
+        f"of {len(prompts)} prompts are too long, the longest has {max(map(len, ids))} tokens. Raise "
+        f"data.max_prompt_length, or drop them with data.filter_overlong_prompts=True, or cut them with "
+        f"data.truncation=left, right or middle."
     )
 
 
@@ -150,8 +148,7 @@ def render(
         name = getattr(tokenizer, "name_or_path", "") or "this model"
         raise ModelError(
             f"the tokenizer of {name} has no chat template, so messages cannot become text. Use an instruction-tuned "
-            f"model, "
-            f"or give a template with actor_rollout_ref.model.custom_chat_template."
+            f"model, or give a template with actor_rollout_ref.model.custom_chat_template."
         )
     try:
         text = tokenizer.apply_chat_template(
@@ -160,9 +157,8 @@ def render(
     except Exception as error:  # a template is a program of the model's author: it may raise anything
         raise DataError(
             f"row {where}: the model's chat template does not take this conversation: {type(error).__name__}: "
-            f"{error}. Roles "
-            f"here: {', '.join(message['role'] for message in messages)}. Change the row, or the template with "
-            f"actor_rollout_ref.model.custom_chat_template."
+            f"{error}. Roles here: {', '.join(message['role'] for message in messages)}. Change the row, or the "
+            f"template with actor_rollout_ref.model.custom_chat_template."
         ) from error
     if not text:
         raise DataError(f"row {where}: the model's chat template makes an empty text of this conversation.")

@@ -71,9 +71,8 @@ def _table_prompts(table: Table, prompt_key: str, reward_fn_key: str, note: Call
     if prompt_key not in table.columns and {"question", "answer"} <= set(table.columns):
         note(
             f"note: {table.name} holds raw GSM8K rows (question, answer), no column {prompt_key!r}: each question is "
-            f"made a "
-            f"user message with GSM8K's instruction, data_source {gsm8k.DATA_SOURCE!r}. "
-            f"`steepest prepare gsm8k` writes such rows once and for all."
+            f"made a user message with GSM8K's instruction, data_source {gsm8k.DATA_SOURCE!r}. `steepest prepare "
+            f"gsm8k` writes such rows once and for all."
         )
         prompt_key, reward_fn_key = "prompt", "data_source"
         rows = [gsm8k.to_row(table, index, split=table.stem) for index in range(len(table.rows))]

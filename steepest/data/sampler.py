@@ -30,8 +30,7 @@ class PromptSampler:
         if num_samples < batch_size:
             raise DataError(
                 f"data.train_batch_size={batch_size} is more than the {num_samples} training prompts: not one batch "
-                f"can be "
-                f"filled. Use data.train_batch_size={num_samples} or less, or more data."
+                f"can be filled. Use data.train_batch_size={num_samples} or less, or more data."
                 if num_samples
                 else "there are no training prompts: check data.train_files and data.filter_overlong_prompts."
             )

@@ -61,9 +61,8 @@ def load_sft_rows(
         else:
             raise DataError(
                 f"{table.name}: expected the column {messages_key!r} (messages), or {prompt_key!r} and "
-                f"{answer_key!r}; it has "
-                f"{', '.join(table.columns)}. data.messages_key, data.prompt_key and data.answer_key name other "
-                f"columns."
+                f"{answer_key!r}; it has {', '.join(table.columns)}. data.messages_key, data.prompt_key and "
+                f"data.response_key name other columns."
             )
     return choose(rows, max_samples, seed=seed, key=key.replace("files", "max_samples"))
 
@@ -107,7 +106,6 @@ def encode_sft(
     *,
     max_length: int,
     truncation: str = "error",
-    filter_overlong: bool = False,
     template_kwargs: Mapping[str, Any] | None = None,
     end_token_ids: Sequence[int] | None = None,
 ) -> tuple[list[SFTExample], EncodeReport]:
@@ -132,30 +130,23 @@ def encode_sft(
         examples.append(_mask(row, turn_texts, [next(pieces) for _ in turn_texts], tokenizer, ends))
     longest = max((len(example.token_ids) for example in examples), default=0)
     too_long = [example for example in examples if len(example.token_ids) > max_length]
-    if too_long and not filter_overlong and truncation == "error":
+    if too_long and truncation == "error":
         raise DataError(
             f"row {too_long[0].uid}: the conversation has {len(too_long[0].token_ids)} tokens, data.max_length is "
-            f"{max_length}; "
-            f"{len(too_long)} of {len(rows)} are too long, the longest has {longest} tokens. Raise data.max_length, "
-            f"or drop them "
-            f"with data.filter_overlong_prompts=True, or cut them with data.truncation=left, right or middle."
+            f"{max_length}; {len(too_long)} of {len(rows)} are too long, the longest has {longest} tokens. "
+            f"Raise data.max_length, or cut them with data.truncation=left or right."
         )
-    kept = [
-        _shorten(example, max_length, truncation)
-        for example in examples
-        if not filter_overlong or len(example.token_ids) <= max_length
-    ]
-    if rows and not kept:
-        raise DataError(
-            f"data.filter_overlong_prompts=True leaves no row: all {len(rows)} are longer than "
-            f"data.max_length={max_length} "
-            f"(the longest has {longest} tokens). Raise data.max_length."
-        )
-    num_filtered = len(examples) - len(kept)
-    num_truncated = 0 if filter_overlong else len(too_long)
-    return kept, EncodeReport(
-        len(kept), num_filtered, num_truncated, longest, max_length, truncation, num_bos_removed, what="conversations"
+    report = EncodeReport(
+        num_kept=len(examples),
+        num_filtered=0,
+        num_truncated=len(too_long),
+        longest=longest,
+        max_length=max_length,
+        truncation=truncation,
+        num_bos_removed=num_bos_removed,
+        what="conversations",
     )
+    return [_shorten(example, max_length, truncation) for example in examples], report
 
 
 def _turn_texts(row: SFTRow, tokenizer: Any, template_kwargs: Mapping[str, Any] | None) -> list[str]:
@@ -175,11 +166,9 @@ def _turn_texts(row: SFTRow, tokenizer: Any, template_kwargs: Mapping[str, Any] 
             if texts and not text.startswith(texts[-1]):
                 raise DataError(
                     f"row {row.uid}: the chat template writes the conversation up to message {count - 1} (counted "
-                    f"from 0) not as a "
-                    f"continuation of what stands before it, so the answer cannot be told from the prompt (templates "
-                    f"that "
-                    f"drop earlier thoughts do this). Make one row of each answer, or use another template with "
-                    f"actor_rollout_ref.model.custom_chat_template."
+                    f"from 0) not as a continuation of what stands before it, so the answer cannot be told from the "
+                    f"prompt (templates that drop earlier thoughts do this). Make one row of each answer, or use "
+                    f"another template with actor_rollout_ref.model.custom_chat_template."
                 )
             texts.append(text)
     return texts
@@ -216,7 +205,6 @@ def _shorten(example: SFTExample, max_length: int, truncation: str) -> SFTExampl
     if not any(short.loss_mask[1:]):  # the first token has nothing before it to be predicted from
         raise DataError(
             f"row {example.uid}: cut to data.max_length={max_length} (data.truncation={truncation}) nothing of the "
-            f"answer is left to "
-            f"learn. Raise data.max_length, or use data.truncation=left or data.filter_overlong_prompts=True."
+            f"answer is left to learn. Raise data.max_length, or use data.truncation=left or drop the row."
         )
     return short

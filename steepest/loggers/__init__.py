@@ -1,7 +1,7 @@
 """Loggers. A new one is one file here and one line below."""
 
 from steepest.loggers.api import LOGGERS, Logger, LoggerContext, Loggers, check_loggers, make_loggers
-from steepest.loggers.console import ConsoleLogger
+from steepest.loggers.console import BriefLogger, ConsoleLogger
 from steepest.loggers.jsonl import JsonlLogger, SampleLog, read_metrics
 from steepest.loggers.mlflow import MlflowLogger
 from steepest.loggers.swanlab import SwanlabLogger
@@ -10,6 +10,7 @@ from steepest.loggers.wandb import WandbLogger
 
 __all__ = [
     "LOGGERS",
+    "BriefLogger",
     "ConsoleLogger",
     "JsonlLogger",
     "Logger",

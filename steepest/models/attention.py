@@ -73,7 +73,9 @@ def attend_packed(
         if extra.get(key_name) is not None:
             raise ModelError(f"{name} uses {what} ({key_name}), which Steepest does not compute. {SUPPORTED}")
     if attention_mask is not None:
-        raise ModelError(f"{name} makes an attention mask of its own, which packed sequences cannot honour. {SUPPORTED}")
+        raise ModelError(
+            f"{name} makes an attention mask of its own, which packed sequences cannot honour. {SUPPORTED}"
+        )
     if dropout:
         raise ModelError(f"{name} asks for attention dropout {dropout}; reinforcement learning needs it to be 0.")
     if sliding_window is not None and attention_context.max_length > sliding_window:
@@ -108,7 +110,7 @@ class _ToPadded(torch.autograd.Function):
         return x.index_select(0, padded_index)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (packed_index,) = ctx.saved_tensors
         return grad.index_select(0, packed_index), None, None
 
@@ -122,7 +124,7 @@ class _ToPacked(torch.autograd.Function):
         return x.index_select(0, packed_index)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         padded_index, is_pad = ctx.saved_tensors
         spread = grad.index_select(0, padded_index)
         return spread.masked_fill_(is_pad.view(-1, *[1] * (grad.dim() - 1)), 0.0), None, None, None

@@ -86,7 +86,7 @@ class CausalLM(nn.Module):
         checkpoint_layers(self.hf)
 
     def save(self, folder: Path | str, tokenizer: Any) -> None:
-        """Write a Hugging Face folder: safetensors in memory's dtype, config, generation config, tokenizer, template."""
+        """Write a Hugging Face folder: safetensors in memory's dtype, config, generation config, tokenizer."""
         save_folder(self.hf, folder, tokenizer)
 
     def copy_as(self, dtype: torch.dtype) -> CausalLM:
@@ -171,7 +171,8 @@ def _rope_tables(config: PretrainedConfig) -> list[dict[str, Any]]:
     rope = getattr(config, "rope_parameters", None) or {}
     nested = [v for v in rope.values() if isinstance(v, dict)]
     tables = nested or [rope]
-    limit = getattr(config, "original_max_position_embeddings", None) or getattr(config, "max_position_embeddings", None)
+    limit = getattr(config, "original_max_position_embeddings", None)
+    limit = limit or getattr(config, "max_position_embeddings", None)
     return [{"original_max_position_embeddings": limit, **t} for t in tables]
 
 

@@ -22,7 +22,8 @@ def resolve_model(path_or_id: Path | str, *, hub: Hub = "huggingface") -> Path:
     local = Path(text).expanduser()
     if local.exists():
         return _check_local(local)
-    if isinstance(path_or_id, Path) or text.startswith(("/", ".", "~")) or text.endswith(".gguf") or text.count("/") > 1:
+    is_path = isinstance(path_or_id, Path) or text.startswith(("/", ".", "~")) or text.endswith(".gguf")
+    if is_path or text.count("/") > 1:
         raise ModelError(f"{text}: there is no such folder or file (looked for {local.absolute()}).")
     return _from_modelscope(text) if hub == "modelscope" else _from_huggingface(text)
 
@@ -42,21 +43,20 @@ def _check_local(local: Path) -> Path:
 
 
 def _from_huggingface(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
     try:
         return _check_local(Path(snapshot_download(name, allow_patterns=PATTERNS)))
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise ModelError(f"{name!r} is neither a folder here nor a hub id (owner/name).") from error
-    except GatedRepoError as error:
-        raise ModelError(f"{name}: access is restricted. Accept its terms on the hub, then run: hf auth login") from error
-    except RepositoryNotFoundError as error:
+    except errors.GatedRepoError as error:
+        raise ModelError(f"{name}: access is restricted. Accept its terms there, then run: hf auth login") from error
+    except errors.RepositoryNotFoundError as error:
         raise ModelError(
             f"{name}: the Hugging Face hub has no such model (or it is private: hf auth login), and there is no such "
             "folder here."
         ) from error
-    except LocalEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:
         raise ModelError(_unreachable(name, "Hugging Face", "HF_ENDPOINT=<mirror>")) from error
     except OSError as error:  # every error of the connection is one
         raise ModelError(f"{_unreachable(name, 'Hugging Face', 'HF_ENDPOINT=<mirror>')} ({error})") from error

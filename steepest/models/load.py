@@ -10,8 +10,17 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
 from steepest.errors import ModelError
@@ -139,7 +148,7 @@ def check_vocabulary(model: CausalLM | ValueModel, tokenizer: Any) -> None:
     """Raises ModelError when the tokenizer can produce ids that the model has no embedding for."""
     rows = model.hf.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, but the model embeds {rows}. They do not belong together.")
+        raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, but the model embeds {rows}: they do not fit.")
 
 
 def _is_generic(folder: Path) -> bool:
@@ -210,12 +219,17 @@ def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
         yield
     except ImportError as error:
         if str(path).endswith(".gguf"):
-            raise ModelError(f"{path}: reading GGUF needs two more packages: pip install gguf accelerate ({error})") from error
+            raise ModelError(
+                f"{path}: reading GGUF needs more packages: pip install gguf accelerate ({error})"
+            ) from error
         raise ModelError(f"{path}: loading the {what} needs a package that is missing: {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, ModelError):
             raise
         text = str(error).strip()
         if "trust_remote_code" in text:
-            text = "the model brings code of its own. Read it, then allow it with actor_rollout_ref.model.trust_remote_code=true."
+            text = (
+                "the model brings code of its own. Read it, then allow it with "
+                "actor_rollout_ref.model.trust_remote_code=true."
+            )
         raise ModelError(f"{path}: cannot load a {what}: {text}") from error

@@ -1,4 +1,4 @@
-"""A language model from nothing: a small Llama (or Qwen2, Qwen3) with a tokenizer whose tokens are words and whole numbers.
+"""A language model from nothing: a small Llama or Qwen whose tokens are words and whole numbers.
 
 For the quickstart, tests and benchmarks. It knows no language: it has to be trained on the texts it was made from.
 """

@@ -151,8 +151,9 @@ class RewardPool:
             if call.hopeless:
                 raise RewardError(
                     f"{call.failure_text()} That is more than reward.max_error_rate={self.max_error_rate:g} allows "
-                    f"({call.allowed} of {len(requests)}), so the run ends. Mend the reward function; or raise "
-                    f"reward.timeout_s (now {self.timeout_s:g}) or reward.max_error_rate."
+                    f"({call.allowed} of {len(requests)}), so the run ends; {call.num_left} samples were left "
+                    f"unscored. Mend the reward function; or raise reward.timeout_s (now {self.timeout_s:g}) or "
+                    "reward.max_error_rate."
                 )
         if call.failed:
             _LOG.warning("%s These rows get no score.", call.failure_text())

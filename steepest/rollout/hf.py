@@ -105,7 +105,9 @@ class HFEngine:
             **options,
         )
 
-    def _completion(self, tokens: Tensor, log_probs: Tensor, prompt_length: int, sampling: SamplingParams) -> Completion:
+    def _completion(
+        self, tokens: Tensor, log_probs: Tensor, prompt_length: int, sampling: SamplingParams
+    ) -> Completion:
         """Cut a row of generate's rectangle after its first end token, or at the length limit."""
         limit = min(len(tokens), self._max_model_len - prompt_length)
         ends = () if sampling.ignore_eos else self._ends

@@ -63,6 +63,7 @@ def optim_settings(optim: OptimConfig, *, total_steps: int, warmup_steps: int) -
         total_steps=total_steps,
         min_lr_ratio=optim.min_lr_ratio,
         num_cycles=optim.num_cycles,
+        zero_indexed_step=optim.zero_indexed_step,
     )
 
 

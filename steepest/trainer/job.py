@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import steepest
+from steepest.config.load import config_dict
 from steepest.config.plan import Plan, make_plan
 from steepest.config.schema import Config
-from steepest.config.tree import thaw
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import encode_prompts
 from steepest.data.prompts import Prompt, load_prompts
@@ -29,7 +29,7 @@ from steepest.trainer.health import Health, Limits
 from steepest.trainer.ppo import Schedule, run_steps
 from steepest.trainer.resume import Start, find_start, require_work
 from steepest.trainer.rollouts import StepRollouts
-from steepest.trainer.run import Run, save_config, say, validation_history, write_jsonl
+from steepest.trainer.run import Run, keep_config, say, validation_history, write_jsonl
 from steepest.trainer.scoring import Scorer, StepScorer
 from steepest.trainer.summary import end_summary, start_summary
 from steepest.training.checkpoint import CheckpointStore
@@ -190,11 +190,11 @@ class Job:
             self.folder,
             trainer.project_name,
             trainer.experiment_name,
-            thaw(self.config),
+            config_dict(self.config),
             total_steps=self.plan.total_steps,
             start_step=start.step,
         )
-        save_config(self.config, self.folder)
+        keep_config(self.config, self.folder)
         return Run(
             folder=self.folder,
             loggers=loggers,

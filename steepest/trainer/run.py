@@ -12,7 +12,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from steepest.config.describe import to_yaml
+from steepest.config.load import config_dict, save_config
+from steepest.config.schema import Config
+from steepest.config.schema_sft import SFTConfig
 from steepest.loggers.api import Loggers
 from steepest.loggers.jsonl import read_metrics
 from steepest.trainer.evaluate import Evaluation, Evaluator
@@ -95,19 +97,19 @@ class Run:
             write_jsonl(Path(self.validation_data_dir) / f"{step}.jsonl", found.samples)
 
 
-def save_config(config: Any, folder: Path) -> None:
-    """`config.yaml`: every effective value and where it came from. A resumed run says what changed since the last."""
-    path, text = folder / "config.yaml", to_yaml(config, with_sources=True)
+def keep_config(config: Config | SFTConfig, folder: Path) -> None:
+    """Write `config.yaml`. A run that goes on in its folder says what changed since its last start."""
+    path = folder / "config.yaml"
     if path.exists():
-        changed = changed_lines(path.read_text(encoding="utf-8"), text)
+        changed = changed_values(OmegaConf.to_container(OmegaConf.load(path)), config_dict(config))
         if changed:
             say("the configuration differs from that of the run's last start: " + "; ".join(changed))
-    path.write_text(text, encoding="utf-8")
+    save_config(config, path)
 
 
-def changed_lines(old: str, new: str) -> list[str]:
-    """Values of two config.yaml texts that differ, as `key: old -> new`; sources and comments do not count."""
-    before, after = (flatten(OmegaConf.to_container(OmegaConf.create(text))) for text in (old, new))
+def changed_values(old: Any, new: Any) -> list[str]:
+    """Values of two nested configurations that differ, as `key: old -> new`."""
+    before, after = flatten(old), flatten(new)
     return [f"{key}: {before.get(key)} -> {value}" for key, value in after.items() if before.get(key, value) != value]
 
 

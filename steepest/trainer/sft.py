@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import steepest
+from steepest.config.load import config_dict
 from steepest.config.plan import SFTPlan, make_sft_plan
 from steepest.config.schema_sft import SFTConfig
-from steepest.config.tree import thaw
 from steepest.data.sampler import PromptSampler
 from steepest.data.sft import SFTExample, encode_sft, load_sft_rows
 from steepest.devices.api import Device, select_device
@@ -21,7 +21,7 @@ from steepest.models.load import check_vocabulary, end_token_ids, load_causal_lm
 from steepest.trainer import build
 from steepest.trainer.ppo import Metrics, Schedule, Timer, run_steps
 from steepest.trainer.resume import Start, find_start, require_work
-from steepest.trainer.run import save_config, say
+from steepest.trainer.run import keep_config, say
 from steepest.trainer.summary import count, count_parameters, duration, table
 from steepest.training.checkpoint import CheckpointStore
 from steepest.training import sft_step
@@ -162,11 +162,11 @@ def _train(
         run_folder,
         trainer.project_name,
         trainer.experiment_name,
-        thaw(config),
+        config_dict(config),
         total_steps=total,
         start_step=start.step,
     )
-    save_config(config, run_folder)
+    keep_config(config, run_folder)
     # Without a frequency the model is saved once, at the end: a fine-tuned model that is not written is no result.
     schedule = Schedule(total, trainer.save_freq if trainer.save_freq > 0 else total, trainer.test_freq)
     run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, schedule, {})

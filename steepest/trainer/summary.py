@@ -103,6 +103,7 @@ def start_summary(config: Config, plan: Plan, notes: Sequence[str], device: Devi
         ("rollout", f"{rollout.name}, temperature {rollout.temperature:g}, top_p {rollout.top_p:g}, top_k {rollout.top_k}"),
         ("algorithm", f"{algorithm.adv_estimator}; " + _switches(config)),
         ("memory", memory.describe(device.memory().available)),
+        *(("note", note) for note in plan.notes),
         ("run folder", folder),
     ]  # fmt: skip
     return table(f"steepest {steepest.__version__}", rows)

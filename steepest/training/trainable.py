@@ -148,7 +148,7 @@ class MicroBatch:
 
 
 def align(model: ModelT) -> ModelT:
-    """Move every CPU weight to memory that torch allocated, at a multiple of 64 bytes; parameters stay the same objects.
+    """Move every CPU weight to a multiple of 64 bytes, in memory of torch; parameters stay the same objects.
 
     Weights read from safetensors lie wherever the file has them, and the CPU's matrix products round otherwise at
     another alignment. Without this, a resumed run parts from the unbroken one in the last bit.

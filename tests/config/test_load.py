@@ -110,7 +110,11 @@ def test_the_reference_command_loads_fast_and_without_torch() -> None:
             "data.apply_chat_template_kwargs",
             {"enable_thinking": False},
         ),
-        ("actor_rollout_ref.model.override_config={a:{b:1}}", "actor_rollout_ref.model.override_config", {"a": {"b": 1}}),
+        (
+            "actor_rollout_ref.model.override_config={a:{b:1}}",
+            "actor_rollout_ref.model.override_config",
+            {"a": {"b": 1}},
+        ),
         ("critic.model.path=${actor_rollout_ref.model.path}/x", "critic.model.path", "model/x"),
         ("reward.custom_reward_function.path=score.py", "custom_reward_function.path", "score.py"),
         ("algorithm.adv_estimator=my.module:estimate", "algorithm.adv_estimator", "my.module:estimate"),
@@ -150,7 +154,11 @@ def test_critic_follows_the_actor_unless_told_otherwise() -> None:
         "critic.shuffle=True",
     )
     critic = config.critic
-    assert (critic.model.path, critic.model.hub, critic.model.enable_gradient_checkpointing) == ("model", "modelscope", True)
+    assert (critic.model.path, critic.model.hub, critic.model.enable_gradient_checkpointing) == (
+        "model",
+        "modelscope",
+        True,
+    )
     assert (critic.ppo_mini_batch_size, critic.ppo_epochs, critic.loss_agg_mode) == (16, 2, "token-sum")
     assert (critic.fsdp.dtype, config.actor_rollout_ref.rollout.dtype) == ("float32", "float32")
     assert critic.shuffle is True and config.actor_rollout_ref.actor.shuffle is False
@@ -266,7 +274,9 @@ def test_a_file_of_verls_form_is_merged_below_the_command_line(tmp_path: Path) -
 
 
 def test_a_file_is_checked_like_the_command_line(tmp_path: Path) -> None:
-    (tmp_path / "bad.yaml").write_text("data: {train_batchsize: 4}\ntrainer: {total_epochs: many}\nreward_model: {enable: true}\n")
+    (tmp_path / "bad.yaml").write_text(
+        "data: {train_batchsize: 4}\ntrainer: {total_epochs: many}\nreward_model: {enable: true}\n"
+    )
     file = tmp_path / "bad.yaml"
     assert problems(f"--config-path={tmp_path}", "--config-name=bad") == [
         f"data.train_batchsize: no such key. Did you mean data.train_batch_size? (in file {file})",
@@ -323,7 +333,9 @@ def test_sft_configuration() -> None:
     assert config.data.val_files == () and config.data.max_token_len_per_gpu == 5000
     assert config.trainer.default_local_dir == "checkpoints/steepest/sft"
     with pytest.raises(ConfigError) as caught:
-        load_sft_config(["model.partial_pretrain=m", "data.train_batch_siz=3", "trainer.nnodes=2", "data.train_files=a"])
+        load_sft_config(
+            ["model.partial_pretrain=m", "data.train_batch_siz=3", "trainer.nnodes=2", "data.train_files=a"]
+        )
     assert caught.value.problems == [
         "model.partial_pretrain: verl has this key, Steepest has not. Use model.path.",
         "data.train_batch_siz: no such key. Did you mean data.train_batch_size?",

@@ -34,7 +34,11 @@ SPECIAL = (
     "[INST]",
     "[/INST]",
 )
-TEXT = ["What is 2 + 3? Tom has 12 apples.\n\nuser assistant system model", "Step one. Step two.\n#### 5", "0123456789"] * 20
+TEXT = [
+    "What is 2 + 3? Tom has 12 apples.\n\nuser assistant system model",
+    "Step one. Step two.\n#### 5",
+    "0123456789",
+] * 20
 
 
 def byte_tokenizer(template: str | None = CHATML, *, bos: str | None = "<bos>", eos: str | None = "<eos>") -> Any:

@@ -17,7 +17,9 @@ class Family:
 
 
 def _turns(turn: str, ask: str, before: str = "") -> str:
-    return before + "{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}" + ask + "{% endif %}"
+    return (
+        before + "{% for m in messages %}" + turn + "{% endfor %}{% if add_generation_prompt %}" + ask + "{% endif %}"
+    )
 
 
 _CHATML = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
@@ -69,7 +71,10 @@ FAMILIES = {
         False,
     ),
     "phi": Family(
-        _turns("<|{{ m.role }}|>\n{{ m.content }}<|end|>\n", "<|assistant|>\n"), "<|user|>\n", "<|assistant|>\n", "<|end|>"
+        _turns("<|{{ m.role }}|>\n{{ m.content }}<|end|>\n", "<|assistant|>\n"),
+        "<|user|>\n",
+        "<|assistant|>\n",
+        "<|end|>",
     ),
     "zephyr": Family(
         _turns("<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n", "<|assistant|>\n"),
@@ -77,8 +82,6 @@ FAMILIES = {
         "<|assistant|>\n",
         "<eos>",
     ),
-    "deepseek": Family(
-        _turns(_NAMED, "<|assistant|>", "{{ bos_token }}"), "<bos><|user|>", "<|assistant|>", "<eos>"
-    ),
+    "deepseek": Family(_turns(_NAMED, "<|assistant|>", "{{ bos_token }}"), "<bos><|user|>", "<|assistant|>", "<eos>"),
     "vicuna": Family(_turns(_VICUNA, "ASSISTANT:", "{{ bos_token }}"), "<bos>USER: ", "ASSISTANT:", "<eos>"),
 }

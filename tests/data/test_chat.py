@@ -29,7 +29,9 @@ def prompt(text: str = "What is 2 + 3?", uid: str = "t:0") -> Prompt:
     return Prompt(uid, [{"role": "user", "content": text}], "d", "5")
 
 
-def encode(prompts: list[Prompt], tokenizer: Any, limit: int = 10_000, **options: Any) -> tuple[list[Prompt], EncodeReport]:
+def encode(
+    prompts: list[Prompt], tokenizer: Any, limit: int = 10_000, **options: Any
+) -> tuple[list[Prompt], EncodeReport]:
     return encode_prompts(prompts, tokenizer, max_prompt_length=limit, **options)
 
 
@@ -89,7 +91,10 @@ def test_a_doubled_bos_is_made_single_and_reported(times: int) -> None:
 
 def test_a_tokenizer_without_bos() -> None:
     (first,), _ = encode([prompt()], byte_tokenizer(bos=None))
-    assert byte_tokenizer().decode(first.token_ids) == "<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        byte_tokenizer().decode(first.token_ids)
+        == "<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_no_chat_template() -> None:
@@ -136,8 +141,9 @@ def test_overlong_prompts_stop_the_run_by_default(tokenizer: Any) -> None:
     with pytest.raises(DataError) as caught:
         encode(prompts, tokenizer, 30)
     assert str(caught.value) == (
-        f"row a:1: the prompt has {lengths[1]} tokens, data.max_prompt_length is 30; 2 of 3 prompts are too long, the longest "
-        f"has {lengths[2]} tokens. Raise data.max_prompt_length, or drop them with data.filter_overlong_prompts=True, or cut "
+        f"row a:1: the prompt has {lengths[1]} tokens, data.max_prompt_length is 30; 2 of 3 prompts are too long, the "
+        f"longest has {lengths[2]} tokens. Raise data.max_prompt_length, or drop them with "
+        f"data.filter_overlong_prompts=True, or cut "
         "them with data.truncation=left, right or middle."
     )
 

@@ -96,7 +96,12 @@ def test_a_file_without_the_prompt_column_names_its_columns(write_rows: Any) -> 
         ),
         ({"prompt": [{"role": "user", "content": None}]}, "prompt[0].content", "nothing (null)", "a string"),
         ({"prompt": [{"role": "user", "content": ["x"]}]}, "prompt[0].content", "['x'] (list)", "a string"),
-        ({"prompt": [{"role": "user", "content": " \n"}]}, "prompt", "[{'role'", "at least one message that is not blank"),
+        (
+            {"prompt": [{"role": "user", "content": " \n"}]},
+            "prompt",
+            "[{'role'",
+            "at least one message that is not blank",
+        ),
         (
             {"prompt": [USER, {"role": "assistant", "content": "5"}]},
             "prompt",
@@ -107,8 +112,18 @@ def test_a_file_without_the_prompt_column_names_its_columns(write_rows: Any) -> 
         ({"data_source": 3}, "data_source", "3 (int)", "the name of a data source"),
         ({"data_source": ""}, "data_source", "'' (str)", "the name of a data source"),
         ({"reward_model": None}, "reward_model", "nothing (null)", "an object with a ground_truth"),
-        ({"reward_model": {"style": "rule"}}, "reward_model", "{'style': 'rule'} (dict)", "an object with a ground_truth"),
-        ({"reward_model": {"ground_truth": None}}, "reward_model", "{'ground_truth': None}", "an object with a ground_truth"),
+        (
+            {"reward_model": {"style": "rule"}},
+            "reward_model",
+            "{'style': 'rule'} (dict)",
+            "an object with a ground_truth",
+        ),
+        (
+            {"reward_model": {"ground_truth": None}},
+            "reward_model",
+            "{'ground_truth': None}",
+            "an object with a ground_truth",
+        ),
         ({"extra_info": "x"}, "extra_info", "'x' (str)", "an object with named entries"),
     ],
 )

@@ -20,7 +20,9 @@ TALK = [{"role": "system", "content": "Be brief."}, ASK, ANSWER, {"role": "user"
 
 
 def encode(messages: list[dict[str, Any]], tokenizer: Any, **options: Any) -> SFTExample:
-    (example,), _ = encode_sft([SFTRow("t:0", messages)], tokenizer, max_length=options.pop("max_length", 1000), **options)
+    (example,), _ = encode_sft(
+        [SFTRow("t:0", messages)], tokenizer, max_length=options.pop("max_length", 1000), **options
+    )
     return example
 
 
@@ -96,7 +98,10 @@ def test_a_subset(write_rows: Any) -> None:
 def test_a_wrong_cell_is_named(write_rows: Any, row: dict[str, Any], column: str, expected: str) -> None:
     file = write_rows([row])
     text = message_of(file)
-    assert text.startswith(f"{file}, row 0 (counted from 0), column {column!r}: found ") and f"; expected {expected}" in text
+    assert (
+        text.startswith(f"{file}, row 0 (counted from 0), column {column!r}: found ")
+        and f"; expected {expected}" in text
+    )
 
 
 def test_a_file_of_another_kind_names_its_columns(write_rows: Any) -> None:
@@ -143,44 +148,46 @@ def test_an_end_token_is_appended_where_the_template_writes_none() -> None:
 
 
 def test_a_token_that_spans_the_border_is_split_as_generation_splits_it() -> None:
-    # the tokenizer knows "\n\n" as one token, the prompt ends in "\n", the answer starts with one
-    tokenizer = byte_tokenizer()
-    assert len(tokenizer("\n\n", add_special_tokens=False)["input_ids"]) == 1
-    example = encode([ASK, {"role": "assistant", "content": "\nfive"}], tokenizer)
-    (asked,), _ = encode_prompts([Prompt("t:0", [ASK], "d", "5")], tokenizer, max_prompt_length=1000)
-    assert example.token_ids[: len(asked.token_ids)] == asked.token_ids
-    assert example.loss_mask.index(True) == len(asked.token_ids)
-    assert learned(example, tokenizer).startswith("\nfive<|im_end|>")
+    tokenizer = byte_tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}")
+    half, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Tom app", "Tom apples"))
+    assert whole[: len(half)] != half  # the trap is set
+    example = encode([{"role": "user", "content": "Tom app"}, {"role": "assistant", "content": "les"}], tokenizer)
+    assert list(example.token_ids[: len(half)]) == half
+    assert example.loss_mask.index(True) == len(half)
+    assert learned(example, tokenizer) == "les<eos>"
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     tokenizer = byte_tokenizer(FAMILIES["chatml that drops earlier thoughts"].template)
     thinking = {"role": "assistant", "content": "<think>2 and 3</think>It is 5."}
     assert learned(encode([ASK, thinking], tokenizer), tokenizer).startswith("<think>2 and 3</think>It is 5.")
-    with pytest.raises(DataError, match=r"row t:0: the chat template writes the conversation up to message 2 .*one row of each"):
+    with pytest.raises(
+        DataError, match=r"row t:0: the chat template writes the conversation up to message 2 .*one row of each"
+    ):
         encode([ASK, thinking, ASK, ANSWER], tokenizer)
 
 
 def test_too_long(tokenizer: Any) -> None:
     rows = [SFTRow("t:0", [ASK, ANSWER]), SFTRow("t:1", [ASK, {"role": "assistant", "content": "5 " * 60}])]
-    with pytest.raises(DataError, match=r"row t:1: the conversation has \d+ tokens, data.max_length is 50; 1 of 2 are too long"):
+    with pytest.raises(
+        DataError, match=r"row t:1: the conversation has \d+ tokens, data.max_length is 50; 1 of 2 are too long"
+    ):
         encode_sft(rows, tokenizer, max_length=50)
-    kept, report = encode_sft(rows, tokenizer, max_length=50, filter_overlong=True)
-    assert [example.uid for example in kept] == ["t:0"]
-    assert (report.num_kept, report.num_filtered, report.num_truncated) == (1, 1, 0)
-    assert report.describe().startswith("1 conversations, the longest ")
     kept, report = encode_sft(rows, tokenizer, max_length=50, truncation="right")
     assert [len(example.token_ids) for example in kept][1] == 50 == len(kept[1].loss_mask)
     assert (report.num_kept, report.num_filtered, report.num_truncated) == (2, 0, 1)
-    with pytest.raises(DataError, match="leaves no row: all 2 are longer than data.max_length=5"):
-        encode_sft(rows, tokenizer, max_length=5, filter_overlong=True)
+    assert report.describe().startswith("2 conversations, the longest ") and report.describe().endswith(
+        ", 1 cut (right)."
+    )
     with pytest.raises(ConfigError, match="data.max_length=0"):
         encode_sft(rows, tokenizer, max_length=0)
 
 
 def test_a_cut_that_takes_the_whole_answer_is_refused(tokenizer: Any) -> None:
     long = [{"role": "user", "content": "x " * 60}, ANSWER]
-    with pytest.raises(DataError, match=r"row t:0: cut to data.max_length=20 \(data.truncation=right\) nothing of the answer"):
+    with pytest.raises(
+        DataError, match=r"row t:0: cut to data.max_length=20 \(data.truncation=right\) nothing of the answer"
+    ):
         encode(long, tokenizer, max_length=20, truncation="right")
     assert "It is 5." in learned(encode(long, tokenizer, max_length=20, truncation="left"), tokenizer)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from steepest.loggers import ConsoleLogger, LoggerContext
+from steepest.loggers import BriefLogger, ConsoleLogger, LoggerContext
 from steepest.loggers.console import Pace, format_number, format_seconds
 
 
@@ -61,6 +61,15 @@ def test_the_order_is_the_same_each_step_validation_first_and_timings_last() -> 
         "new/x", "perf/throughput", "timing_s/gen",
     ]  # fmt: skip
     assert second == first.replace("step:1", "step:2")
+
+
+def test_brief_shows_only_what_one_looks_at_first() -> None:
+    stream = io.StringIO()
+    logger = BriefLogger(LoggerContext(Path(), "p", "e"), stream)
+    logger.log(
+        2, {"timing_s/step": 1.5, "timing_s/gen": 1.0, "actor/lr": 0.1, "critic/score/mean": 0.25, "val/accuracy": 0.5}
+    )
+    assert stream.getvalue() == "step:2 - val/accuracy:0.5 - critic/score/mean:0.25 - timing_s/step:1.5\n"
 
 
 def test_time_left_is_the_recent_pace_times_the_steps_left() -> None:

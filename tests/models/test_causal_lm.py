@@ -101,7 +101,11 @@ def test_a_batch_without_targets_gives_nothing_and_zero_gradients():
 
 
 def test_decoding_logits_apply_scale_and_soft_cap_as_the_model_does():
-    for model in (tiny_lm("granite", logits_scaling=4.0), tiny_lm("gemma2", **GEMMA2), tiny_lm("cohere", logit_scale=0.3)):
+    for model in (
+        tiny_lm("granite", logits_scaling=4.0),
+        tiny_lm("gemma2", **GEMMA2),
+        tiny_lm("cohere", logit_scale=0.3),
+    ):
         ids = torch.tensor(random_ids([9])[0])
         with torch.no_grad():
             hidden = model.hidden_states(ids, torch.arange(9), PackedContext([9]))

@@ -10,7 +10,7 @@ from steepest.models.load import end_token_ids, load_causal_lm, load_tokenizer
 from steepest.models.tiny import build_tiny_model, build_tokenizer
 
 TEXTS = ["Tom has 12 apples, and 7 pears.\nHow many? #### 19", " yes-no"]
-WORDS = [" Tom", " has", " 12", "\nTom", "\n12", ",", " and", " 7", "\n", "?", " ####", "\n####", " 19", "-", " yes", " -"]
+WORDS = [" Tom", " has", " 12", "\nTom", "\n12", ",", " and", "\n", "?", " ####", "\n####", " 19", "-", " yes", " -"]
 TOKENIZER = build_tokenizer([*TEXTS, *WORDS])
 
 

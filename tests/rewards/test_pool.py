@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -18,47 +15,14 @@ from hypothesis import strategies as st
 from steepest.errors import ConfigError, DataError, RewardError
 from steepest.rewards import RewardPool, RewardRequest, RewardResult
 from steepest.rewards.pool import allowed_failures
-
-FUNCTIONS = str(Path(__file__).parent / "functions.py")
-ROOT = Path(__file__).parents[2]
-
-
-def requests(*solutions: str, source: str = "d") -> list[RewardRequest]:
-    return [RewardRequest(f"row:{i}", source, solution, "72", {}) for i, solution in enumerate(solutions)]
-
-
-def custom_pool(name: str = "compute_score", **options) -> RewardPool:
-    options = {"num_workers": 2, "timeout_s": 10.0, "max_error_rate": 1.0} | options
-    return RewardPool(custom=(FUNCTIONS, name), **options)
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with custom_pool() as pool:
-        pool.check([])
-        yield pool
+from tests.rewards.helpers import FUNCTIONS, custom_pool, requests
 
 
 @pytest.fixture(scope="module")
 def hasty():
-    with custom_pool(timeout_s=0.4) as pool:
+    with custom_pool(timeout_s=0.6) as pool:
         pool.check([])
         yield pool
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and is not reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def gone_within(pids: list[int], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not any(alive(pid) for pid in pids)
 
 
 # ---- what a function may return, and how it may fail
@@ -98,9 +62,9 @@ def test_scores(pool, solution, result):
         ("die", "the worker process exited with code 7"),
         ("segfault", "the worker process was killed by SIGSEGV"),
         ("killed", "the worker process was killed by SIGKILL (out of memory?)"),
-        ("stopped", "timeout after 0.4 s"),
-        ("sleep", "timeout after 0.4 s"),
-        ("regex", "timeout after 0.4 s"),
+        ("stopped", "timeout after 0.6 s"),
+        ("sleep", "timeout after 0.6 s"),
+        ("regex", "timeout after 0.6 s"),
     ],
 )
 def test_failures_are_counted_and_named_and_never_zero(request, caplog, solution, error):
@@ -139,7 +103,7 @@ def test_all_kinds_of_failure_at_once_off_the_main_thread():
     solutions = ["1", "sleep", "2", "die", "3", "nan", "0", "segfault", "4", "regex", "true", "none", "5", "raise"]
     expected = [1, None, 2, None, 3, None, 0, None, 4, None, 1, None, 5, None]
     got: list[RewardResult] = []
-    with custom_pool(timeout_s=0.5) as pool:
+    with custom_pool(timeout_s=1.0) as pool:
         thread = threading.Thread(target=lambda: got.extend(pool.score(requests(*solutions))))
         thread.start()
         thread.join(20)
@@ -201,17 +165,17 @@ def test_allowed_failures(num_samples, rate, allowed):
 
 
 def test_too_many_failures_end_the_run_at_once(caplog):
-    with custom_pool(max_error_rate=0.1, timeout_s=0.3) as pool:
-        start = time.monotonic()
+    with custom_pool(max_error_rate=0.1, timeout_s=0.3, num_workers=1) as pool:
         with pytest.raises(RewardError) as caught:
-            pool.score(requests(*["sleep"] * 40))
-        # 5 of 40 are enough; all would take 40 * 0.3 / 2 = 6 s, and the starts of 40 workers
-        assert time.monotonic() - start < 5
-        assert str(caught.value).startswith("reward: 5 of 40 samples failed (12.5 %). First: sample row:")
-        assert "timeout after 0.3 s. That is more than reward.max_error_rate=0.1 allows (4 of 40)" in str(caught.value)
-        assert pool.error_rate == 0.125 and not caplog.records
+            pool.score(requests(*["sleep"] * 20))  # 3 of 20 are too many: the other 17 are not waited for
+        assert str(caught.value) == (
+            "reward: 3 of 20 samples failed (15.0 %). First: sample row:0: timeout after 0.3 s. That is more than "
+            "reward.max_error_rate=0.1 allows (2 of 20), so the run ends; 17 samples were left unscored. Mend the "
+            "reward function; or raise reward.timeout_s (now 0.3) or reward.max_error_rate."
+        )
+        assert pool.error_rate == 0.15 and not caplog.records
         # and the pool is fit for use
-        assert pool.score(requests("1", "2")) == [RewardResult(1.0), RewardResult(2.0)]
+        assert [result.score for result in pool.score(requests("zero", "one"))] == [0.0, 1.0]
         assert pool.error_rate == 0.0
 
 
@@ -230,11 +194,11 @@ def test_nothing_to_score(pool):
 
 
 def test_async_functions_and_their_time_limit():
-    with custom_pool("async_score", timeout_s=0.4) as pool:
+    with custom_pool("async_score", timeout_s=1.0) as pool:
         pool.check(["anything"])
         results = pool.score(requests(*map(str, range(20)), "sleep", "raise"))
     assert [result.score for result in results] == [*map(float, range(20)), None, None]
-    assert results[20].error == "timeout after 0.4 s"
+    assert results[20].error == "timeout after 1 s"
 
 
 def test_functions_get_the_four_keywords():
@@ -309,125 +273,6 @@ def test_bad_options_are_all_told_at_once():
     ]
 
 
-# ---- processes
-
-
-def test_prints_of_a_reward_go_to_standard_error(capfd):
-    with custom_pool() as pool:
-        assert pool.score(requests("print")) == [RewardResult(1.0)]
-    out, err = capfd.readouterr()
-    assert out == "" and "and you" in err and "to you" in err
-
-
-def test_workers_stay_between_calls_and_a_dead_idle_one_is_replaced(pool):
-    for _ in range(2):
-        pids = {result.score for result in pool.score(requests(*["pid"] * 8))}
-    assert pids == set(map(float, pool.worker_pids())) and len(pids) == 2
-    for pid in pool.worker_pids():
-        os.kill(pid, 9)
-    time.sleep(0.1)
-    assert pool.score(requests("1", "2", "3")) == [RewardResult(1.0), RewardResult(2.0), RewardResult(3.0)]
-    assert pids.isdisjoint(map(float, pool.worker_pids()))
-
-
-def test_close_leaves_no_process_and_can_be_called_twice():
-    pool = custom_pool()
-    pool.check([])
-    pids = pool.worker_pids()
-    assert len(pids) == 2 and all(map(alive, pids))
-    pool.close()
-    pool.close()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)  # reaped, no zombie
-    with pytest.raises(RewardError, match="closed"):
-        pool.score(requests("1"))
-
-
-def test_a_forgotten_pool_ends_its_workers():
-    pool = custom_pool()
-    pool.check([])
-    pids = pool.worker_pids()
-    del pool
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-def test_a_hung_reward_is_killed_with_what_it_started(tmp_path, monkeypatch):
-    monkeypatch.setenv("CHILD_PID_FILE", str(tmp_path / "pid"))
-    with custom_pool(timeout_s=1.0) as pool:
-        assert pool.score(requests("child"))[0].error == "timeout after 1 s"
-    assert gone_within([int((tmp_path / "pid").read_text())], 2)
-
-
-def test_no_file_descriptor_is_left_open():
-    def count() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    before = count()
-    with custom_pool() as pool:
-        pool.score(requests("1", "die", "segfault", "2"))
-    assert count() == before
-
-
-SCRIPT = """
-import sys, time
-from steepest.rewards import RewardPool, RewardRequest
-print("main imported", file=sys.stderr)
-pool = RewardPool(custom=({functions!r}, "compute_score"), num_workers=2, timeout_s=30)
-pool.check([])
-print(*pool.worker_pids(), flush=True)
-{then}
-"""
-
-
-def start_parent(then: str) -> tuple[subprocess.Popen[str], list[int]]:
-    """A parent without `if __name__ == "__main__"`, as scripts and notebooks are."""
-    code = textwrap.dedent(SCRIPT).format(functions=FUNCTIONS, then=then)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    assert parent.stdout is not None
-    return parent, [int(pid) for pid in parent.stdout.readline().split()]
-
-
-@pytest.mark.parametrize("doing", ["one", "sleep", "regex"])
-def test_kill_9_of_the_parent_leaves_no_worker(doing):
-    # idle, in Python code that waits, and in C code that holds the interpreter lock
-    then = f"pool.score([RewardRequest('a', 'd', {doing!r}, '', {{}})] * 2)\nprint('done', flush=True)\ntime.sleep(60)"
-    parent, pids = start_parent(then)
-    time.sleep(0.3)
-    assert len(pids) == 2 and all(map(alive, pids))
-    parent.kill()
-    parent.communicate()
-    assert gone_within(pids, 3)
-
-
-@pytest.mark.parametrize("then", ["", "raise SystemExit(0)", "pool.score([RewardRequest('a', 'd', '1', '', {})])"])
-def test_a_parent_that_ends_without_close_leaves_no_worker_and_no_noise(then):
-    parent, pids = start_parent(then)
-    _, err = parent.communicate(timeout=10)
-    assert parent.returncode == 0 and err == "main imported\n"
-    assert len(pids) == 2 and not any(map(alive, pids))
-
-
-def test_ctrl_c_ends_the_call_and_the_workers_that_were_on_it():
-    parent, pids = start_parent("pool.score([RewardRequest('a', 'd', 'sleep', '', {})] * 2)")
-    time.sleep(0.3)
-    parent.send_signal(2)
-    _, err = parent.communicate(timeout=10)
-    assert err.rstrip().endswith("KeyboardInterrupt") and not any(map(alive, pids))
-
-
-def test_a_fork_of_the_owner_may_not_score_and_does_not_harm_it(pool):
-    child = os.fork()
-    if child == 0:
-        try:
-            pool.score(requests("1"))
-        except RewardError:
-            os._exit(42)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
-    assert pool.score(requests("1")) == [RewardResult(1.0)]
-
-
 def test_scoring_a_batch_is_quick():
     rows = [
         RewardRequest(str(i), "openai/gsm8k", f"{i} + 1 = {i + 1}\n#### {i + 1}", str(i + 1), {}) for i in range(256)
@@ -435,7 +280,7 @@ def test_scoring_a_batch_is_quick():
     with RewardPool(num_workers=2) as pool:
         pool.check(["openai/gsm8k"])
         times = []
-        for _ in range(5):
+        for _ in range(10):
             start = time.perf_counter()
             assert all(result.score == 1.0 for result in pool.score(rows))
             times.append(time.perf_counter() - start)

@@ -72,7 +72,11 @@ def test_an_error_names_the_innermost_line_of_the_functions_own_file():
 
 def test_error_texts_are_one_short_line():
     text = describe(ValueError("a\nb  c" + "x" * 10_000), "")
-    assert text.startswith("ValueError: a b cxxx") and text.endswith("x...") and len(text) == len("ValueError: ") + 500 + len("...")
+    assert (
+        text.startswith("ValueError: a b cxxx")
+        and text.endswith("x...")
+        and len(text) == len("ValueError: ") + 500 + len("...")
+    )
     assert describe(KeyError(), "") == "KeyError"
 
 

@@ -208,3 +208,16 @@ def test_frozen_parameters_are_left_alone():
     free.grad = torch.ones(1)
     optimizer.step()
     assert frozen.item() == 1.0 and set(optimizer.tensors()) == {"free.exp_avg", "free.exp_avg_sq", "free.step"}
+
+
+def test_a_loaded_state_is_a_copy():
+    weight, optimizer = make()
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    other_weight, other = make()
+    other.load(optimizer.tensors(), optimizer.numbers())
+    before = {name: value.clone() for name, value in optimizer.tensors().items()}
+    other_weight.grad = torch.ones(2)
+    other.step()
+    assert all(torch.equal(value, before[name]) for name, value in optimizer.tensors().items())
+    assert other.tensors()["w.step"].item() == 2.0

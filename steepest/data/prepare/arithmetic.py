@@ -26,22 +26,26 @@ LARGEST = 99
 # the ranges of the numbers told: few enough sums that a model of 0.2M parameters knows them after the warm-up
 STARTS, AMOUNTS, GROUPS, SHARES = (3, 20), (2, 9), (2, 6), (3, 15)
 T = TypeVar("T")
-PEOPLE = (("Tom", "He"), ("Ann", "She"), ("Ben", "He"), ("Mia", "She"), ("Sam", "He"), ("Eva", "She"))
+PEOPLE = (("Tom", "he"), ("Ann", "she"), ("Ben", "he"), ("Mia", "she"), ("Sam", "he"), ("Eva", "she"))
 THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
 LABELS = ("First", "Then", "Last")
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 HAS = "{name} has {x} {things}."
 BOXES = "{name} has {x} boxes of {y} {things}."
 CHANGES = {
-    "+": ("{pronoun} buys {x} more.", "{pronoun} finds {x} more.", "{pronoun} gets {x} from {friend}."),
-    "-": ("{pronoun} sells {x}.", "{pronoun} loses {x}.", "{pronoun} gives {x} to {friend}."),
+    "+": (
+        "{label} {pronoun} buys {x} more.",
+        "{label} {pronoun} finds {x} more.",
+        "{label} {pronoun} gets {x} from {friend}.",
+    ),
+    "-": ("{label} {pronoun} sells {x}.", "{label} {pronoun} loses {x}.", "{label} {pronoun} gives {x} to {friend}."),
 }
 COMPARES = {"+": "{friend} has {x} more than {name}.", "-": "{friend} has {x} fewer than {name}."}
 TWICE = "{friend} has twice as many."
-TOGETHER = {"+": "Together they find {x} more.", "-": "Together they sell {x}."}
+TOGETHER = {"+": "{label} they find {x} more.", "-": "{label} they sell {x}."}
 ASK_NOW = "How many {things} does {name} have now?"
 ASK_TOGETHER = "How many {things} do they have together?"
-ASK_SHARE = "{pronoun} puts them equally in {x} bags. How many {things} are in each bag?"
+ASK_SHARE = "{label} {pronoun} puts them equally in {x} bags. How many {things} are in each bag?"
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,9 @@ class _Story:
         self.valid = True
 
     def say(self, sentence: str, x: int = 0, y: int = 0) -> None:
-        self.sentences.append(sentence.format(x=x, y=y, **self.words))
+        # a sentence of change begins with the word that the answer's line for it begins with
+        label = LABELS[min(len(self.steps), len(LABELS) - 1)]
+        self.sentences.append(sentence.format(label=label, x=x, y=y, **self.words))
 
     def step(self, left: int, sign: str, right: int) -> int:
         result = _apply(left, sign, right)
@@ -174,8 +180,9 @@ def _share(story: _Story, num_steps: int) -> None:
     story.valid = before >= 2
     story.say(HAS, before)
     story.say(story.draw.pick(CHANGES[sign]), amount)
-    story.step(story.step(before, sign, amount), "/", bags)
+    total = story.step(before, sign, amount)
     story.say(ASK_SHARE, bags)
+    story.step(total, "/", bags)
 
 
 KINDS = {
@@ -316,4 +323,5 @@ def arithmetic_corpus() -> Iterator[str]:
         for things in THINGS:
             words = {"name": name, "pronoun": pronoun, "friend": friend, "things": things, "x": 2, "y": 3}
             for opening in (HAS, BOXES):
-                yield " ".join(sentence.format(**words) for sentence in (opening, *later))
+                story = (opening, *later)
+                yield " ".join(line.format(label=LABELS[i % 3], **words) for i, line in enumerate(story))

@@ -119,8 +119,7 @@ def _local_files(path: Path) -> dict[str, Path]:
             here = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
             raise DataError(
                 f"--local_dataset_path={path}: the folder has no {split} split (looked for {', '.join(places)}; found "
-                f"{here}). "
-                f"Name one file to convert only its split."
+                f"{here}). Name one file to convert only its split."
             )
         found[split] = hits[0]
     return found

@@ -121,7 +121,8 @@ class BuiltinEngine:
         device = next(self._model.parameters()).device
         if self._cache is None:
             context = RecordingContext([1], device)
-            self._model.hidden_states(*torch.zeros(2, 1, dtype=torch.int64, device=device), context)
+            one = torch.zeros(1, dtype=torch.int64, device=device)
+            self._model.hidden_states(one, one, context)
             self._cache = KVCache(context.shapes, self._dtype, device)
         capacity = min(max(len(p) for p in prompts) + sampling.max_tokens, self._max_model_len)
         num_slots = num_slots_for(
@@ -219,10 +220,11 @@ class _Run:
         own_length = lengths.repeat_interleave(counts)
         room = (self._max_model_len - own_length).clamp(max=self._width - 1)
         begin = row * self._width
-        self._state[:, new] = torch.stack([row, row, own_length - 1, begin, begin + room, torch.ones_like(row)]).to(device)
+        state = torch.stack([row, row, own_length - 1, begin, begin + room, torch.ones_like(row)])
+        self._state[:, new] = state.to(device)
         self._n = new.stop
-        self._max_position = max(self._max_position, int(lengths.max()) - 1)
         self._sample(logits.repeat_interleave(counts.to(device), 0), new)
+        self._max_position = max(self._max_position, int(lengths.max()))
         self.stats.prefill_tokens += len(ids)
 
     def _share(self, counts: Tensor, firsts: Tensor, length: int) -> None:
@@ -241,6 +243,7 @@ class _Run:
         context = DecodeContext(self._cache, position, self._slots[:n], self._max_position + 1)
         hidden = self._model.hidden_states(self._token[:n], position, context)
         self._sample(self._model.logits(hidden), slice(0, n))
+        self._max_position += 1
         self.stats.decode_steps += 1
 
     def _sample(self, logits: Tensor, rows: slice) -> None:
@@ -255,7 +258,6 @@ class _Run:
         self._position[rows] += alive
         cursor += alive
         alive *= self._goes_on.index_select(0, token) * (cursor < self._limit[rows])
-        self._max_position += rows.start == 0
 
     def _drop_finished(self) -> None:
         """Note the lengths of rows that have ended and fill their slots with the last active rows."""
@@ -283,7 +285,7 @@ class _Run:
             row = int((real & ~torch.isfinite(log_probs)).any(1).nonzero()[0])
             raise RolloutError(
                 f"the policy gave NaN or infinite logits for prompt {row // n}: its weights are damaged. Look at "
-                "actor/grad_norm before this step, lower actor_rollout_ref.actor.optim.lr, and resume from a checkpoint."
+                "actor/grad_norm before it, lower actor_rollout_ref.actor.optim.lr, and resume from a checkpoint."
             )
         last = tokens.gather(1, (self._lengths.cpu() - 1)[:, None])[:, 0]
         stopped = self._is_end[last].tolist()

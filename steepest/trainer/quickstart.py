@@ -1,0 +1,200 @@
+"""The embedded job: made-up problems, a tiny policy from nothing, a supervised warm-up, PPO. CPU only, no download.
+
+Every part is the real one: the commands it prints can be run by hand. The warm-up's demonstrations are imperfect on
+purpose (see data/prepare/arithmetic.py), so that there is something left for reinforcement learning to teach.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steepest.trainer.resume import set_aside
+
+NEXT = """What to do next
+  the same job on a real model and real problems:
+    python examples/data_preprocess/gsm8k.py --local_save_dir data/gsm8k
+    python -m steepest.trainer.main_ppo data.train_files=data/gsm8k/train.parquet data.val_files=data/gsm8k/test.parquet \\
+      actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B-Instruct data.train_batch_size=256 trainer.test_freq=10 trainer.save_freq=10
+  GRPO instead of PPO: add algorithm.adv_estimator=grpo actor_rollout_ref.rollout.n=8"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the quickstart does. The defaults take a few minutes on two cores."""
+
+    folder: str = "outputs/quickstart"
+    seed: int = 0
+    sft_steps: int = 220
+    ppo_steps: int = 60
+    num_train: int = 8192
+    num_test: int = 512
+    num_sft: int = 12288
+
+    @property
+    def data(self) -> Path:
+        return Path(self.folder) / "data"
+
+    @property
+    def model(self) -> Path:
+        return Path(self.folder) / "model"
+
+
+def main(*, seed: int = 0, folder: Path | str = "outputs/quickstart") -> int:
+    """The `steepest quickstart` command."""
+    return run_quickstart(Settings(folder=str(folder), seed=seed))
+
+
+def run_quickstart(settings: Settings) -> int:
+    """Run the job and print its story; the last line is for scripts."""
+    began = time.perf_counter()
+    moved = set_aside(Path(settings.folder))
+    if moved:
+        say(f"the earlier run in {settings.folder} was moved to {moved}")
+    make_inputs(settings)
+    before_sft = ppo(settings, "before_sft", settings.model, ["trainer.val_only=True"])
+    warm = sft(settings)
+    trained = ppo(settings, "ppo", warm, ppo_overrides(settings))
+    first, last = min(trained.history), max(trained.history)
+    samples_before = read_samples(Path(settings.folder) / "samples" / f"{first}.jsonl")
+    samples_after = read_samples(Path(settings.folder) / "samples" / f"{last}.jsonl")
+    print(story(before_sft.history[0], trained.history, samples_before, samples_after))
+    print(NEXT)
+    print(
+        f"quickstart: before_sft={before_sft.history[0]:.4f} before_ppo={trained.history[first]:.4f} "
+        f"after_ppo={trained.history[last]:.4f} seconds={time.perf_counter() - began:.0f}",
+        flush=True,
+    )
+    return 0
+
+
+def make_inputs(settings: Settings) -> None:
+    from steepest.data.prepare.arithmetic import arithmetic_corpus, prepare_arithmetic
+    from steepest.models.tiny import build_tiny_model
+
+    say(f"1. problems: steepest prepare arithmetic --local-save-dir {settings.data} --seed {settings.seed}")
+    prepare_arithmetic(
+        settings.data,
+        num_train=settings.num_train,
+        num_test=settings.num_test,
+        num_sft=settings.num_sft,
+        seed=settings.seed,
+    )
+    say("2. a tiny model from nothing, with a tokenizer of whole words and numbers")
+    build_tiny_model(settings.model, arithmetic_corpus(), seed=settings.seed)
+
+
+def sft(settings: Settings) -> Path:
+    """The supervised warm-up; returns the model's folder."""
+    from steepest.config.load import load_sft_config
+    from steepest.trainer.sft import run_sft
+
+    overrides = [
+        f"data.train_files={settings.data}/sft.parquet",
+        "data.response_key=answer",
+        "data.train_batch_size=128",
+        "data.max_length=96",
+        f"data.seed={settings.seed}",
+        f"model.path={settings.model}",
+        "optim.lr=4e-3",
+        "optim.lr_scheduler_type=cosine",
+        "optim.lr_warmup_steps=20",
+        f"trainer.total_training_steps={settings.sft_steps}",
+        "trainer.logger=brief",
+        f"trainer.default_local_dir={settings.folder}/sft",
+    ]
+    say("3. supervised warm-up on imperfect demonstrations: steepest sft " + shlex.join(overrides))
+    return run_sft(load_sft_config(overrides)).model
+
+
+def ppo_overrides(settings: Settings) -> list[str]:
+    return [
+        f"trainer.total_training_steps={settings.ppo_steps}",
+        "actor_rollout_ref.actor.optim.lr=3e-4",
+        "critic.optim.lr=1e-3",
+        "trainer.test_freq=10",
+        "trainer.save_freq=20",
+        "trainer.max_actor_ckpt_to_keep=1",
+        f"trainer.validation_data_dir={settings.folder}/samples",
+    ]
+
+
+def ppo(settings: Settings, name: str, model: Path, more: Sequence[str]) -> Any:
+    """The PPO command on a model; with `trainer.val_only=True` only its validation."""
+    from steepest.config.load import load_config
+    from steepest.trainer.job import run_ppo
+
+    overrides = [
+        f"data.train_files={settings.data}/train.parquet",
+        f"data.val_files={settings.data}/test.parquet",
+        "data.train_batch_size=256",
+        "data.max_prompt_length=64",
+        "data.max_response_length=32",
+        f"data.seed={settings.seed}",
+        f"actor_rollout_ref.rollout.seed={settings.seed}",
+        f"actor_rollout_ref.model.path={model}",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=128",
+        "trainer.logger=brief",
+        f"trainer.default_local_dir={settings.folder}/{name}",
+        *more,
+    ]
+    what = "accuracy of the untrained model" if "trainer.val_only=True" in more else "4. PPO"
+    say(f"{what}: steepest ppo " + shlex.join(overrides))
+    return run_ppo(load_config(overrides))
+
+
+def say(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    from steepest.loggers.rows import read_rows
+
+    return list(read_rows(path))
+
+
+def story(
+    before_sft: float,
+    history: Mapping[int, float],
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+) -> str:
+    """Accuracy on the held-out problems over the run, and three answers before and after PPO."""
+    first, last = min(history), max(history)
+    lines = [
+        "",
+        f"Accuracy on {len(after)} held-out problems (greedy)",
+        f"  before the warm-up  {before_sft:.3f}",
+        f"  before PPO          {history[first]:.3f}",
+        f"  after PPO           {history[last]:.3f}",
+        "",
+        "The curve of PPO",
+    ]
+    lines += [f"  step {step:>3}  {score:.3f}  {'#' * round(40 * score)}" for step, score in sorted(history.items())]
+    lines += ["", "Three problems, before and after PPO"]
+    for old, new in telling_pairs(before, after):
+        lines += [
+            f"  {new['prompt'][-1]['content']}  (right answer: {new['ground_truth']})",
+            f"    before: {one_line(old['response'])}   score {old['score']:g}",
+            f"    after:  {one_line(new['response'])}   score {new['score']:g}",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def telling_pairs(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], num: int = 3
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """The first problems that PPO got right and one that is still wrong, where there are such."""
+    pairs = list(zip(before, after, strict=True))
+    learned = [pair for pair in pairs if pair[1]["score"] and not pair[0]["score"]]
+    wrong = [pair for pair in pairs if not pair[1]["score"]]
+    chosen = [*learned[: num - 1], *wrong[:1], *learned[num - 1 :], *pairs]
+    return chosen[:num]
+
+
+def one_line(text: str) -> str:
+    return " | ".join(text.strip().splitlines())

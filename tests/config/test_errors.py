@@ -1,0 +1,428 @@
+"""Every text that a wrong configuration gives, and that all of them come at once."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steepest.config import load as load_module
+from steepest.config import refused, tree
+from steepest.config.load import PPO_JOB, SFT_JOB, load_config, load_sft_config
+from steepest.config.schema import Config
+from steepest.errors import ConfigError
+from tests.config.commands import GRPO, REQUIRED
+
+ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
+
+
+def problems(*words: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config([*REQUIRED, *words])
+    return caught.value.problems
+
+
+def warnings(*words: str) -> list[str]:
+    return list(load_config([*REQUIRED, *words]).provenance.warnings)
+
+
+UNREADABLE = [
+    ("data.seed", "'data.seed': not a setting. Write key=value, e.g. trainer.device=cpu."),
+    ("=3", "'=3': no key before the equals sign. Write key=value, without spaces around it."),
+    ("a.b.=3", "'a.b.=3': 'a.b.' is not a key. Keys look like trainer.device; write key=value."),
+    (
+        "--trainer.device=cpu",
+        "--trainer.device=cpu: no such option. There are --help, --cfg job, --config-name, --config-path. "
+        "Keys are written without dashes: trainer.device=cpu",
+    ),
+    ("-v", "-v: no such option. There are --help, --cfg job, --config-name, --config-path."),
+    ("--multirun", "--multirun: Steepest makes one run a command. Call it once for each value."),
+    ("--cfg=hydra", "--cfg hydra: must be job."),
+    (
+        "data.seed=1,2",
+        "data.seed=1,2: several values for one key make a sweep, and Steepest makes one run a command. "
+        "A list is written 'data.seed=[1,2]'.",
+    ),
+    (
+        "data.train_files=[a",
+        "data.train_files=[a: cannot be read. Lists are written '[a,b]', mappings '{a: b}', and the whole setting goes "
+        "in single quotes in the shell.",
+    ),
+]
+WRONG_VALUES = [
+    ("data.train_batch_size=many", "data.train_batch_size='many': expected a whole number."),
+    ("data.train_batch_size=2.5", "data.train_batch_size=2.5: expected a whole number."),
+    ("data.train_batch_size=[2]", "data.train_batch_size=[2]: expected a whole number (found a list)."),
+    ("data.train_batch_size=True", "data.train_batch_size=True: expected a whole number (found true or false)."),
+    ("data.train_batch_size=null", "data.train_batch_size=null: expected a whole number."),
+    ("data.train_batch_size=0", "data.train_batch_size=0: must be at least 1."),
+    ("data.val_batch_size=x", "data.val_batch_size='x': expected a whole number or null."),
+    (
+        "data.val_batch_size=None",
+        "data.val_batch_size='None': expected a whole number or null (nothing is written null).",
+    ),
+    ("data.train_max_samples=-2", "data.train_max_samples=-2: must be -1 or at least 1."),
+    ("data.shuffle=1", "data.shuffle=1: expected true or false (found a number)."),
+    ("data.shuffle=maybe", "data.shuffle='maybe': expected true or false."),
+    ("data.prompt_key={a:1}", "data.prompt_key={'a': 1}: expected text (found a mapping)."),
+    ("critic=3", None),
+    (
+        "data.truncation=lef",
+        "data.truncation=lef: must be one of error, left, right, middle. Did you mean left?",
+    ),
+    ("trainer.resume_mode=x", "trainer.resume_mode=x: must be one of auto, disable, resume_path."),
+    (
+        "trainer.logger=[console,tensorbord]",
+        "trainer.logger=[console,tensorbord]: must be one of console, brief, jsonl, tensorboard, wandb, mlflow, "
+        "swanlab, alone or in a list. Did you mean tensorboard?",
+    ),
+    (f"{ACTOR}.optim.lr=fast", f"{ACTOR}.optim.lr='fast': expected a number."),
+    (f"{ACTOR}.optim.lr=nan", f"{ACTOR}.optim.lr=nan: expected a number (not a number at all)."),
+    (f"{ACTOR}.optim.lr=-1", f"{ACTOR}.optim.lr=-1.0: must be at least 0."),
+    (f"{ACTOR}.optim.betas=[0.9]", f"{ACTOR}.optim.betas=[0.9]: expected a list of 2 numbers (found 1 of them)."),
+    (f"{ACTOR}.optim.betas=[0.9,1.0]", f"{ACTOR}.optim.betas=[0.9,1.0]: must be below 1."),
+    (f"{ACTOR}.optim.clip_grad=0", f"{ACTOR}.optim.clip_grad=0.0: must be above 0."),
+    (f"{ACTOR}.clip_ratio_c=1", f"{ACTOR}.clip_ratio_c=1.0: must be above 1."),
+    (f"{ROLLOUT}.top_p=1.5", f"{ROLLOUT}.top_p=1.5: must be at most 1."),
+    (f"{ROLLOUT}.name=sglang", f"{ROLLOUT}.name=sglang: must be one of builtin, hf, vllm."),
+    (
+        "algorithm.adv_estimator=gpro",
+        "algorithm.adv_estimator=gpro: no such advantage estimator. Did you mean grpo? Known: gae, grpo, "
+        "or module:function of your own.",
+    ),
+    (
+        f"{ACTOR}.policy_loss.loss_mode=gspo",
+        f"{ACTOR}.policy_loss.loss_mode=gspo: no such policy loss. Known: vanilla, or module:function of your own.",
+    ),
+    (
+        "trainer.experiment_name=${algorithm.nme}",
+        "trainer.experiment_name: its ${...} cannot be followed: Interpolation key 'algorithm.nme' not found.",
+    ),
+    ("data.seed=${data.prompt_key}", None),
+]
+UNKNOWN = [
+    (f"{ACTOR}.optim.lrr=1", f"{ACTOR}.optim.lrr: no such key. Did you mean {ACTOR}.optim.lr?"),
+    ("optim.lr=1", f"optim.lr: no such key. Did you mean {ACTOR}.optim.lr?"),
+    ("actor.optim.lr=1", f"actor.optim.lr: no such key. Did you mean {ACTOR}.optim.lr?"),
+    ("data.train_file=x", "data.train_file: no such key. Did you mean data.train_files?"),
+    ("+trainer.total_epoch=1", "trainer.total_epoch: no such key. Did you mean trainer.total_epochs?"),
+    ("~trainer.total_epoch", "trainer.total_epoch: no such key. Did you mean trainer.total_epochs?"),
+    ("zzz.qqq=1", "zzz.qqq: no such key. --help lists all keys."),
+    ("data.seed.x=1", "data.seed.x: no such key. --help lists all keys."),
+]
+REFUSED = [
+    (
+        f"{ACTOR}.fsdp_config.model_dtype=bf16",
+        f"{ACTOR}.fsdp_config.model_dtype=bf16: must be fp32 or float32. Master weights are float32: an update of lr "
+        f"1e-6 is lost when it is added to a bfloat16 weight. The dtype of compute is {ACTOR}.fsdp_config.dtype.",
+    ),
+    (
+        f"{ROLLOUT}.tensor_model_parallel_size=2",
+        f"{ROLLOUT}.tensor_model_parallel_size=2: must be 1. This version runs in one process: the engine is not "
+        "split.",
+    ),
+    (
+        f"{ACTOR}.grad_clip=1.0",
+        f"{ACTOR}.grad_clip: verl has this key, Steepest has not. Dead in verl: use optim.clip_grad.",
+    ),
+    (
+        "critic.ppo_micro_batch_size=4",
+        "critic.ppo_micro_batch_size=4: must be null. The deprecated global form: use ppo_micro_batch_size_per_gpu.",
+    ),
+    (
+        f"{ROLLOUT}.multi_turn.max_user_turns=3",
+        f"{ROLLOUT}.multi_turn.max_user_turns: verl has this key, Steepest has not. Conversations with tools are not "
+        "part of this version; a response is one turn.",
+    ),
+    (
+        f"{ACTOR}.checkpoint.save_contents=[model]",
+        f"{ACTOR}.checkpoint.save_contents=[model]: must be [model,optimizer,extra]",
+    ),
+    ("hydra.run.dir=x", "hydra.run.dir: verl has this key, Steepest has not. Steepest writes no outputs folder"),
+]
+
+
+@pytest.mark.parametrize(("word", "text"), [*UNREADABLE, *WRONG_VALUES, *UNKNOWN, *REFUSED])
+def test_text(word: str, text: str | None) -> None:
+    # a misspelt required key is not also told as missing, since REQUIRED holds it
+    (message,) = problems(word)
+    if text is None:
+        assert message.startswith(word.partition("=")[0])
+    else:
+        assert message == text or ((word, text) in REFUSED[-2:] and message.startswith(text))
+
+
+def test_a_section_is_not_a_value() -> None:
+    (message,) = problems("algorithm.kl_ctrl=0.1")
+    assert message == "algorithm.kl_ctrl=0.1: a section, not a value. Its keys: type, kl_coef, horizon, target_kl."
+
+
+def test_all_problems_come_in_one_error() -> None:
+    words = [
+        "data.train_batch_siz=4",
+        f"{ACTOR}.optim.lr=abc",
+        f"{ROLLOUT}.temperature=0",
+        "reward_model.enable=True",
+        "trainer.device=tpu",
+        "trainer.nnodes=2",
+        "oops",
+    ]
+    found = problems(*words)
+    assert len(found) == len(words)
+    for fragment in ("train_batch_siz", "optim.lr", "temperature 0", "reward_model", "device=tpu", "nnodes=2", "oops"):
+        assert sum(fragment in text for text in found) == 1, fragment
+
+
+def test_a_rule_is_passed_over_when_a_key_it_reads_is_wrong() -> None:
+    # without the wrong batch size, the mini-batch would be told not to divide its default, 1024
+    assert problems("data.train_batch_size=x", f"{ACTOR}.ppo_mini_batch_size=300") == [
+        "data.train_batch_size='x': expected a whole number."
+    ]
+    assert problems(f"{ACTOR}.ppo_mini_batch_size=x", "data.train_batch_size=10") == [
+        f"{ACTOR}.ppo_mini_batch_size='x': expected a whole number or null."
+    ]
+
+
+def test_a_misspelt_required_key_is_told_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(["data.train_file=a", *REQUIRED[1:]])
+    assert caught.value.problems == ["data.train_file: no such key. Did you mean data.train_files?"]
+
+
+RULES = [
+    (["data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=24"],
+     f"{ACTOR}.ppo_mini_batch_size=24: must divide data.train_batch_size=64, e.g. 16."),
+    (["data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=128"],
+     f"{ACTOR}.ppo_mini_batch_size=128: must divide data.train_batch_size=64, e.g. 64."),
+    (["data.train_batch_size=64", "critic.ppo_mini_batch_size=48"],
+     "critic.ppo_mini_batch_size=48: must divide data.train_batch_size=64, e.g. 32."),
+    (["algorithm.adv_estimator=grpo"],
+     f"{ROLLOUT}.n=1 with algorithm.adv_estimator=grpo: a group of one has no baseline, so every advantage is zero. "
+     f"Use {ROLLOUT}.n >= 2."),
+    ([f"{ROLLOUT}.temperature=0"],
+     f"{ROLLOUT}.temperature=0: temperature 0 is not a policy one can train. Use a value above 0, e.g. 1.0; "
+     f"{ROLLOUT}.val_kwargs.temperature is the one for validation."),
+    ([f"{ROLLOUT}.name=vllm"], f"{ROLLOUT}.name=vllm: not part of this version yet; use {ROLLOUT}.name=builtin."),
+    (["trainer.n_gpus_per_node=8"],
+     "trainer.nnodes=1 times trainer.n_gpus_per_node=8 is 8: one process in this version. Set both to 1."),
+    (["trainer.resume_mode=resume_path"],
+     "trainer.resume_mode=resume_path: needs trainer.resume_from_path=.../global_step_N, or use "
+     "trainer.resume_mode=auto."),
+    ([f"{ACTOR}.use_dynamic_bsz=False"],
+     f"{ACTOR}.use_dynamic_bsz=False: needs {ACTOR}.ppo_micro_batch_size_per_gpu, or remove it and micro-batches are "
+     "filled to a token budget."),
+    (["actor_rollout_ref.ref.log_prob_use_dynamic_bsz=False"],
+     "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=False: needs "
+     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu, or remove it and micro-batches are filled to a token "
+     "budget."),
+    ([f"{ACTOR}.ppo_max_token_len_per_gpu=512"],
+     f"{ACTOR}.ppo_max_token_len_per_gpu=512: one sequence may have data.max_prompt_length + data.max_response_length "
+     "= 1024 tokens. Use at least 1024."),
+    ([f"{ROLLOUT}.max_model_len=1000"],
+     f"{ROLLOUT}.max_model_len=1000: one sequence may have data.max_prompt_length + data.max_response_length = 1024 "
+     "tokens. Use at least 1024."),
+    ([f"{ACTOR}.loss_agg_mode=seq-mean-token-sum-norm"],
+     f"{ACTOR}.loss_agg_mode=seq-mean-token-sum-norm: needs {ACTOR}.loss_scale_factor, the fixed length to divide by, "
+     "e.g. 512 (data.max_response_length)."),
+    (["critic.loss_agg_mode=seq-mean-token-sum-norm"],
+     "critic.loss_agg_mode=seq-mean-token-sum-norm: needs critic.loss_scale_factor, the fixed length to divide by, "
+     "e.g. 512 (data.max_response_length)."),
+    (["critic.enable=False"],
+     "critic.enable=False with algorithm.adv_estimator=gae: gae needs values. Remove it."),
+    (["algorithm.adv_estimator=grpo", f"{ROLLOUT}.n=2", "critic.enable=True"],
+     "critic.enable=True with algorithm.adv_estimator=grpo: nothing would read the values. Remove it."),
+    (["algorithm.adv_estimator=grpo", f"{ROLLOUT}.n=2", "trainer.critic_warmup=3"],
+     "trainer.critic_warmup=3 without a critic (adv_estimator=grpo): nothing would be trained in those steps. "
+     "Remove it."),
+    (["trainer.critic_warmup=5", "trainer.total_training_steps=5"],
+     "trainer.critic_warmup=5: the actor would never be trained in trainer.total_training_steps=5. Use less."),
+    (["algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.kl_coef=0"],
+     "algorithm.kl_ctrl.type=adaptive with kl_coef=0: it is multiplied, so it stays 0. Start above 0."),
+    ([f"{ROLLOUT}.val_kwargs.do_sample=True"],
+     f"{ROLLOUT}.val_kwargs.do_sample=True with {ROLLOUT}.val_kwargs.temperature=0: greedy. Set a temperature, or "
+     "do_sample=False."),
+    ([f"{ROLLOUT}.val_kwargs.do_sample=False", f"{ROLLOUT}.val_kwargs.temperature=0.6"],
+     f"{ROLLOUT}.val_kwargs.do_sample=False with {ROLLOUT}.val_kwargs.temperature=0.6: greedy is temperature=0."),
+    ([f"{ROLLOUT}.val_kwargs.n=4"],
+     f"{ROLLOUT}.val_kwargs.n=4 with {ROLLOUT}.val_kwargs.temperature=0: the same answer 4 times. Set a temperature."),
+    (["data.tokenizer=a", f"{MODEL}.tokenizer_path=b"],
+     f"data.tokenizer=a and {MODEL}.tokenizer_path=b: two tokenizers. Give one."),
+    (["trainer.val_only=True", "trainer.val_before_train=False"],
+     "trainer.val_only=True with trainer.val_before_train=False: nothing to do. Remove one of them."),
+    (["trainer.max_actor_ckpt_to_keep=2", "trainer.max_critic_ckpt_to_keep=3"],
+     "trainer.max_actor_ckpt_to_keep=2 and trainer.max_critic_ckpt_to_keep=3: a checkpoint holds actor and critic "
+     "together. Give one of them, or the same number."),
+    (["data.train_max_samples=8"],
+     "data.train_max_samples=8: fewer than data.train_batch_size=1024, so no batch is ever full. "
+     "Use data.train_batch_size <= 8."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "text"), RULES)
+def test_rule(words: list[str], text: str) -> None:
+    _, found = _loaded(tuple(words))
+    assert found == [text]
+
+
+def test_every_rule_has_a_case() -> None:
+    seen = set()
+    for words, _ in RULES:
+        for rule in PPO_JOB.rules:
+            config, _ = _loaded(tuple(words))
+            if list(rule.check(config, lambda key, words=words: any(w.startswith(f"{key}=") for w in words))):
+                seen.add(rule.check.__name__)
+    assert seen == {rule.check.__name__ for rule in PPO_JOB.rules}
+
+
+@functools.cache
+def _loaded(words: tuple[str, ...]) -> tuple[Config, list[str]]:
+    """The Config as the rules see it, and what they find."""
+    return load_module._Loading(PPO_JOB, load_module.read_arguments([*REQUIRED, *words])).run()
+
+
+def test_sft_rules() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_sft_config(
+            ["data.train_files=a", "model.path=m", "data.max_token_len_per_gpu=100", "trainer.resume_mode=resume_path"]
+        )
+    assert sorted(text.split(":")[0] for text in caught.value.problems) == [
+        "data.max_token_len_per_gpu=100",
+        "trainer.resume_mode=resume_path",
+    ]
+
+
+REFERENCE_OFF = "no reference is needed: algorithm.use_kl_in_reward and actor.use_kl_loss are off"
+WARNINGS = [
+    (["critic.optim.lr=1e-5", "critic.cliprange_value=0.2", "algorithm.lam=0.9", *GRPO[3:]],
+     ["critic.optim.lr, critic.cliprange_value have no effect: this run has no critic (algorithm.adv_estimator).",
+      "algorithm.lam has no effect: grpo gives every token of a response the same advantage."]),
+    (["algorithm.use_kl_in_reward=False", "algorithm.kl_ctrl.kl_coef=0.01"],
+     ["algorithm.kl_ctrl.kl_coef has no effect: algorithm.use_kl_in_reward is off."]),
+    (["algorithm.use_kl_in_reward=False", "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=4"],
+     [f"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu has no effect: {REFERENCE_OFF}."]),
+    ([f"{ACTOR}.kl_loss_coef=0.01"],
+     [f"{ACTOR}.kl_loss_coef has no effect: {ACTOR}.use_kl_loss is off "
+      "(for the reward: algorithm.use_kl_in_reward)."]),
+    (["algorithm.kl_ctrl.target_kl=0.2"],
+     ["algorithm.kl_ctrl.target_kl has no effect: algorithm.kl_ctrl.type is fixed."]),
+    (["algorithm.use_kl_in_reward=True", "algorithm.kl_ctrl.kl_coef=0"],
+     ["algorithm.use_kl_in_reward=True with kl_ctrl.kl_coef=0: the KL is measured, and the reward is unchanged."]),
+    ([f"{ACTOR}.use_kl_loss=True", f"{ACTOR}.kl_loss_type=k1"],
+     [f"{ACTOR}.kl_loss_type=k1: the expected gradient of this estimator as a loss is zero. Use low_var_kl, or k1+ "
+      "for its value with a true gradient."]),
+    ([f"{ACTOR}.clip_ratio=0.1", f"{ACTOR}.clip_ratio_low=0.2", f"{ACTOR}.clip_ratio_high=0.28"],
+     [f"{ACTOR}.clip_ratio has no effect: clip_ratio_low and clip_ratio_high are both given."]),
+    (["trainer.max_actor_ckpt_to_keep=3"],
+     ["trainer.max_actor_ckpt_to_keep has no effect: trainer.save_freq=-1 writes no checkpoints."]),
+    ([f"{ROLLOUT}.enforce_eager=True", f"{ROLLOUT}.free_cache_engine=False", f"+{ROLLOUT}.engine_kwargs.vllm.x=1"],
+     [f"{ROLLOUT}.enforce_eager, {ROLLOUT}.free_cache_engine, {ROLLOUT}.engine_kwargs.vllm.x have no effect with "
+      f"{ROLLOUT}.name=builtin."]),
+    (["trainer.balance_batch=True"],
+     ["trainer.balance_batch has no effect: there is one process, so there is nothing to balance."]),
+    (["trainer.log_val_generations=3", "trainer.val_before_train=False"],
+     ["trainer.log_val_generations has no effect: there is no validation: trainer.val_before_train is off and "
+      "trainer.test_freq is -1."]),
+    (["trainer.resume_from_path=x"], ["trainer.resume_from_path has no effect: resume_mode is not resume_path."]),
+    (["reward.mode=flexible", "custom_reward_function.path=x.py"],
+     ["reward.mode has no effect: custom_reward_function scores."]),
+    ([f"{ACTOR}.optim.min_lr_ratio=0.1"],
+     [f"{ACTOR}.optim.min_lr_ratio has no effect: {ACTOR}.optim.lr_scheduler_type is constant."]),
+    (["critic.forward_micro_batch_size_per_gpu=4"],
+     ["critic.forward_micro_batch_size_per_gpu has no effect: the critic fills micro-batches to a token budget; "
+      "critic.ppo_micro_batch_size_per_gpu is null."]),
+    (["algorithm.norm_adv_by_std_in_grpo=False"],
+     ["algorithm.norm_adv_by_std_in_grpo has no effect: adv_estimator is not grpo."]),
+    ([f"{ACTOR}.data_loader_seed=1"], [f"{ACTOR}.data_loader_seed has no effect: {ACTOR}.shuffle is off."]),
+]  # fmt: skip
+
+
+def test_a_value_that_asks_for_nothing_is_no_warning() -> None:
+    assert warnings(*GRPO[3:], "trainer.critic_warmup=0") == []
+
+
+@pytest.mark.parametrize(("words", "texts"), WARNINGS)
+def test_a_key_without_effect_is_told_once(words: list[str], texts: list[str]) -> None:
+    assert warnings(*words) == texts
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        f"{MODEL}.use_remove_padding=True",
+        f"{ACTOR}.fsdp_config.param_offload=False",
+        f"{ACTOR}.fsdp_config.model_dtype=fp32",
+        f"{ACTOR}.strategy=fsdp2",
+        f"{ACTOR}.checkpoint.save_contents=['model','optimizer','extra','hf_model']",
+        f"{ROLLOUT}.mode=async",
+        f"{ROLLOUT}.calculate_log_probs=True",
+        f"{ROLLOUT}.multi_turn.enable=False",
+        f"{MODEL}.lora_rank=0",
+        "reward_model.enable=False",
+        "algorithm.use_pf_ppo=False",
+    ],
+)
+def test_verls_keys_that_ask_for_what_is_so_anyway_are_let_through(word: str) -> None:
+    assert warnings(word) == []
+
+
+def test_true_is_not_one() -> None:
+    assert len(problems(f"{ROLLOUT}.data_parallel_size=True")) == 1
+
+
+def test_every_key_of_verl_is_ours_or_answered_by_name() -> None:
+    lines = Path(__file__).with_name("verl_keys.txt").read_text().splitlines()
+    keys = [key for line in lines if line and not line.startswith("#") for key in refused.expand(line)]
+    assert len(keys) > 400 and len(set(keys)) == len(keys)
+    book = PPO_JOB.book
+    strangers = []
+    for key in keys:
+        known = book.leaf_of(book.aliases.get(key, key))[0] is not None or book.is_ignored(key)
+        if not known and refused.find(refused.REFUSED, key) is None:
+            strangers.append(key)
+    assert strangers == []
+
+
+def test_no_key_is_both_ours_and_refused_and_every_pointer_exists() -> None:
+    for job in (PPO_JOB, SFT_JOB):
+        book = job.book
+        assert not set(book.leaves) & (set(book.refused) | set(book.no_effect) | set(book.vllm_only))
+        assert set(book.aliases.values()) <= set(book.leaves)
+        for refusal in book.refused.values():
+            for key in re.findall(
+                r"\b(?:data|trainer|actor_rollout_ref|algorithm|reward|engine)\.[a-z_.]+\w", refusal.reason
+            ):
+                assert key in book.leaves or key in tree.sections(job.schema), (key, refusal.reason)
+
+
+def _typos() -> list[tuple[str, str]]:
+    """(misspelt key, key): for every key of five letters or more, one letter doubled or left out, by turns."""
+    out: list[tuple[str, str]] = []
+    for key in tree.leaves(Config):
+        section, _, name = key.rpartition(".")
+        if len(name) < 5:
+            continue
+        at = len(name) // 2
+        typo = name[:at] + name[at] + name[at:] if len(out) % 2 else name[:at] + name[at + 1 :]
+        out.append((f"{section}.{typo}", key))
+    return out
+
+
+def test_typos_are_answered_with_the_key_that_was_meant() -> None:
+    book, typos = PPO_JOB.book, _typos()
+    assert len(typos) > 100
+    assert [(typo, book.suggest(typo)) for typo, key in typos if book.suggest(typo) != key] == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(tree.leaves(Config))), st.integers(0, 200), st.sampled_from("abcdefgxyz_"))
+def test_a_key_with_one_wrong_letter_is_never_accepted(key: str, at: int, letter: str) -> None:
+    at %= len(key)
+    typo = key[:at] + letter + key[at + 1 :]
+    book = PPO_JOB.book
+    if typo != key and typo not in book.leaves and not typo.startswith("."):
+        text = book.problem_of(typo, 1)
+        assert text is not None and text.startswith(typo)

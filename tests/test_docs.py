@@ -1,0 +1,79 @@
+"""What the documents say is true: links lead somewhere, commands parse, keys exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from steepest.config.load import load_config, load_sft_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_to_files_that_exist(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(([\w/.-]+\.md)\)", index))
+    there = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")} - {"index.md"}
+    assert there - linked == set()
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The commands in the page's bash blocks, without comments, variables filled in, cut at pipes."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.S)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found = [
+        shlex.split(line.replace("$HOME", "/home/user").replace("~/", "/home/user/"), comments=True) for line in lines
+    ]
+    return [line[: line.index("2>&1")] if "2>&1" in line else line for line in found if line]
+
+
+JOBS = [
+    (name(page), tail, load)
+    for page in PAGES
+    for line in commands(page)
+    for start, load in (
+        (["python", "-m", "steepest.trainer.main_ppo"], load_config),
+        (["python", "-m", "steepest.trainer.main_sft"], load_sft_config),
+        (["steepest", "ppo"], load_config),
+        (["steepest", "sft"], load_sft_config),
+    )
+    if line[: len(start)] == start
+    for tail in [line[len(start) :]]
+]
+
+
+def test_the_readme_has_the_three_jobs() -> None:
+    assert [job[2].__name__ for job in JOBS if job[0] == "README.md"] == [
+        "load_config",
+        "load_config",
+        "load_sft_config",
+    ]
+
+
+@pytest.mark.parametrize(("page", "arguments", "load"), JOBS, ids=[f"{job[0]}-{i}" for i, job in enumerate(JOBS)])
+def test_the_commands_of_the_documents_are_accepted(page: str, arguments: list[str], load) -> None:  # type: ignore[no-untyped-def]
+    if any(argument.startswith(("key=", "...")) or argument in ("--help", "--cfg") for argument in arguments):
+        pytest.skip("a form, not a command")
+    load(arguments)
+
+
+def test_make_targets_of_the_documents_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = {line[1] for page in PAGES for line in commands(page) if line[0] == "make"}
+    assert {"quickstart", "test"} <= targets
+    assert [target for target in targets if not re.search(rf"^{target}:", makefile, flags=re.M)] == []

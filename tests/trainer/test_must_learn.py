@@ -1,0 +1,44 @@
+"""The whole trainer must learn a task with a known optimum, and must not learn when the reward is shuffled."""
+
+from __future__ import annotations
+
+import pytest
+
+from steepest.config.load import load_config
+from steepest.trainer.job import run_ppo
+from tests.trainer.toy import make_toy, toy_overrides
+
+GRPO = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=4", "data.train_batch_size=32",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=16")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+def accuracy(toy, folder, *more: str, reward: str = "digit", steps: int = 60) -> float:
+    overrides = toy_overrides(
+        toy, folder, f"trainer.total_training_steps={steps}", "trainer.test_freq=1000", *more, reward=reward
+    )
+    history = run_ppo(load_config(overrides)).history
+    assert history[0] <= 0.3, "the untrained model must leave room"
+    return history[steps]
+
+
+@pytest.mark.parametrize("more", [(), GRPO], ids=["ppo", "grpo"])
+def test_learns_the_digit(toy, tmp_path, more):
+    assert accuracy(toy, tmp_path, *more) >= 0.9
+
+
+@pytest.mark.parametrize("more", [(), GRPO], ids=["ppo", "grpo"])
+def test_does_not_learn_from_a_shuffled_reward(toy, tmp_path, more):
+    # the validation still scores by the same random reward, so the policy itself is asked
+    folder = tmp_path / "run"
+    overrides = toy_overrides(toy, folder, "trainer.total_training_steps=60", "trainer.save_freq=60",
+                              "trainer.val_before_train=False", *more, reward="shuffled")  # fmt: skip
+    run_ppo(load_config(overrides))
+    check = toy_overrides(toy, tmp_path / "check", "trainer.val_only=True")
+    check = [o for o in check if not o.startswith("actor_rollout_ref.model.path")]
+    check.append(f"actor_rollout_ref.model.path={folder}/global_step_60/actor")
+    assert run_ppo(load_config(check)).history[0] <= 0.3
