@@ -19,7 +19,8 @@ from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.core.mismatch import mismatch_metrics
 from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.devices.api import Device
-from steepest.models.load import end_token_ids, load_causal_lm, load_value_model
+from steepest.errors import ModelError
+from steepest.models.load import end_token_ids, load_causal_lm, load_value_model, resolve_model
 from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine, SamplingParams
 from steepest.trainer.algorithm import Advantages, KLController, KLShapedRewards, PlainRewards, with_options
 from steepest.trainer.metrics import Metrics, batch_metrics
@@ -32,6 +33,14 @@ from steepest.training.mini_batches import UpdateSettings
 from steepest.training.optim import OptimSettings
 from steepest.training.reference import Reference
 from steepest.training.trainable import ComputeSettings
+
+
+def model_folder(key: str, path: str, hub: str) -> Path:
+    """The local folder (or GGUF file) of a model. Raises ModelError that names the configuration key."""
+    try:
+        return resolve_model(path, hub=hub)
+    except ModelError as error:
+        raise ModelError(f"{key}: {error}") from error
 
 
 def compute_dtype(name: str, device: Device) -> str:
@@ -57,7 +66,7 @@ def optim_settings(optim: OptimConfig, *, total_steps: int, warmup_steps: int) -
         lr=optim.lr,
         betas=optim.betas,
         weight_decay=optim.weight_decay,
-        clip_grad=optim.clip_grad or None,
+        clip_grad=optim.clip_grad,
         schedule=optim.lr_scheduler_type,
         warmup_steps=warmup_steps,
         total_steps=total_steps,
@@ -134,14 +143,13 @@ def build_actor(config: Config, plan: Plan, folder: Path, device: Device) -> Act
 
 def build_critic(config: Config, plan: Plan, folder: Path, device: Device) -> Critic:
     critic = config.critic
-    assert critic.ppo_epochs and critic.loss_agg_mode and critic.fsdp.dtype
     return Critic(
         load_value_model(
             folder,
-            trust_remote_code=bool(critic.model.trust_remote_code),
+            trust_remote_code=critic.model.trust_remote_code,
             override_config=dict(critic.model.override_config),
         ),
-        compute=compute_settings(critic.fsdp.dtype, device, bool(critic.model.enable_gradient_checkpointing)),
+        compute=compute_settings(critic.fsdp.dtype, device, critic.model.enable_gradient_checkpointing),
         optim=optim_settings(
             critic.optim, total_steps=plan.total_steps, warmup_steps=plan.critic_lr_warmup_steps
         ),
@@ -151,7 +159,7 @@ def build_critic(config: Config, plan: Plan, folder: Path, device: Device) -> Cr
                 critic.ppo_micro_batch_size_per_gpu, critic.use_dynamic_bsz, critic.ppo_max_token_len_per_gpu
             ),
             epochs=critic.ppo_epochs,
-            shuffle=bool(critic.shuffle),
+            shuffle=critic.shuffle,
             seed=critic.data_loader_seed,
         ),
         loss=CriticLossSettings(
@@ -185,7 +193,6 @@ def build_reference(config: Config, folder: Path, device: Device) -> Reference:
 def build_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, device: Device) -> RolloutEngine:
     """The rollout engine over the actor's weights."""
     rollout, data = config.actor_rollout_ref.rollout, config.data
-    assert rollout.dtype and rollout.max_model_len
     return ROLLOUT_ENGINES.get(rollout.name).value(
         actor.model,
         end_token_ids=end_token_ids(folder, tokenizer),

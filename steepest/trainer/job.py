@@ -20,10 +20,11 @@ from steepest.data.sampler import PromptSampler
 from steepest.devices.api import Device, select_device
 from steepest.errors import ConfigError
 from steepest.loggers.api import check_loggers, make_loggers
-from steepest.models.load import check_vocabulary, load_tokenizer, resolve_model
+from steepest.models.load import check_vocabulary, load_tokenizer
 from steepest.rewards.pool import RewardPool
 from steepest.rollout.api import RolloutEngine
 from steepest.trainer import build
+from steepest.trainer.build import model_folder
 from steepest.trainer.evaluate import Evaluator
 from steepest.trainer.health import Health, Limits
 from steepest.trainer.ppo import Schedule, run_steps
@@ -70,7 +71,8 @@ def run_ppo(config: Config) -> Result:
     rows = load_rows(config)
     with build_pool(config) as pool:
         pool.check({prompt.data_source for prompt in (*rows.train, *rows.val)})
-        folders = {"actor": resolve_model(config.actor_rollout_ref.model.path, hub=config.actor_rollout_ref.model.hub)}
+        model = config.actor_rollout_ref.model
+        folders = {"actor": model_folder("actor_rollout_ref.model.path", model.path, model.hub)}
         tokenizer = build_tokenizer(config, folders["actor"])
         data = encode_rows(config, rows, tokenizer)
         job = Job(config, device, pool, folders, tokenizer, data)
@@ -101,9 +103,9 @@ def build_pool(config: Config) -> RewardPool:
 
 def build_tokenizer(config: Config, folder: Path) -> Any:
     model = config.actor_rollout_ref.model
-    path = resolve_model(model.tokenizer_path, hub=model.hub) if model.tokenizer_path else folder
+    same = model.tokenizer_path == model.path
     return load_tokenizer(
-        path,
+        folder if same else model_folder("actor_rollout_ref.model.tokenizer_path", model.tokenizer_path, model.hub),
         custom_chat_template=model.custom_chat_template,
         trust_remote_code=bool(config.data.trust_remote_code),
     )
@@ -170,8 +172,7 @@ class Job:
     def _load_models(self, start: Start) -> build.Models:
         if self.plan.needs_critic:
             critic = self.config.critic.model
-            assert critic.path and critic.hub
-            self.folders["critic"] = resolve_model(critic.path, hub=critic.hub)
+            self.folders["critic"] = model_folder("critic.model.path", critic.path, critic.hub)
         models = build.build_models(self.config, self.plan, start, self.folders, self.device)
         longest = self.config.actor_rollout_ref.rollout.max_model_len
         for part in (models.actor, models.critic):

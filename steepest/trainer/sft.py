@@ -17,7 +17,7 @@ from steepest.data.sft import SFTExample, encode_sft, load_sft_rows
 from steepest.devices.api import Device, select_device
 from steepest.errors import ConfigError
 from steepest.loggers.api import Loggers, check_loggers, make_loggers
-from steepest.models.load import check_vocabulary, end_token_ids, load_causal_lm, load_tokenizer, resolve_model
+from steepest.models.load import check_vocabulary, end_token_ids, load_causal_lm, load_tokenizer
 from steepest.trainer import build
 from steepest.trainer.ppo import Metrics, Schedule, Timer, run_steps
 from steepest.trainer.resume import Start, find_start, require_work
@@ -113,9 +113,11 @@ def run_sft(config: SFTConfig) -> SFTResult:
     )
     train = load(config.data.train_files, max_samples=config.data.train_max_samples)
     val = load(config.data.val_files, max_samples=config.data.val_max_samples, key="data.val_files") if config.data.val_files else []
-    folder = resolve_model(config.model.path, hub=config.model.hub)
+    model = config.model
+    folder = build.model_folder("model.path", model.path, model.hub)
+    same = model.tokenizer_path == model.path
     tokenizer = load_tokenizer(
-        resolve_model(config.model.tokenizer_path, hub=config.model.hub) if config.model.tokenizer_path else folder,
+        folder if same else build.model_folder("model.tokenizer_path", model.tokenizer_path, model.hub),
         custom_chat_template=config.model.custom_chat_template,
         trust_remote_code=config.model.trust_remote_code,
     )

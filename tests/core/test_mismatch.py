@@ -34,8 +34,9 @@ def test_by_hand() -> None:
 
 
 def test_a_token_that_the_trainer_finds_rarer() -> None:
-    # engine 1/2, trainer 1/4: d = -ln 2
-    got = mismatch_metrics(torch.tensor([[math.log(0.5)]]), torch.tensor([[math.log(0.25)]]), torch.tensor([[True]]))
+    # engine 1/2, trainer 1/4: d = -ln 2; the padding, with d = 0 and a weight of 1, must not be the largest
+    rollout, old = torch.tensor([[math.log(0.5), 0.0]]), torch.tensor([[math.log(0.25), 0.0]])
+    got = mismatch_metrics(rollout, old, torch.tensor([[True, False]]))
     assert got["mismatch/kl"] == pytest.approx(math.log(2.0))
     assert got["mismatch/k3_kl"] == pytest.approx(0.5 - 1 + math.log(2.0))
     assert got["mismatch/max_ratio"] == pytest.approx(0.5)

@@ -24,7 +24,7 @@ from steepest.errors import ConfigError, DataError
 DATA_SOURCE = "steepest/arithmetic"
 LARGEST = 99
 # the ranges of the numbers told: few enough sums that a model of 0.2M parameters knows them after the warm-up
-STARTS, AMOUNTS, GROUPS, SHARES = (3, 20), (2, 9), (2, 6), (3, 15)
+STARTS, AMOUNTS, GROUPS, SHARES = (3, 15), (2, 8), (2, 5), (3, 12)
 T = TypeVar("T")
 PEOPLE = (("Tom", "he"), ("Ann", "she"), ("Ben", "he"), ("Mia", "she"), ("Sam", "he"), ("Eva", "she"))
 THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")

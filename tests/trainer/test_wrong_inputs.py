@@ -1,0 +1,131 @@
+"""What a user can get wrong: one screen, no traceback, exit code 2, and the key, the value and the remedy named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from steepest.trainer.entry import run_entry
+from steepest.trainer.main_ppo import main
+from tests.trainer.toy import make_toy, toy_overrides
+
+MODEL = "actor_rollout_ref.model.path"
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+def fails(capsys, argv: list[str], *words: str) -> str:
+    """Run the command in this process; returns what it says on standard error after checking its form."""
+    assert run_entry(main, argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "Traceback" not in said
+    assert len(said.splitlines()) <= 25
+    for word in words:
+        assert word in said, f"{word!r} is not in {said!r}"
+    return said
+
+
+def with_value(argv: list[str], key: str, value: object) -> list[str]:
+    return [item for item in argv if not item.startswith(f"{key}=")] + [f"{key}={value}"]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("actor_rollout_ref.actor.optim.lrr=1", ["optim.lrr", "Did you mean actor_rollout_ref.actor.optim.lr?"]),
+        ("data.train_batch_size=many", ["data.train_batch_size", "many", "whole number"]),
+        ("actor_rollout_ref.actor.ppo_mini_batch_size=48", ["ppo_mini_batch_size=48", "data.train_batch_size=128"]),
+        ("algorithm.adv_estimator=grpo", ["actor_rollout_ref.rollout.n=1", "every advantage", "n >= 2"]),
+        ("algorithm.adv_estimator=gpro", ["gpro", "Did you mean grpo?"]),
+        ("actor_rollout_ref.rollout.temperature=0", ["temperature=0"]),
+        ("trainer.resume_mode=resume_path", ["resume_from_path"]),
+        ("actor_rollout_ref.actor.strategy=megatron", ["strategy"]),
+        ("data.train_files=nowhere.parquet", ["data.train_files", "nowhere.parquet"]),
+        (f"{MODEL}=./nowhere", [MODEL, "nowhere"]),
+        ("custom_reward_function.path=nowhere.py", ["custom_reward_function.path", "nowhere.py"]),
+        ("custom_reward_function.name=digt", ["digt", "digit"]),
+        ("data.max_prompt_length=3", ["data.max_prompt_length is 3", "data.filter_overlong_prompts=True"]),
+        ("data.train_batch_size=1024", ["1024", "512"]),
+        ("trainer.device=npu", ["npu"]),
+        ("trainer.device=cuda", ["cuda"]),
+    ],
+)
+def test_a_wrong_value(toy, tmp_path, capsys, change, words):
+    key = change.split("=")[0]
+    fails(capsys, with_value(toy_overrides(toy, tmp_path / "run"), key, change.split("=", 1)[1]), *words)
+    assert not (tmp_path / "run").exists(), "nothing is left behind by a run that did not start"
+
+
+def test_all_problems_at_once(toy, tmp_path, capsys):
+    argv = [*toy_overrides(toy, tmp_path), "trainer.lr=1", "data.shufle=True", "actor_rollout_ref.rollout.top_p=2"]
+    fails(capsys, argv, "3 problems", "trainer.lr", "data.shuffle", "top_p=2")
+
+
+def test_an_empty_file(toy, tmp_path, capsys):
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    fails(capsys, with_value(toy_overrides(toy, tmp_path), "data.train_files", empty), "empty.jsonl")
+
+
+def test_a_parquet_without_prompt(toy, tmp_path, capsys):
+    file = tmp_path / "odd.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"]}), file)
+    argv = with_value(toy_overrides(toy, tmp_path), "data.val_files", file)
+    fails(capsys, argv, "odd.parquet", "'prompt'", "it has text", "data.prompt_key")
+
+
+def test_a_wrong_row_is_named_before_a_model_loads(toy, tmp_path, capsys):
+    rows = toy["data"].read_text().splitlines()
+    row = json.loads(rows[7])
+    row["prompt"][0]["role"] = "usr"
+    rows[7] = json.dumps(row)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(rows) + "\n")
+    argv = with_value(toy_overrides(toy, tmp_path), "data.train_files", file)
+    argv = with_value(argv, MODEL, "./nowhere")  # the data is looked at first
+    fails(capsys, argv, "rows.jsonl", "row 7", "usr", "user")
+
+
+def test_a_model_without_chat_template(toy, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(toy["model"], folder)
+    for file in folder.glob("*.jinja"):
+        file.unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    argv = with_value(toy_overrides(toy, tmp_path), MODEL, folder)
+    fails(capsys, argv, "chat template", "actor_rollout_ref.model.custom_chat_template")
+
+
+def test_a_reward_that_raises_ends_the_run_and_is_named(toy, tmp_path, capsys):
+    reward = tmp_path / "bad.py"
+    reward.write_text("def compute_score(data_source, solution_str, ground_truth, extra_info):\n    return 1 / 0\n")
+    argv = with_value(toy_overrides(toy, tmp_path / "run"), "custom_reward_function.path", reward)
+    argv = with_value(argv, "custom_reward_function.name", "compute_score")
+    fails(capsys, argv, "ZeroDivisionError", "sample rows:", "bad.py:2", "reward.max_error_rate")
+
+
+def test_an_unknown_data_source(toy, tmp_path, capsys):
+    argv = [item for item in toy_overrides(toy, tmp_path) if not item.startswith("custom_reward_function")]
+    fails(capsys, argv, "toy", "custom_reward_function.path", "openai/gsm8k")
+
+
+def test_the_process_itself_exits_with_2(toy, tmp_path):
+    argv = [*toy_overrides(toy, tmp_path), "trainer.lr=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "steepest.trainer.main_ppo", *argv],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: trainer.lr") and "Traceback" not in done.stderr
