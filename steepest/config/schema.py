@@ -302,7 +302,7 @@ class RewardConfig:
     max_error_rate: Share = 0.1
     """Share of a batch's scores that may fail before the run ends. Ours, not verl's."""
     mode: Literal["strict", "flexible"] = "strict"
-    """GSM8K: strict wants `#### number`; flexible takes the last number. Ours, not verl's."""
+    """GSM8K: strict wants `#### number`; flexible compares the value, in any usual form. Ours, not verl's."""
 
 
 @dataclass(frozen=True)
@@ -346,7 +346,7 @@ class TrainerConfig:
     max_critic_ckpt_to_keep: Positive | None = None
     """Another name for the key above: a checkpoint holds actor and critic together."""
     log_val_generations: NonNegative = 0
-    """Validation answers logged each time, to the console and the loggers."""
+    """Validation answers shown on the console and kept in samples.jsonl each time."""
     rollout_data_dir: File | None = None
     """Folder for every training response, one jsonl file a step; null: not written."""
     validation_data_dir: File | None = None

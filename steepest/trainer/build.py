@@ -12,7 +12,7 @@ import torch
 
 from steepest.config.plan import Plan
 from steepest.config.schema import Config, CriticConfig
-from steepest.config.schema_model import OptimConfig
+from steepest.config.schema_model import Hub, OptimConfig
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
@@ -35,7 +35,7 @@ from steepest.training.reference import Reference
 from steepest.training.trainable import ComputeSettings
 
 
-def model_folder(key: str, path: str, hub: str) -> Path:
+def model_folder(key: str, path: str, hub: Hub) -> Path:
     """The local folder (or GGUF file) of a model. Raises ModelError that names the configuration key."""
     try:
         return resolve_model(path, hub=hub)

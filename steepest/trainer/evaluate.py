@@ -40,7 +40,7 @@ class Evaluator:
     batch_size: int | None
     pad_id: int
 
-    def __call__(self, step: int) -> Evaluation:
+    def __call__(self) -> Evaluation:
         records: list[dict[str, Any]] = []
         results: list[RewardResult] = []
         truncated = tokens = 0
@@ -50,7 +50,7 @@ class Evaluator:
             texts = self.scorer.texts(batch)
             scored = self.scorer.results(batch, texts)
             results += scored
-            records += sample_records(batch, texts, scored, step=step, split="val")
+            records += sample_records(batch, texts, scored)
             truncated += int(batch.truncated.sum())
             tokens += int(batch.response_lengths.sum())
         metrics = accuracy_metrics(records, results, num_samples=self.sampling.n)

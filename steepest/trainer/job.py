@@ -20,6 +20,7 @@ from steepest.data.sampler import PromptSampler
 from steepest.devices.api import Device, select_device
 from steepest.errors import ConfigError
 from steepest.loggers.api import check_loggers, make_loggers
+from steepest.loggers.jsonl import SampleLog
 from steepest.models.load import check_vocabulary, load_tokenizer
 from steepest.rewards.pool import RewardPool
 from steepest.rollout.api import RolloutEngine
@@ -164,8 +165,9 @@ class Job:
             self._train(run, start, models, engine, controller)
         finally:
             run.close()
+        steps = 0 if config.trainer.val_only else self.plan.total_steps - start.step
         seconds = time.perf_counter() - began
-        say(end_summary(run.history, seconds=seconds, steps=self.plan.total_steps, folder=str(self.folder)))
+        say(end_summary(run.history, seconds=seconds, steps=steps, folder=str(self.folder)))
         samples = run.last_evaluation.samples if run.last_evaluation else []
         return Result(self.folder, dict(run.history), samples)
 
@@ -185,7 +187,7 @@ class Job:
         self, store: CheckpointStore, start: Start, models: build.Models, engine: RolloutEngine, controller: Any
     ) -> Run:
         trainer = self.config.trainer
-        history = {step: score for step, score in validation_history(self.folder / "metrics.jsonl").items()}
+        history = validation_history(self.folder / "metrics.jsonl")
         loggers = make_loggers(
             trainer.logger,
             self.folder,
@@ -212,6 +214,7 @@ class Job:
             health=Health(Limits.for_dtype(models.actor.compute.dtype)),
             val_before_train=trainer.val_before_train or trainer.val_only,
             steps_per_epoch=self.plan.steps_per_epoch,
+            sample_log=SampleLog(self.folder / "samples.jsonl", start_step=start.step),
             num_logged_samples=trainer.log_val_generations,
             validation_data_dir=trainer.validation_data_dir,
             history={step: score for step, score in history.items() if 0 < start.step and step <= start.step},
@@ -254,4 +257,6 @@ class Job:
         target = self.config.trainer.rollout_data_dir
         if target is None:
             return None
-        return lambda step, records: write_jsonl(Path(target) / f"{step}.jsonl", records)
+        return lambda step, rows: write_jsonl(
+            Path(target) / f"{step}.jsonl", [{"step": step, "split": "train", **row} for row in rows]
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from steepest.config.load import config_dict, save_config
 from steepest.config.schema import Config
 from steepest.config.schema_sft import SFTConfig
 from steepest.loggers.api import Loggers
-from steepest.loggers.jsonl import read_metrics
+from steepest.loggers.jsonl import SampleLog, read_metrics
+from steepest.loggers.rows import dumps
 from steepest.trainer.evaluate import Evaluation, Evaluator
 from steepest.trainer.health import Health
 from steepest.trainer.metrics import speed_metrics
@@ -54,6 +54,7 @@ class Run:
     health: Health
     val_before_train: bool
     steps_per_epoch: int
+    sample_log: SampleLog
     num_logged_samples: int
     validation_data_dir: str | None
     history: dict[int, float] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class Run:
     def validate(self, step: int) -> None:
         """Score the validation set, print one line and remember the best step."""
         start = time.perf_counter()
-        self.last_evaluation = found = self.evaluator(step)
+        self.last_evaluation = found = self.evaluator()
         metrics = {**found.metrics, ACCURACY: found.score, "timing_s/testing": time.perf_counter() - start}
         self.loggers.log(step, metrics)
         self.history[step] = found.score
@@ -90,11 +91,22 @@ class Run:
 
     def close(self) -> None:
         self.loggers.close()
+        self.sample_log.close()
 
     def _write_samples(self, step: int, found: Evaluation) -> None:
-        append_jsonl(self.folder / "samples.jsonl", found.samples[: self.num_logged_samples])
+        shown = found.samples[: self.num_logged_samples]
+        self.sample_log.extend(step, "val", shown)
+        for sample in shown:
+            say(f"sample {sample['id']}, score {sample['score']}: {shortened(sample['response'])}")
         if self.validation_data_dir:
-            write_jsonl(Path(self.validation_data_dir) / f"{step}.jsonl", found.samples)
+            rows = [{"step": step, "split": "val", **sample} for sample in found.samples]
+            write_jsonl(Path(self.validation_data_dir) / f"{step}.jsonl", rows)
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """A text on one line, cut in the middle when it is long."""
+    line = " | ".join(text.strip().splitlines())
+    return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
 
 
 def keep_config(config: Config | SFTConfig, folder: Path) -> None:
@@ -120,14 +132,8 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, branch in tree.items() for key, value in flatten(branch, f"{prefix}{name}.").items()}
 
 
-def append_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    if records:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)
-
-
 def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """A whole file at once: a step that is repeated after a resume replaces its own file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)
+        file.writelines(dumps(record) + "\n" for record in records)

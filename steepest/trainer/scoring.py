@@ -52,7 +52,7 @@ class StepScorer:
         texts = self.scorer.texts(batch)
         results = self.scorer.results(batch, texts)
         if self.write is not None:
-            self.write(step, sample_records(batch, texts, results, step=step, split="train"))
+            self.write(step, sample_records(batch, texts, results))
         place_scores(batch, results)
         return reward_metrics(results)
 
@@ -86,14 +86,12 @@ def reward_metrics(results: Sequence[RewardResult]) -> Metrics:
 
 
 def sample_records(
-    batch: Batch, texts: Sequence[str], results: Sequence[RewardResult], *, step: int, split: str
+    batch: Batch, texts: Sequence[str], results: Sequence[RewardResult]
 ) -> list[dict[str, Any]]:
     """One JSON-able record a response."""
     records = []
     for sample, text, result, cut in zip(batch.samples, texts, results, batch.truncated.tolist(), strict=True):
         record = {
-            "step": step,
-            "split": split,
             "id": sample.uid,
             "data_source": sample.data_source,
             "prompt": sample.messages,

@@ -32,7 +32,7 @@ from steepest.training.sft_step import Supervised
 class SFTResult:
     """The last checkpoint's model folder, and step -> validation loss."""
 
-    model: Path | None
+    model: Path
     history: dict[int, float]
 
 

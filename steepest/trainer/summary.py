@@ -130,7 +130,7 @@ def kv_cache_bytes(model_config: Any, max_num_seqs: int, plan: Plan, max_model_l
 
 
 def end_summary(history: Mapping[int, float], *, seconds: float, steps: int, folder: str) -> str:
-    """First, best and last validation, wall time, and where everything lies."""
+    """Steps done in this start, wall time, first, best and last validation, and where everything lies."""
     rows = [("steps", f"{steps} in {duration(seconds)}")]
     if history:
         first, last = min(history), max(history)

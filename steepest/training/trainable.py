@@ -20,7 +20,6 @@ from steepest.training.optim import Optimizer, OptimSettings, load_optimizer, sa
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 Metrics = dict[str, float]
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Trainable(Generic[ModelT]):
     def __init__(self, model: ModelT, *, compute: ComputeSettings, optim: OptimSettings | None) -> None:
         self.device = torch.device(compute.device)
         self.compute = compute
-        self.model = align(model.to(self.device).eval())
+        self.model = model.to(self.device).eval()
         self.optimizer = None if optim is None else Optimizer(model.named_parameters(), optim)
 
     # -- passes ---------------------------------------------------------------------------------------------
@@ -145,19 +144,6 @@ class MicroBatch:
     def shape(self) -> tuple[int, int]:
         """(b, T)."""
         return len(self.batch), self.batch.responses.shape[1]
-
-
-def align(model: ModelT) -> ModelT:
-    """Move every CPU weight to a multiple of 64 bytes, in memory of torch; parameters stay the same objects.
-
-    Weights read from safetensors lie wherever the file has them, and the CPU's matrix products round otherwise at
-    another alignment. Without this, a resumed run parts from the unbroken one in the last bit.
-    """
-    with torch.no_grad():
-        for tensor in [*model.parameters(), *model.buffers()]:
-            if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
-                tensor.data = tensor.data.clone()
-    return model
 
 
 def move(record: Any, device: torch.device) -> Any:

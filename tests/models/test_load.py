@@ -180,3 +180,60 @@ def test_architectures_that_cannot_be_packed_are_refused_by_name(tmp_path, famil
     tiny_hf(family, **changes).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=text):
         load_causal_lm(tmp_path)
+
+
+_GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "model.layers.": "blk.",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_gguf(file, model):
+    """A Qwen2 model as an F32 GGUF file."""
+    import gguf
+
+    c = model.config
+    writer = gguf.GGUFWriter(str(file), "qwen2")
+    writer.add_block_count(c.num_hidden_layers)
+    writer.add_context_length(c.max_position_embeddings)
+    writer.add_embedding_length(c.hidden_size)
+    writer.add_feed_forward_length(c.intermediate_size)
+    writer.add_head_count(c.num_attention_heads)
+    writer.add_head_count_kv(c.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(c.vocab_size)])
+    for name, tensor in model.hf.state_dict().items():
+        if name != "lm_head.weight":  # tied
+            for ours, theirs in _GGUF_NAMES.items():
+                name = name.replace(ours, theirs)
+            writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_gguf_gives_the_same_policy_and_a_critic(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    model = tiny_lm()
+    write_gguf(tmp_path / "model.gguf", model)
+    loaded = load_causal_lm(tmp_path / "model.gguf")
+    mine, theirs = dict(model.named_parameters()), dict(loaded.named_parameters())
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+    assert loaded.hf.lm_head.weight is loaded.hf.get_input_embeddings().weight
+    critic = load_value_model(tmp_path / "model.gguf")
+    assert torch.equal(critic.hf.model.norm.weight, model.hf.model.norm.weight)
+    assert not critic.score.weight.any()
+    assert "quantization_config" not in critic.config.to_dict()

@@ -59,7 +59,7 @@ def test_every_response_is_scored_against_its_own_prompt():
     ((step, rows),) = written
     assert step == 7 and len(rows) == 15
     assert rows[4] == {
-        "step": 7, "split": "train", "id": "rows:1", "data_source": "toy",
+        "id": "rows:1", "data_source": "toy",
         "prompt": [{"role": "user", "content": "1"}], "response": "101", "ground_truth": "1", "score": 0.0,
         "reward/format": 1.0, "truncated": False,
     }  # fmt: skip

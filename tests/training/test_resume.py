@@ -71,17 +71,6 @@ def test_resume_is_bit_for_bit(tmp_path):
     assert not same_bits(weights(forgotten), weights(actor))  # the state did matter
 
 
-def test_weights_read_from_a_file_are_moved_to_aligned_memory(tmp_path):
-    actor_of(policy()).save(tmp_path, None)
-    model = load_causal_lm(tmp_path)
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    objects = {id(p) for p in model.parameters()}
-    actor = actor_of(model)
-    assert all(p.data_ptr() % 64 == 0 for p in model.parameters())
-    assert same_bits(weights(actor), before) and {id(p) for p in model.parameters()} == objects
-    assert model.hf.get_output_embeddings().weight is model.hf.get_input_embeddings().weight
-
-
 def test_the_actor_folder_loads_as_it_lies(tmp_path):
     actor = actor_of(policy())
     steps(actor, critic_of(value_model()), 1, 1)

@@ -156,7 +156,7 @@ def _compare(story: _Story, num_steps: int) -> None:
 
 
 def _twice(story: _Story, num_steps: int) -> None:
-    own = story.draw.number(*SHARES)
+    own = story.draw.number(*STARTS)
     story.say(HAS, own)
     story.say(TWICE)
     _together(story, own, story.step(own, "*", 2), num_steps)
@@ -196,15 +196,19 @@ KINDS = {
     "twice3": (_twice, 3),
     "share2": (_share, 2),
 }
-# two-step problems are told twice as often as three-step ones; "change" has the most to tell apart
-WEIGHTED = (
-    ("change2",) * 4
-    + ("change3",) * 2
-    + ("boxes2",) * 3
-    + ("boxes3",)
-    + ("compare2",) * 2
-    + ("compare3", "twice2", "twice3", "share2")
-)
+# how often each is told: most often the kinds that have most problems, two steps more often than three
+WEIGHTS = {
+    "change2": 6,
+    "change3": 3,
+    "boxes2": 2,
+    "boxes3": 2,
+    "compare2": 2,
+    "compare3": 1,
+    "twice2": 1,
+    "twice3": 1,
+    "share2": 2,
+}
+WEIGHTED = tuple(kind for kind, times in WEIGHTS.items() for _ in range(times))
 
 
 def _tell(draw: _Draw) -> Problem | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,25 @@ _FINAL = re.compile(r"#### (\-?[0-9\.\,]+)")
 
 
 def prepare_gsm8k(
-    save_dir: str | Path, local_path: str | Path | None = None, hub: str = "huggingface"
+    save_dir: str | Path,
+    local_path: str | Path | None = None,
+    hub: str = "huggingface",
+    *,
+    note: Callable[[str], None] = print,
 ) -> dict[str, WrittenFile]:
     """Write train.parquet (7,473 rows of the original) and test.parquet (1,319) into `save_dir`.
 
     `local_path`: a folder with train.jsonl and test.jsonl, a downloaded copy of the hub's folder, or one file, whose
     name says its split; no network is used then. `hub`: where the files come from otherwise, "huggingface" or
-    "modelscope". Returns split -> path and number of rows. Both splits are read and checked before the first is
-    written.
+    "modelscope"; `note` is told before that. Returns split -> path and number of rows. Both splits are read and
+    checked before the first is written.
 
     Raises DataError: nothing found at `local_path`, a row that is no GSM8K row, no network, a folder that cannot be
     written.
     """
     if hub not in HUBS:
         raise ConfigError(f"--hub={hub!r}: no such hub. Known: {', '.join(HUBS)}.")
-    sources = _local_files(Path(local_path).expanduser()) if local_path is not None else _hub_files(hub)
+    sources = _local_files(Path(local_path).expanduser()) if local_path is not None else _hub_files(hub, note)
     folder = Path(save_dir).expanduser()
     rows = {split: _split_rows(split, path) for split, path in sources.items()}
     return {split: write_parquet(folder / f"{split}.parquet", rows[split], row_schema()) for split in rows}
@@ -125,8 +130,9 @@ def _local_files(path: Path) -> dict[str, Path]:
     return found
 
 
-def _hub_files(hub: str) -> dict[str, Path]:
+def _hub_files(hub: str, note: Callable[[str], None]) -> dict[str, Path]:
     fetch = _fetch_huggingface if hub == "huggingface" else _modelscope_fetcher()
+    note(f"fetching GSM8K from {hub}")
     return {split: _download(hub, fetch, HUB_FILE.format(split=split)) for split in SPLITS}
 
 
@@ -146,8 +152,15 @@ def _download(hub: str, fetch: Any, file: str) -> Path:
 
 def _fetch_huggingface(file: str) -> str:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging
 
-    return hf_hub_download(DATA_SOURCE, file, repo_type="dataset")
+    # the client warns at every retry; when all fail, our error says it once
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        return hf_hub_download(DATA_SOURCE, file, repo_type="dataset")
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _modelscope_fetcher() -> Any:

@@ -149,7 +149,9 @@ def test_the_hub_files_are_used(source: Path, tmp_path: Path, monkeypatch: pytes
         return str(source / ("train.jsonl" if "train" in file else "test.jsonl"))
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert prepare_gsm8k(tmp_path / "out")["train"].num_rows == 2
+    notes: list[str] = []
+    assert prepare_gsm8k(tmp_path / "out", note=notes.append)["train"].num_rows == 2
+    assert notes == ["fetching GSM8K from huggingface"]
     assert asked == [
         ("openai/gsm8k", "main/train-00000-of-00001.parquet", "dataset"),
         ("openai/gsm8k", "main/test-00000-of-00001.parquet", "dataset"),
