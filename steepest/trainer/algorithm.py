@@ -1,4 +1,4 @@
-"""The algorithm's part of a step: rewards after the KL penalty, then advantages. Pure functions of `core`, chosen once."""
+"""The algorithm's part of a step: rewards after the KL penalty, then advantages, by functions of `core` chosen once."""
 
 from __future__ import annotations
 

@@ -104,7 +104,11 @@ def build_models(config: Config, plan: Plan, start: Start, folders: Mapping[str,
 
 
 def build_actor(config: Config, plan: Plan, folder: Path, device: Device) -> Actor:
-    actor, rollout, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.actor_rollout_ref.model
+    actor, rollout, model = (
+        config.actor_rollout_ref.actor,
+        config.actor_rollout_ref.rollout,
+        config.actor_rollout_ref.model,
+    )
     options = {
         "clip_ratio_low": actor.clip_ratio_low,
         "clip_ratio_high": actor.clip_ratio_high,
@@ -150,9 +154,7 @@ def build_critic(config: Config, plan: Plan, folder: Path, device: Device) -> Cr
             override_config=dict(critic.model.override_config),
         ),
         compute=compute_settings(critic.fsdp.dtype, device, critic.model.enable_gradient_checkpointing),
-        optim=optim_settings(
-            critic.optim, total_steps=plan.total_steps, warmup_steps=plan.critic_lr_warmup_steps
-        ),
+        optim=optim_settings(critic.optim, total_steps=plan.total_steps, warmup_steps=plan.critic_lr_warmup_steps),
         update=UpdateSettings(
             mini_batch_rows=plan.critic_mini_batch_rows,
             micro=micro_batches(
@@ -192,7 +194,7 @@ def build_reference(config: Config, folder: Path, device: Device) -> Reference:
 
 def build_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, device: Device) -> RolloutEngine:
     """The rollout engine over the actor's weights."""
-    rollout, data = config.actor_rollout_ref.rollout, config.data
+    rollout = config.actor_rollout_ref.rollout
     return ROLLOUT_ENGINES.get(rollout.name).value(
         actor.model,
         end_token_ids=end_token_ids(folder, tokenizer),
@@ -243,7 +245,7 @@ def build_controller(config: Config) -> KLController:
 
 
 def build_advantages(config: Config) -> Advantages:
-    """The estimator with its options. What reads values is whitened over the batch; group estimators scale themselves."""
+    """The estimator with its options. What reads values is whitened over the batch; groups scale themselves."""
     algorithm = config.algorithm
     options = {
         "gamma": algorithm.gamma,
@@ -289,7 +291,9 @@ def build_step(
         actor=ActorAfterWarmup(models.actor, config.trainer.critic_warmup),
         critic=models.critic or NoCritic(),
         reference=models.reference or NoReference(),
-        shape_rewards=KLShapedRewards(controller, algorithm.kl_penalty) if algorithm.use_kl_in_reward else PlainRewards(),
+        shape_rewards=KLShapedRewards(controller, algorithm.kl_penalty)
+        if algorithm.use_kl_in_reward
+        else PlainRewards(),
         estimate_advantages=build_advantages(config),
         publish_weights=engine.load_weights,
         describe=partial(describe_batch, device=device, compare_engines=compare),

@@ -38,7 +38,6 @@ from steepest.training.checkpoint import CheckpointStore
 from steepest.training.rng import rng_state, set_rng_state
 
 
-
 @dataclass(frozen=True)
 class Result:
     """What a finished run leaves behind."""
@@ -83,9 +82,7 @@ def run_ppo(config: Config) -> Result:
 def load_rows(config: Config) -> Data:
     """Both files' rows, checked cell by cell."""
     data = config.data
-    load = partial(
-        load_prompts, prompt_key=data.prompt_key, reward_fn_key=data.reward_fn_key, seed=data.seed, note=say
-    )
+    load = partial(load_prompts, prompt_key=data.prompt_key, reward_fn_key=data.reward_fn_key, seed=data.seed, note=say)
     train = load(data.train_files, max_samples=data.train_max_samples, key="data.train_files")
     val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files")
     return Data(train, val, ())
@@ -217,7 +214,7 @@ class Job:
             sample_log=SampleLog(self.folder / "samples.jsonl", start_step=start.step),
             num_logged_samples=trainer.log_val_generations,
             validation_data_dir=trainer.validation_data_dir,
-            history={step: score for step, score in history.items() if 0 < start.step and step <= start.step},
+            history={step: score for step, score in history.items() if start.step > 0 and step <= start.step},
         )
 
     def _writers(self, models: build.Models) -> dict[str, Callable[[Path], None]]:

@@ -1,6 +1,6 @@
 """Supervised fine-tuning by one command: parquet, jsonl or json of conversations, or of prompts with answers.
 
-    python -m steepest.trainer.main_sft data.train_files=sft.parquet model.path=DIR
+python -m steepest.trainer.main_sft data.train_files=sft.parquet model.path=DIR
 """
 
 from __future__ import annotations

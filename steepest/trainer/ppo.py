@@ -160,7 +160,7 @@ class RunHooks(Protocol):
 
 
 def run_steps(step_fn: Callable[[int], Metrics], timed: Timer, schedule: Schedule, hooks: RunHooks, start: int) -> None:
-    """Steps `start + 1` to the last. A step is saved before it is validated, so that a failing validation costs nothing."""
+    """Steps `start + 1` to the last. A step is saved before it is validated: a failing validation costs nothing."""
     hooks.before_training(start)
     for step in range(start + 1, schedule.total_steps + 1):
         metrics: dict[str, Any] = step_fn(step)

@@ -18,8 +18,9 @@ from steepest.trainer.resume import set_aside
 NEXT = """What to do next
   the same job on a real model and real problems:
     python examples/data_preprocess/gsm8k.py --local_save_dir data/gsm8k
-    python -m steepest.trainer.main_ppo data.train_files=data/gsm8k/train.parquet data.val_files=data/gsm8k/test.parquet \\
-      actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B-Instruct data.train_batch_size=256 trainer.test_freq=10 trainer.save_freq=10
+    python -m steepest.trainer.main_ppo data.train_files=data/gsm8k/train.parquet \\
+      data.val_files=data/gsm8k/test.parquet actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B-Instruct \\
+      data.train_batch_size=256 trainer.test_freq=10 trainer.save_freq=10
   GRPO instead of PPO: add algorithm.adv_estimator=grpo actor_rollout_ref.rollout.n=8"""
 
 

@@ -27,9 +27,7 @@ class Start:
 FROM_NOTHING = Start(0, None, {})
 
 
-def find_start(
-    store: CheckpointStore, *, mode: str, resume_from_path: str | None, say: Callable[[str], None]
-) -> Start:
+def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | None, say: Callable[[str], None]) -> Start:
     """Resolve `trainer.resume_mode`.
 
     auto: the newest valid checkpoint of the run's folder, if there is one. disable: start from nothing; an older

@@ -11,9 +11,7 @@ from steepest.data.sampler import PromptSampler
 from steepest.rollout.api import RolloutEngine, SamplingParams
 
 
-def generate_batch(
-    engine: RolloutEngine, prompts: Sequence[Prompt], sampling: SamplingParams, *, pad_id: int
-) -> Batch:
+def generate_batch(engine: RolloutEngine, prompts: Sequence[Prompt], sampling: SamplingParams, *, pad_id: int) -> Batch:
     """`sampling.n` responses for each prompt, the responses of one prompt side by side, in the order of `prompts`."""
     answers = engine.generate([prompt.token_ids for prompt in prompts], sampling)
     pairs = [(i, answer) for i, group in enumerate(answers) for answer in group]

@@ -85,9 +85,7 @@ def reward_metrics(results: Sequence[RewardResult]) -> Metrics:
     return metrics
 
 
-def sample_records(
-    batch: Batch, texts: Sequence[str], results: Sequence[RewardResult]
-) -> list[dict[str, Any]]:
+def sample_records(batch: Batch, texts: Sequence[str], results: Sequence[RewardResult]) -> list[dict[str, Any]]:
     """One JSON-able record a response."""
     records = []
     for sample, text, result, cut in zip(batch.samples, texts, results, batch.truncated.tolist(), strict=True):

@@ -23,8 +23,8 @@ from steepest.trainer.ppo import Metrics, Schedule, Timer, run_steps
 from steepest.trainer.resume import Start, find_start, require_work
 from steepest.trainer.run import keep_config, say
 from steepest.trainer.summary import count, count_parameters, duration, table
-from steepest.training.checkpoint import CheckpointStore
 from steepest.training import sft_step
+from steepest.training.checkpoint import CheckpointStore
 from steepest.training.sft_step import Supervised
 
 
@@ -112,7 +112,11 @@ def run_sft(config: SFTConfig) -> SFTResult:
         note=say,
     )
     train = load(config.data.train_files, max_samples=config.data.train_max_samples)
-    val = load(config.data.val_files, max_samples=config.data.val_max_samples, key="data.val_files") if config.data.val_files else []
+    val = (
+        load(config.data.val_files, max_samples=config.data.val_max_samples, key="data.val_files")
+        if config.data.val_files
+        else []
+    )
     model = config.model
     folder = build.model_folder("model.path", model.path, model.hub)
     same = model.tokenizer_path == model.path
@@ -189,9 +193,7 @@ def _load(config: SFTConfig, plan: SFTPlan, device: Device, start: Start, folder
         ),
         compute=build.compute_settings(config.engine.dtype, device, config.model.enable_gradient_checkpointing),
         optim=build.optim_settings(config.optim, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps),
-        micro=build.micro_batches(
-            config.data.micro_batch_size_per_gpu, None, config.data.max_token_len_per_gpu
-        ),
+        micro=build.micro_batches(config.data.micro_batch_size_per_gpu, None, config.data.max_token_len_per_gpu),
     )
     if start.checkpoint is not None:
         model.load_optimizer(start.checkpoint / "actor")

@@ -91,16 +91,20 @@ def start_summary(config: Config, plan: Plan, notes: Sequence[str], device: Devi
         critic=sizes["critic"],
         reference=sizes["reference"],
         engine_copy_bytes=sizes["actor"] * 2 if compute == "bfloat16" else 0,
-        kv_cache_bytes=kv_cache_bytes(models.actor.model.config, rollout.max_num_seqs, plan, rollout.max_model_len or 0),
+        kv_cache_bytes=kv_cache_bytes(
+            models.actor.model.config, rollout.max_num_seqs, plan, rollout.max_model_len or 0
+        ),
     )
     rows = [
         ("device", device.describe()),
-        ("model", f"{config.actor_rollout_ref.model.path}: " + ", ".join(f"{r} {count(n)}" for r, n in sizes.items() if n)),
+        ("model", config.actor_rollout_ref.model.path),
+        ("parameters", ", ".join(f"{role} {count(number)}" for role, number in sizes.items() if number)),
         ("compute", f"{compute} over float32 weights"),
         *(("data", note) for note in notes),
         ("steps", f"{plan.total_steps} ({plan.steps_per_epoch} an epoch), {config.data.train_batch_size} prompts x "
                   f"{rollout.n} response(s) each, {plan.updates_per_step} update(s) a step"),
-        ("rollout", f"{rollout.name}, temperature {rollout.temperature:g}, top_p {rollout.top_p:g}, top_k {rollout.top_k}"),
+        ("rollout", f"{rollout.name}; temperature {rollout.temperature:g}, "
+                    f"top_p {rollout.top_p:g}, top_k {rollout.top_k}"),
         ("algorithm", f"{algorithm.adv_estimator}; " + _switches(config)),
         ("memory", memory.describe(device.memory().available)),
         *(("note", note) for note in plan.notes),

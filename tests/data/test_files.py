@@ -118,6 +118,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path, mo
     assert [entry.name for entry in written.path.parent.iterdir()] == ["t.parquet"]
 
 
+def test_a_reader_of_the_old_file_keeps_it(tmp_path: Path) -> None:
+    # the new file takes the old one's place at once; the old one's content is never written over
+    schema = pa.schema([("a", pa.int64())])
+    path = write_parquet(tmp_path / "t.parquet", [{"a": 1}], schema).path
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        write_parquet(path, [{"a": 2}], schema)
+        assert reader.read() == before
+    assert pyarrow.parquet.read_table(path).to_pylist() == [{"a": 2}]
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot write"):

@@ -131,10 +131,8 @@ def test_the_timer_names_every_part_and_parts_fit_into_the_step():
     step = make_step(Fakes())
     step(1)
     times = step.timed.flush()
-    assert set(times) == {
-        f"timing_s/{name}"
-        for name in "gen reward old_log_prob ref values adv update_critic update_actor update_weights step".split()
-    }
+    parts = "gen reward old_log_prob ref values adv update_critic update_actor update_weights step"
+    assert set(times) == {f"timing_s/{name}" for name in parts.split()}
     assert sum(v for k, v in times.items() if k != "timing_s/step") <= times["timing_s/step"]
     assert step.timed.flush() == {}
 

@@ -130,7 +130,11 @@ def test_resume_path_goes_on_from_the_named_checkpoint(toy, unbroken, tmp_path, 
     run_ppo(
         load_config(
             toy_overrides(
-                toy, tmp_path / "run", *STATEFUL, "trainer.resume_mode=resume_path", f"trainer.resume_from_path={source}"
+                toy,
+                tmp_path / "run",
+                *STATEFUL,
+                "trainer.resume_mode=resume_path",
+                f"trainer.resume_from_path={source}",
             )
         )
     )

@@ -6,15 +6,17 @@ import torch
 
 from steepest.core.batch import Batch
 from steepest.rewards.api import RewardResult
+from steepest.rollout.api import SamplingParams
 from steepest.trainer.metrics import batch_metrics
 from steepest.trainer.rollouts import generate_batch
 from steepest.trainer.scoring import Scorer, StepScorer, place_scores, reward_metrics
-from steepest.rollout.api import SamplingParams
 from tests.trainer.fakes import EchoEngine, FakePool, NumberTokenizer, exact, prompt
 
 
 def three_rows() -> Batch:
-    return Batch.from_sequences([[1], [1], [1]], [[5, 6, 7], [5], [5, 6]], group_ids=[0, 0, 1], truncated=[True, False, False])
+    return Batch.from_sequences(
+        [[1], [1], [1]], [[5, 6, 7], [5], [5, 6]], group_ids=[0, 0, 1], truncated=[True, False, False]
+    )
 
 
 def test_the_score_lies_on_the_last_response_token():

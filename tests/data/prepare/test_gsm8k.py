@@ -64,7 +64,8 @@ def test_two_files_with_the_reference_columns(source: Path, tmp_path: Path) -> N
     }
     assert (second["reward_model"]["ground_truth"], second["extra_info"]["index"]) == ("-3.5", 1)
     assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["test.parquet", "train.parquet"]
-    assert [p.ground_truth for p in load_prompts(str(written["test"].path))] == ["-3.5"]
+    (only,) = load_prompts(str(written["test"].path))
+    assert (only.ground_truth, only.extra_info["split"], only.extra_info["index"]) == ("-3.5", "test", 0)
 
 
 @pytest.mark.real
