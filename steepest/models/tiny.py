@@ -47,6 +47,9 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         unk_token=UNKNOWN,
         additional_special_tokens=[START],
         clean_up_tokenization_spaces=False,
+        # Without an auto_map, transformers' AutoTokenizer reads every qwen2 folder with Qwen2's own tokenizer, whatever
+        # lies in it; with one it takes `tokenizer_class`. Nothing is ever loaded from the name.
+        auto_map={"AutoTokenizer": [None, "steepest--none"]},
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -56,7 +59,7 @@ def build_tiny_model(
     folder: Path | str,
     texts: Iterable[str],
     *,
-    model_type: str = "llama",
+    model_type: str = "qwen2",
     hidden_size: int = 64,
     intermediate_size: int = 128,
     num_layers: int = 4,
@@ -68,8 +71,7 @@ def build_tiny_model(
     """Write a Hugging Face folder of a random model with the tokenizer of `texts`; returns the folder.
 
     With the defaults and 1,000 words: 0.21M parameters, embeddings tied. End tokens are <|im_end|> and <|endoftext|>.
-    `model_type` may be any family of this shape. The default is not "qwen2", because transformers' AutoTokenizer reads
-    every qwen2 folder with Qwen2's own tokenizer, whatever lies in it (Steepest's load_tokenizer does not).
+    `model_type` may be any family of this shape.
     """
     folder = Path(folder)
     tokenizer = build_tokenizer(texts)

@@ -30,11 +30,11 @@ class Settings:
 
     folder: str = "outputs/quickstart"
     seed: int = 0
-    sft_steps: int = 220
-    ppo_steps: int = 60
+    sft_steps: int = 800
+    ppo_steps: int = 40
     num_train: int = 8192
     num_test: int = 512
-    num_sft: int = 12288
+    num_sft: int = 16384
 
     @property
     def data(self) -> Path:
@@ -86,7 +86,7 @@ def make_inputs(settings: Settings) -> None:
         seed=settings.seed,
     )
     say("2. a tiny model from nothing, with a tokenizer of whole words and numbers")
-    build_tiny_model(settings.model, arithmetic_corpus(), seed=settings.seed)
+    build_tiny_model(settings.model, arithmetic_corpus(), intermediate_size=256, seed=settings.seed)
 
 
 def sft(settings: Settings) -> Path:
@@ -97,13 +97,14 @@ def sft(settings: Settings) -> Path:
     overrides = [
         f"data.train_files={settings.data}/sft.parquet",
         "data.response_key=answer",
-        "data.train_batch_size=128",
+        "data.train_batch_size=32",
         "data.max_length=96",
         f"data.seed={settings.seed}",
         f"model.path={settings.model}",
-        "optim.lr=4e-3",
+        "optim.lr=5e-3",
         "optim.lr_scheduler_type=cosine",
-        "optim.lr_warmup_steps=20",
+        "optim.lr_warmup_steps=40",
+        "optim.betas=[0.9,0.98]",
         f"trainer.total_training_steps={settings.sft_steps}",
         "trainer.logger=brief",
         f"trainer.default_local_dir={settings.folder}/sft",
@@ -115,10 +116,10 @@ def sft(settings: Settings) -> Path:
 def ppo_overrides(settings: Settings) -> list[str]:
     return [
         f"trainer.total_training_steps={settings.ppo_steps}",
-        "actor_rollout_ref.actor.optim.lr=3e-4",
+        "actor_rollout_ref.actor.optim.lr=2e-4",
         "critic.optim.lr=1e-3",
-        "trainer.test_freq=10",
-        "trainer.save_freq=20",
+        "trainer.test_freq=5",
+        "trainer.save_freq=10",
         "trainer.max_actor_ckpt_to_keep=1",
         f"trainer.validation_data_dir={settings.folder}/samples",
     ]

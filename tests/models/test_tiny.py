@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from steepest.models.load import end_token_ids, load_causal_lm, load_tokenizer
 from steepest.models.tiny import build_tiny_model, build_tokenizer
@@ -46,3 +47,13 @@ def test_same_seed_same_weights_and_first_logits_of_unit_size(tmp_path):
     with torch.no_grad():
         hidden = torch.nn.functional.normalize(torch.randn(64, 64), dim=-1) * 8  # what the last norm gives out
         assert 0.7 < float(models[0].logits(hidden).std()) < 1.4
+
+
+def test_transformers_alone_reads_the_tokenizer_that_lies_there(tmp_path):
+    folder = build_tiny_model(tmp_path / "made", TEXTS)
+    ours, text = load_tokenizer(folder), "Tom has 12 apples, and 7 pears.\nHow many? #### 19"
+    load_causal_lm(folder).save(tmp_path / "saved", ours)
+    for place in (folder, tmp_path / "saved"):
+        theirs = AutoTokenizer.from_pretrained(place)
+        assert theirs(text)["input_ids"] == ours(text)["input_ids"]
+        assert ours.unk_token_id not in ours(text)["input_ids"]
