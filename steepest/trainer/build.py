@@ -12,15 +12,14 @@ import torch
 
 from steepest.config.plan import Plan
 from steepest.config.schema import Config, CriticConfig
-from steepest.config.schema_model import Hub, OptimConfig
+from steepest.config.schema_model import OptimConfig
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.core.mismatch import mismatch_metrics
 from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.devices.api import Device
-from steepest.errors import ModelError
-from steepest.models.load import end_token_ids, load_causal_lm, load_value_model, resolve_model
+from steepest.models.load import end_token_ids, load_causal_lm, load_value_model
 from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine, SamplingParams
 from steepest.trainer.algorithm import Advantages, KLController, KLShapedRewards, PlainRewards, with_options
 from steepest.trainer.metrics import Metrics, batch_metrics
@@ -33,14 +32,6 @@ from steepest.training.mini_batches import UpdateSettings
 from steepest.training.optim import OptimSettings
 from steepest.training.reference import Reference
 from steepest.training.trainable import ComputeSettings
-
-
-def model_folder(key: str, path: str, hub: Hub) -> Path:
-    """The local folder (or GGUF file) of a model. Raises ModelError that names the configuration key."""
-    try:
-        return resolve_model(path, hub=hub)
-    except ModelError as error:
-        raise ModelError(f"{key}: {error}") from error
 
 
 def compute_dtype(name: str, device: Device) -> str:

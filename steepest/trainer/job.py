@@ -10,29 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import steepest
-from steepest.config.load import config_dict
 from steepest.config.plan import Plan, make_plan
 from steepest.config.schema import Config
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import encode_prompts
 from steepest.data.prompts import Prompt, load_prompts
 from steepest.data.sampler import PromptSampler
-from steepest.devices.api import Device, select_device
-from steepest.errors import ConfigError
-from steepest.loggers.api import check_loggers, make_loggers
+from steepest.devices.api import Device
 from steepest.loggers.jsonl import SampleLog
-from steepest.models.load import check_vocabulary, load_tokenizer
+from steepest.models.load import check_vocabulary
 from steepest.rewards.pool import RewardPool
 from steepest.rollout.api import RolloutEngine
 from steepest.trainer import build
-from steepest.trainer.build import model_folder
 from steepest.trainer.evaluate import Evaluator
 from steepest.trainer.health import Health, Limits
 from steepest.trainer.ppo import Schedule, run_steps
 from steepest.trainer.resume import Start, find_start, require_work
 from steepest.trainer.rollouts import StepRollouts
-from steepest.trainer.run import Run, keep_config, say, validation_history, write_jsonl
+from steepest.trainer.run import Run, say, validation_history, write_jsonl
 from steepest.trainer.scoring import Scorer, StepScorer
+from steepest.trainer.start import begin, model_folder, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.summary import end_summary, start_summary
 from steepest.training.checkpoint import CheckpointStore
 from steepest.training.rng import rng_state, set_rng_state
@@ -61,19 +58,14 @@ class Data:
 def run_ppo(config: Config) -> Result:
     """The whole job. Cheap checks come first: the device, the loggers, every row, every reward; then the models."""
     began = time.perf_counter()
-    for message in (*config.provenance.notes, *(f"warning: {text}" for text in config.provenance.warnings)):
-        say(message)
-    device = select_device(config.trainer.device)
-    device.seed(config.actor_rollout_ref.rollout.seed)
-    problems = check_loggers(config.trainer.logger)
-    if problems:
-        raise ConfigError(problems)
+    device = begin(config, seed=config.actor_rollout_ref.rollout.seed)
     rows = load_rows(config)
     with build_pool(config) as pool:
         pool.check({prompt.data_source for prompt in (*rows.train, *rows.val)})
         model = config.actor_rollout_ref.model
         folders = {"actor": model_folder("actor_rollout_ref.model.path", model.path, model.hub)}
-        tokenizer = build_tokenizer(config, folders["actor"])
+        trust = config.data.trust_remote_code
+        tokenizer = open_tokenizer(model, "actor_rollout_ref.model", folders["actor"], trust_remote_code=trust)
         data = encode_rows(config, rows, tokenizer)
         job = Job(config, device, pool, folders, tokenizer, data)
         return job.run(began)
@@ -96,16 +88,6 @@ def build_pool(config: Config) -> RewardPool:
         timeout_s=reward.timeout_s,
         max_error_rate=reward.max_error_rate,
         mode=reward.mode,
-    )
-
-
-def build_tokenizer(config: Config, folder: Path) -> Any:
-    model = config.actor_rollout_ref.model
-    same = model.tokenizer_path == model.path
-    return load_tokenizer(
-        folder if same else model_folder("actor_rollout_ref.model.tokenizer_path", model.tokenizer_path, model.hub),
-        custom_chat_template=model.custom_chat_template,
-        trust_remote_code=bool(config.data.trust_remote_code),
     )
 
 
@@ -141,9 +123,7 @@ class Job:
 
     def run(self, began: float) -> Result:
         config = self.config
-        store = CheckpointStore(
-            self.folder, config.trainer.max_actor_ckpt_to_keep, warn=lambda text: say(f"warning: {text}")
-        )
+        store = open_store(self.folder, config.trainer.max_actor_ckpt_to_keep)
         start = find_start(
             store, mode=config.trainer.resume_mode, resume_from_path=config.trainer.resume_from_path, say=say
         )
@@ -185,16 +165,7 @@ class Job:
     ) -> Run:
         trainer = self.config.trainer
         history = validation_history(self.folder / "metrics.jsonl")
-        loggers = make_loggers(
-            trainer.logger,
-            self.folder,
-            trainer.project_name,
-            trainer.experiment_name,
-            config_dict(self.config),
-            total_steps=self.plan.total_steps,
-            start_step=start.step,
-        )
-        keep_config(self.config, self.folder)
+        loggers = open_run_folder(self.config, trainer, self.folder, total=self.plan.total_steps, start=start.step)
         return Run(
             folder=self.folder,
             loggers=loggers,

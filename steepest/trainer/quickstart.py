@@ -192,10 +192,10 @@ def telling_pairs(
 ) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """The first problems that PPO got right and one that is still wrong, where there are such."""
     pairs = list(zip(before, after, strict=True))
-    learned = [pair for pair in pairs if pair[1]["score"] and not pair[0]["score"]]
-    wrong = [pair for pair in pairs if not pair[1]["score"]]
-    chosen = [*learned[: num - 1], *wrong[:1], *learned[num - 1 :], *pairs]
-    return chosen[:num]
+    learned = [i for i, (old, new) in enumerate(pairs) if new["score"] and not old["score"]]
+    wrong = [i for i, (_, new) in enumerate(pairs) if not new["score"]]
+    order = dict.fromkeys([*learned[: num - 1], *wrong[:1], *learned, *range(len(pairs))])
+    return [pairs[i] for i in list(order)[:num]]
 
 
 def one_line(text: str) -> str:

@@ -11,9 +11,6 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from steepest.config.load import config_dict, save_config
-from steepest.config.schema import Config
-from steepest.config.schema_sft import SFTConfig
 from steepest.loggers.api import Loggers
 from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.loggers.rows import dumps
@@ -109,19 +106,11 @@ def shortened(text: str, limit: int = 200) -> str:
     return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
 
 
-def keep_config(config: Config | SFTConfig, folder: Path) -> None:
-    """Write `config.yaml`. A run that goes on in its folder says what changed since its last start."""
-    path = folder / "config.yaml"
-    if path.exists():
-        changed = changed_values(OmegaConf.to_container(OmegaConf.load(path)), config_dict(config))
-        if changed:
-            say("the configuration differs from that of the run's last start: " + "; ".join(changed))
-    save_config(config, path)
-
-
-def changed_values(old: Any, new: Any) -> list[str]:
-    """Values of two nested configurations that differ, as `key: old -> new`."""
-    before, after = flatten(old), flatten(new)
+def changed_values(path: Path, new: Any) -> list[str]:
+    """Values of a `config.yaml` that differ from `new`, as `key: old -> new`; none where there is no file."""
+    if not path.exists():
+        return []
+    before, after = flatten(OmegaConf.to_container(OmegaConf.load(path))), flatten(new)
     return [f"{key}: {before.get(key)} -> {value}" for key, value in after.items() if before.get(key, value) != value]
 
 

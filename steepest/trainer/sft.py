@@ -9,21 +9,19 @@ from functools import partial
 from pathlib import Path
 
 import steepest
-from steepest.config.load import config_dict
 from steepest.config.plan import SFTPlan, make_sft_plan
 from steepest.config.schema_sft import SFTConfig
 from steepest.data.sampler import PromptSampler
 from steepest.data.sft import SFTExample, encode_sft, load_sft_rows
-from steepest.devices.api import Device, select_device
-from steepest.errors import ConfigError
-from steepest.loggers.api import Loggers, check_loggers, make_loggers
-from steepest.models.load import check_vocabulary, end_token_ids, load_causal_lm, load_tokenizer
+from steepest.devices.api import Device
+from steepest.loggers.api import Loggers
+from steepest.models.load import check_vocabulary, end_token_ids, load_causal_lm
 from steepest.trainer import build
 from steepest.trainer.ppo import Metrics, Schedule, Timer, run_steps
 from steepest.trainer.resume import Start, find_start, require_work
-from steepest.trainer.run import keep_config, say
+from steepest.trainer.run import say
+from steepest.trainer.start import begin, model_folder, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.summary import count, count_parameters, duration, table
-from steepest.training import sft_step
 from steepest.training.checkpoint import CheckpointStore
 from steepest.training.sft_step import Supervised
 
@@ -47,7 +45,7 @@ class SFTStep:
 
     def __call__(self, step: int) -> Metrics:
         with self.timed("step"):
-            chosen = [trainable(self.examples[i]) for i in self.sampler.indices(step - 1)]
+            chosen = [self.examples[i] for i in self.sampler.indices(step - 1)]
             metrics = self.model.update(chosen)
         return {**metrics, "perf/total_num_tokens": float(sum(len(example.token_ids) for example in chosen))}
 
@@ -82,64 +80,46 @@ class SFTRun:
     def validate(self, step: int) -> None:
         if not self.val:
             return
-        metrics = self.model.evaluate([trainable(example) for example in self.val])
+        metrics = self.model.evaluate(self.val)
         self.history[step] = metrics["val/loss"]
         self.loggers.log(step, metrics)
         if self.store.has(step):
             self.store.mark_best(step, -metrics["val/loss"])
 
 
-def trainable(example: SFTExample) -> sft_step.SFTExample:
-    return sft_step.SFTExample(list(example.token_ids), list(example.loss_mask))
-
-
 def run_sft(config: SFTConfig) -> SFTResult:
     """The whole job; every row is checked before the model is loaded."""
     began = time.perf_counter()
-    for message in (*config.provenance.notes, *(f"warning: {text}" for text in config.provenance.warnings)):
-        say(message)
-    device = select_device(config.trainer.device)
-    device.seed(config.data.seed)
-    problems = check_loggers(config.trainer.logger)
-    if problems:
-        raise ConfigError(problems)
+    device = begin(config, seed=config.data.seed)
+    data, model = config.data, config.model
     load = partial(
         load_sft_rows,
-        messages_key=config.data.messages_key,
-        prompt_key=config.data.prompt_key,
-        answer_key=config.data.response_key,
-        seed=config.data.seed,
+        messages_key=data.messages_key,
+        prompt_key=data.prompt_key,
+        answer_key=data.response_key,
+        seed=data.seed,
         note=say,
     )
-    train = load(config.data.train_files, max_samples=config.data.train_max_samples)
-    val = (
-        load(config.data.val_files, max_samples=config.data.val_max_samples, key="data.val_files")
-        if config.data.val_files
-        else []
-    )
-    model = config.model
-    folder = build.model_folder("model.path", model.path, model.hub)
-    same = model.tokenizer_path == model.path
-    tokenizer = load_tokenizer(
-        folder if same else build.model_folder("model.tokenizer_path", model.tokenizer_path, model.hub),
-        custom_chat_template=config.model.custom_chat_template,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    train = load(data.train_files, max_samples=data.train_max_samples)
+    val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files") if data.val_files else []
+    folder = model_folder("model.path", model.path, model.hub)
+    tokenizer = open_tokenizer(model, "model", folder, trust_remote_code=model.trust_remote_code)
     encode = partial(
         encode_sft,
         tokenizer=tokenizer,
-        max_length=config.data.max_length,
-        truncation=config.data.truncation,
-        template_kwargs=config.data.apply_chat_template_kwargs,
+        max_length=data.max_length,
+        truncation=data.truncation,
+        template_kwargs=data.apply_chat_template_kwargs,
         end_token_ids=end_token_ids(folder, tokenizer),
     )
-    examples, report = encode(train)
-    say(f"train: {report.describe()}")
-    val_examples: Sequence[SFTExample] = []
+    train_examples, train_report = encode(train)
+    say(f"train: {train_report.describe()}")
+    val_examples, val_report = encode(val)
     if val:
-        val_examples, report = encode(val)
-        say(f"validation: {report.describe()}")
-    return _train(config, device, folder, tokenizer, examples, val_examples, began)
+        say(f"validation: {val_report.describe()}")
+    result = _train(config, device, folder, tokenizer, train_examples, val_examples)
+    say(f"finished in {duration(time.perf_counter() - began)}; the model is in {result.model}")
+    return result
 
 
 def _train(
@@ -147,41 +127,27 @@ def _train(
     device: Device,
     folder: Path,
     tokenizer: object,
-    examples: Sequence[SFTExample],
+    train: Sequence[SFTExample],
     val: Sequence[SFTExample],
-    began: float,
 ) -> SFTResult:
     trainer, data = config.trainer, config.data
-    sampler = PromptSampler(len(examples), data.train_batch_size, shuffle=data.shuffle, seed=data.seed)
-    plan = make_sft_plan(config, len(examples))
-    total = plan.total_steps
-    run_folder = Path(str(trainer.default_local_dir))
-    store = CheckpointStore(run_folder, trainer.max_ckpt_to_keep, warn=lambda text: say(f"warning: {text}"))
+    sampler = PromptSampler(len(train), data.train_batch_size, shuffle=data.shuffle, seed=data.seed)
+    plan = make_sft_plan(config, len(train))
+    total, run_folder = plan.total_steps, Path(trainer.default_local_dir)
+    store = open_store(run_folder, trainer.max_ckpt_to_keep)
     start = find_start(store, mode=trainer.resume_mode, resume_from_path=trainer.resume_from_path, say=say)
     require_work(start, total)
     model = _load(config, plan, device, start, folder)
     check_vocabulary(model.model, tokenizer)
     model.model.check_length(data.max_length)
-    say(_summary(config, model, device, len(examples), total, run_folder))
-    loggers = make_loggers(
-        trainer.logger,
-        run_folder,
-        trainer.project_name,
-        trainer.experiment_name,
-        config_dict(config),
-        total_steps=total,
-        start_step=start.step,
-    )
-    keep_config(config, run_folder)
+    say(_summary(config, plan, model, device, len(train)))
     # Without a frequency the model is saved once, at the end: a fine-tuned model that is not written is no result.
     schedule = Schedule(total, trainer.save_freq if trainer.save_freq > 0 else total, trainer.test_freq)
-    run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, schedule, {})
-    step = SFTStep(model, examples, sampler, Timer())
-    with loggers:
+    with open_run_folder(config, trainer, run_folder, total=total, start=start.step) as loggers:
+        run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, schedule, {})
+        step = SFTStep(model, train, sampler, Timer())
         run_steps(step, step.timed, schedule, run, start.step)
-    model_folder = run_folder / f"global_step_{total}" / "actor"
-    say(f"finished: {total} steps in {duration(time.perf_counter() - began)}; the model is in {model_folder}")
-    return SFTResult(model_folder, run.history)
+    return SFTResult(run_folder / f"global_step_{total}" / "actor", run.history)
 
 
 def _load(config: SFTConfig, plan: SFTPlan, device: Device, start: Start, folder: Path) -> Supervised:
@@ -200,14 +166,13 @@ def _load(config: SFTConfig, plan: SFTPlan, device: Device, start: Start, folder
     return model
 
 
-def _summary(
-    config: SFTConfig, model: Supervised, device: Device, num_examples: int, total: int, run_folder: Path
-) -> str:
+def _summary(config: SFTConfig, plan: SFTPlan, model: Supervised, device: Device, num_examples: int) -> str:
     rows = [
         ("device", device.describe()),
         ("model", f"{config.model.path}: {count(count_parameters(model))}"),
         ("compute", f"{model.compute.dtype} over float32 weights"),
-        ("steps", f"{total} of {config.data.train_batch_size} samples, {num_examples} samples in all"),
-        ("run folder", str(run_folder)),
+        ("steps", f"{plan.total_steps} of {config.data.train_batch_size} samples, {num_examples} samples in all"),
+        *(("note", note) for note in plan.notes),
+        ("run folder", config.trainer.default_local_dir),
     ]
     return table(f"steepest {steepest.__version__}, supervised fine-tuning", rows)

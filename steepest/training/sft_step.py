@@ -9,30 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.data.sft import SFTExample
 from steepest.models.causal_lm import CausalLM
 from steepest.models.packing import pack_sequences
 from steepest.training.meters import Means, Metrics, Sums
 from steepest.training.micro_batches import MicroBatches
 from steepest.training.optim import OptimSettings
 from steepest.training.trainable import ComputeSettings, Trainable, move
-
-
-@dataclass(frozen=True)
-class SFTExample:
-    """One training sequence of S tokens."""
-
-    token_ids: list[int]
-    """Prompt and answer."""
-    loss_mask: list[bool]
-    """True on the tokens to be learned. The first token follows nothing, so its flag has no effect."""
-
-    def __post_init__(self) -> None:
-        if len(self.token_ids) != len(self.loss_mask):
-            raise ValueError(f"{len(self.token_ids)} token ids with a loss mask of {len(self.loss_mask)}")
-
-    @property
-    def num_targets(self) -> int:
-        return sum(self.loss_mask[1:])
 
 
 class Supervised(Trainable[CausalLM]):
@@ -75,15 +58,15 @@ class Supervised(Trainable[CausalLM]):
         return {name.replace("train/", "val/"): value for name, value in sums.read().items()}
 
     def _packed(self, examples: Sequence[SFTExample]) -> Iterator[Any]:
-        used = [example for example in examples if example.num_targets]
+        used = [example for example in examples if any(example.loss_mask[1:])]
         for picks in self.micro.split([len(example.token_ids) for example in used]):
             part = [used[i] for i in picks]
             masks = [[False, *example.loss_mask[1:]] for example in part]
-            yield move(pack_sequences([example.token_ids for example in part], masks), self.device)
+            yield move(pack_sequences([list(example.token_ids) for example in part], masks), self.device)
 
     @staticmethod
     def _count(examples: Sequence[SFTExample]) -> int:
-        num_targets = sum(example.num_targets for example in examples)
+        num_targets = sum(sum(example.loss_mask[1:]) for example in examples)  # the first token follows nothing
         if num_targets == 0:
             raise ValueError(f"none of the {len(examples)} sequences marks a token to be learned")
         return num_targets

@@ -1,0 +1,43 @@
+"""The quickstart's whole path in small; what it reaches at full size is measured by `make quickstart` itself."""
+
+from __future__ import annotations
+
+import re
+
+from steepest.trainer.quickstart import Settings, one_line, run_quickstart, story, telling_pairs
+
+SMALL = {"sft_steps": 3, "ppo_steps": 2, "num_train": 256, "num_test": 64, "num_sft": 256}
+LAST_LINE = r"quickstart: before_sft=\d\.\d{4} before_ppo=\d\.\d{4} after_ppo=\d\.\d{4} seconds=\d+"
+
+
+def sample(number: int, response: str, score: float) -> dict:
+    return {"prompt": [{"content": f"q{number}"}], "response": response, "ground_truth": "1", "score": score}
+
+
+def test_the_whole_path_in_small(tmp_path, capsys):
+    folder = tmp_path / "quickstart"
+    for _ in range(2):  # the second start moves the first one's folder aside
+        assert run_quickstart(Settings(folder=str(folder), **SMALL)) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert re.fullmatch(LAST_LINE, lines[-1])
+    text = "\n".join(lines)
+    for words in ("steepest prepare arithmetic", "steepest sft", "steepest ppo", "Accuracy on 64 held-out problems"):
+        assert words in text
+    assert text.count("before: ") == text.count("after:  ") == 6
+    assert (tmp_path / "quickstart.old-1" / "ppo" / "global_step_2" / "actor" / "model.safetensors").is_file()
+    assert (folder / "ppo" / "global_step_2" / "critic" / "model.safetensors").is_file()
+
+
+def test_the_story_shows_what_was_learned_and_what_is_still_wrong():
+    before = [sample(n, "First 1\n#### 0", 0.0) for n in range(5)]
+    after = [sample(n, "right" if n in (1, 2, 3) else "wrong", float(n in (1, 2, 3))) for n in range(5)]
+    pairs = telling_pairs(before, after)
+    assert [new["prompt"][0]["content"] for _, new in pairs] == ["q1", "q2", "q0"]
+    text = story(0.0, {0: 0.25, 5: 0.75}, before, after)
+    assert "before PPO          0.250" in text and "after PPO           0.750" in text
+    assert "step   5  0.750  " + "#" * 30 in text
+    assert one_line("First 1\n#### 0") == "First 1 | #### 0"
+
+
+def test_fewer_than_three_problems_are_all_shown():
+    assert len(telling_pairs([sample(0, "a", 0.0)], [sample(0, "b", 1.0)])) == 1
