@@ -48,7 +48,8 @@ class KLShapedRewards:
     """r_t = score_t - coef * kl(old_log_probs_t, ref_log_probs_t), and the controller's update of coef.
 
     `actor/reward_kl_penalty` is the mean over rows of the row's mean KL (before this step's update), and
-    `actor/reward_kl_penalty_coeff` the coefficient this step was penalised with.
+    `actor/reward_kl_penalty_coeff` the coefficient this step was penalised with. The controller counts the rows of
+    that mean: those with a policy token. A step without one says nothing about the KL and moves nothing.
     """
 
     controller: KLController
@@ -67,7 +68,7 @@ class KLShapedRewards:
             kind=self.kind,
         )
         kl = float(mean_kl)
-        self.controller.update(kl, len(batch))
+        self.controller.update(kl, int(batch.response_mask.any(dim=1).sum()))
         return {"actor/reward_kl_penalty": kl, "actor/reward_kl_penalty_coeff": coef}
 
 

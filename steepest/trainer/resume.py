@@ -46,6 +46,7 @@ def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | Non
         found = store.latest()
     if found is None:
         return FROM_NOTHING
+    store.goes_on_from(found)
     state = store.state(found)
     say(f"resuming from step {state['step']}: {found}")
     return Start(int(state["step"]), found, state)

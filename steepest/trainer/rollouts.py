@@ -8,12 +8,17 @@ from dataclasses import dataclass, replace
 from steepest.core.batch import Batch
 from steepest.data.prompts import Prompt
 from steepest.data.sampler import PromptSampler
-from steepest.rollout.api import RolloutEngine, SamplingParams
+from steepest.errors import RolloutError
+from steepest.rollout.api import Completion, RolloutEngine, SamplingParams
 
 
 def generate_batch(engine: RolloutEngine, prompts: Sequence[Prompt], sampling: SamplingParams, *, pad_id: int) -> Batch:
-    """`sampling.n` responses for each prompt, the responses of one prompt side by side, in the order of `prompts`."""
+    """`sampling.n` responses for each prompt, the responses of one prompt side by side, in the order of `prompts`.
+
+    Raises RolloutError when the engine's answers do not fit the prompts.
+    """
     answers = engine.generate([prompt.token_ids for prompt in prompts], sampling)
+    _check(answers, len(prompts), sampling.n)
     pairs = [(i, answer) for i, group in enumerate(answers) for answer in group]
     return Batch.from_sequences(
         [prompts[i].token_ids for i, _ in pairs],
@@ -24,6 +29,21 @@ def generate_batch(engine: RolloutEngine, prompts: Sequence[Prompt], sampling: S
         samples=[prompts[i] for i, _ in pairs],
         pad_id=pad_id,
     )
+
+
+def _check(answers: Sequence[Sequence[Completion]], num_prompts: int, n: int) -> None:
+    """Everything after this pairs by position: a missing answer would move all later ones to a wrong prompt."""
+    if len(answers) != num_prompts:
+        raise RolloutError(f"the rollout engine answered {len(answers)} prompts of {num_prompts}.")
+    for i, group in enumerate(answers):
+        if len(group) != n:
+            raise RolloutError(f"the rollout engine gave {len(group)} responses to prompt {i}, asked for {n}.")
+        for answer in group:
+            if not answer.token_ids or len(answer.token_ids) != len(answer.log_probs):
+                raise RolloutError(
+                    f"the rollout engine gave prompt {i} a response of {len(answer.token_ids)} tokens with "
+                    f"{len(answer.log_probs)} log-probs: a response has at least one token and a log-prob for each."
+                )
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -83,7 +83,7 @@ class Run:
         self.loggers.log(step, metrics)
         self.history[step] = found.score
         self._write_samples(step, found)
-        if self.store.has(step):
+        if self.store.holds(step):
             self.store.mark_best(step, found.score)
 
     def close(self) -> None:

@@ -83,7 +83,7 @@ class SFTRun:
         metrics = self.model.evaluate(self.val)
         self.history[step] = metrics["val/loss"]
         self.loggers.log(step, metrics)
-        if self.store.has(step):
+        if self.store.holds(step):
             self.store.mark_best(step, -metrics["val/loss"])
 
 

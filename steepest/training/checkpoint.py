@@ -56,6 +56,7 @@ class CheckpointStore:
         if keep is not None and keep < 1:
             raise ValueError(f"keep={keep}: at least one checkpoint has to stay; None keeps all")
         self.folder, self.keep, self._warn = Path(folder), keep, warn or _log.warning
+        self._own: set[Path] = set()
 
     # -- writing --------------------------------------------------------------------------------------------
 
@@ -90,9 +91,13 @@ class CheckpointStore:
                 write(beside / name)
             (beside / STATE).write_text(text, encoding="utf-8")
             seal(beside, {"step": step, "serial": self._next_serial()})
+            scores = self._scores()
+            if target.exists() and scores.pop(step, None) is not None:
+                self._write_best(scores)  # first: the old weights' score must never stand beside the new ones
             self._put_in_place(beside, target)
+            self._own.add(target)
             write_text_atomic(self.folder / LATEST, f"{step}\n")
-            self._write_best(self._scores())
+            self._write_best(scores)
         except BaseException as error:
             written = sum(p.stat().st_size for p in files_under(beside)) if beside.is_dir() else 0
             shutil.rmtree(beside, ignore_errors=True)
@@ -150,6 +155,19 @@ class CheckpointStore:
     def steps(self) -> list[int]:
         """Steps with a folder, ascending; not checked."""
         return sorted(step for step, _ in self._newest_first())
+
+    def goes_on_from(self, path: Path) -> None:
+        """Note the checkpoint that this run starts from; see `holds`."""
+        self._own.add(path)
+
+    def holds(self, step: int) -> bool:
+        """Whether the folder of this step holds this run's weights: saved here, or what the run goes on from.
+
+        A folder of the same step may also lie there from before a run went back to an earlier step. What is measured
+        now says nothing about it.
+        """
+        target = self.folder / _name(step)
+        return self.has(step) and any(path.resolve() == target.resolve() for path in self._own)
 
     def latest(self) -> Path | None:
         """The newest checkpoint that is whole, or None. Every damaged one passed over is named in a warning."""
@@ -242,7 +260,7 @@ class CheckpointStore:
             return {}
 
     def _write_best(self, scores: Mapping[int, float]) -> None:
-        if not scores:
+        if not scores and not (self.folder / BEST).exists():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         there = {step: score for step, score in scores.items() if self.has(step)}

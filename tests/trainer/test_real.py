@@ -87,7 +87,10 @@ def test_the_checkpoint_loads_as_it_lies(finished, smollm2):
     tokenizer = AutoTokenizer.from_pretrained(folder / "actor")
     assert tokenizer.chat_template and tokenizer("2 + 2")["input_ids"]
     critic = AutoModelForTokenClassification.from_pretrained(folder / "critic", dtype=torch.float32)
-    assert critic.score.weight.shape == (1, actor.config.hidden_size) and float(critic.score.weight.detach().abs().max()) > 0
+    assert (
+        critic.score.weight.shape == (1, actor.config.hidden_size)
+        and float(critic.score.weight.detach().abs().max()) > 0
+    )
 
 
 def test_killed_at_a_random_moment_and_started_again(finished, data, smollm2, tmp_path):

@@ -208,6 +208,46 @@ def test_a_score_may_come_before_its_checkpoint_and_outlive_it(tmp_path):
     assert store.best() == (2, 0.7)
 
 
+def test_a_step_that_is_saved_again_forgets_its_old_score(tmp_path):
+    store = CheckpointStore(tmp_path, keep=1)
+    for step, score in ((2, 0.1), (4, 0.9)):
+        save(store, step)
+        store.mark_best(step, score)
+    save(store, 4, b"other weights")  # a run that went back to step 2 and came to step 4 again
+    assert "4" not in json.loads((tmp_path / "best.json").read_text())["scores"]
+    assert store.best() is None  # step 2 was pruned
+    save(store, 6)
+    assert store.steps() == [6]  # and the score 0.9 protects nothing any more
+
+
+def test_a_score_of_a_replaced_step_is_gone_before_its_weights_are(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path)
+    save(store, 2, b"before")
+    store.mark_best(2, 0.9)
+    monkeypatch.setattr(CheckpointStore, "_put_in_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save(store, 2, b"after")
+    monkeypatch.undo()
+    assert CheckpointStore(tmp_path).best() is None
+
+
+def test_a_store_holds_what_it_saved_or_goes_on_from_and_no_older_folder(tmp_path):
+    first = CheckpointStore(tmp_path)
+    for step in (2, 4, 6):
+        save(first, step)
+    assert [step for step in (2, 3, 4, 6) if first.holds(step)] == [2, 4, 6]
+    again = CheckpointStore(tmp_path)
+    again.goes_on_from(tmp_path / "x" / ".." / "global_step_2")
+    assert [step for step in (2, 4, 6) if again.holds(step)] == [2]
+    save(again, 6)
+    assert [step for step in (2, 4, 6) if again.holds(step)] == [2, 6]
+    elsewhere = CheckpointStore(tmp_path / "other")
+    elsewhere.goes_on_from(tmp_path / "global_step_4")
+    save(elsewhere, 8)
+    shutil.copytree(tmp_path / "global_step_4", tmp_path / "other" / "global_step_4")
+    assert elsewhere.holds(8) and not elsewhere.holds(4)
+
+
 def test_a_damaged_checkpoint_takes_no_place_from_a_good_one(tmp_path):
     store = CheckpointStore(tmp_path, keep=2)
     save(store, 1)
