@@ -134,9 +134,9 @@ PPO_IDLE = [
     ),
     Idle(("reward.mode",), lambda c: c.custom_reward_function.path is not None, "custom_reward_function scores"),
     Idle(
-        _names(ROLLOUT, "gpu_memory_utilization max_num_seqs"),
+        _names(ROLLOUT, "gpu_memory_utilization"),
         lambda c: _rollout(c).name == "hf",
-        f"{ROLLOUT}.name=hf has no scheduler",
+        f"{ROLLOUT}.name=hf keeps no KV cache of its own; {ROLLOUT}.max_num_seqs bounds its memory",
     ),
     *_optim(f"{ACTOR}.optim", lambda c: _actor(c).optim),
     *_optim("critic.optim", lambda c: c.critic.optim),
@@ -223,10 +223,22 @@ def kl_is_ignored(given: dict[str, Any], config: Config) -> Iterator[str]:
         yield "algorithm.use_kl_in_reward=True with kl_ctrl.kl_coef=0: the KL is measured, and the reward is unchanged."
 
 
+def filtered_sampling(given: dict[str, Any], config: Config) -> Iterator[str]:
+    """top_p or top_k in training: tokens are drawn from another distribution than the one that is trained."""
+    rollout = config.actor_rollout_ref.rollout
+    if rollout.top_p < 1 or rollout.top_k != -1:
+        yield (
+            f"{ROLLOUT}.top_p={rollout.top_p:g}, top_k={rollout.top_k}: responses are drawn from a filtered "
+            "distribution, the losses use the whole one, so the samples are not quite the policy's, and mismatch/* is "
+            f"not measured. For training use top_p=1 and top_k=-1; filters for validation are {ROLLOUT}.val_kwargs."
+        )
+
+
 PPO_WARNINGS: list[Callable[[dict[str, Any], Config], Iterator[str]]] = [
     overruled_micro_batches,
     critic_forward_is_overruled,
     clip_is_overruled,
     gradient_free_kl,
     kl_is_ignored,
+    filtered_sampling,
 ]

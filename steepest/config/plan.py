@@ -56,7 +56,8 @@ def make_plan(config: Config, num_train_samples: int, num_val_samples: int, need
     """Derive the run's numbers.
 
     `num_*_samples` count the rows left after filtering; `needs` is what the advantage estimator declared it reads
-    (`("values",)`, `("group_ids",)`, ...). Raises ConfigError when no batch is ever full or the critic does not fit.
+    (`("values",)`, `("group_ids",)`, ...). Raises ConfigError when no batch is ever full, the critic does not fit, or
+    the actor would never be trained.
     """
     arr, critic, trainer = config.actor_rollout_ref, config.critic, config.trainer
     actor, n = arr.actor, arr.rollout.n
@@ -65,6 +66,7 @@ def make_plan(config: Config, num_train_samples: int, num_val_samples: int, need
     per_epoch = _steps_per_epoch(num_train_samples, batch)
     total = trainer.total_training_steps or per_epoch * trainer.total_epochs
     needs_critic = _needs_critic(config, needs)
+    _check_critic_warmup(config, total)
     critic_updates = batch // critic_mini * (critic.ppo_epochs or actor.ppo_epochs)
     plan = Plan(
         steps_per_epoch=per_epoch,
@@ -119,6 +121,16 @@ def _needs_critic(config: Config, needs: tuple[str, ...]) -> bool:
             "nothing would be trained in those steps. Remove it."
         )
     return needs_critic
+
+
+def _check_critic_warmup(config: Config, total_steps: int) -> None:
+    """The rule `actor_is_trained` knows total_training_steps only; here the steps of the epochs are known too."""
+    trainer = config.trainer
+    if trainer.critic_warmup >= total_steps and not trainer.val_only:
+        raise ConfigError(
+            f"trainer.critic_warmup={trainer.critic_warmup}: the actor would never be trained, the run has "
+            f"{total_steps} steps (trainer.total_epochs={trainer.total_epochs}). Use less, or more epochs."
+        )
 
 
 def _with_notes(plan: Plan, config: Config, num_samples: int) -> Plan:

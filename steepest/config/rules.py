@@ -215,6 +215,26 @@ def one_tokenizer(c: Config, is_set: IsSet) -> Iterator[str]:
         yield f"data.tokenizer={mine} and actor_rollout_ref.model.tokenizer_path={other}: two tokenizers. Give one."
 
 
+def _is_no_template(key: str, text: str | None) -> Iterator[str]:
+    if text is not None and "{" not in text:
+        yield (
+            f"{key}={text}: not a Jinja template, it has no {{{{ ... }}}}, so every prompt would become this text. Give "
+            f"the template itself, not its file: {key}=\"'$(cat FILE)'\"."
+        )
+
+
+@rule("actor_rollout_ref.model.custom_chat_template")
+def chat_template_is_one(c: Config, is_set: IsSet) -> Iterator[str]:
+    yield from _is_no_template(
+        "actor_rollout_ref.model.custom_chat_template", c.actor_rollout_ref.model.custom_chat_template
+    )
+
+
+@rule("model.custom_chat_template", table=SFT_RULES)
+def sft_chat_template_is_one(c: SFTConfig, is_set: IsSet) -> Iterator[str]:
+    yield from _is_no_template("model.custom_chat_template", c.model.custom_chat_template)
+
+
 @rule("trainer.val_only", "trainer.val_before_train")
 def something_to_do(c: Config, is_set: IsSet) -> Iterator[str]:
     if c.trainer.val_only and not c.trainer.val_before_train:

@@ -77,6 +77,7 @@ def encode_prompts(
         )
         for prompt in prompts
     ]
+    _check_template_reads_messages(prompts, texts)
     ids, num_bos_removed = tokenize(texts, tokenizer)
     too_long = {place for place, row in enumerate(ids) if len(row) > max_prompt_length}
     report = EncodeReport(
@@ -103,6 +104,15 @@ def encode_prompts(
         if not (filter_overlong and place in too_long)
     ]
     return kept, report
+
+
+def _check_template_reads_messages(prompts: Sequence[Prompt], texts: Sequence[str]) -> None:
+    """ModelError for a template that writes the same text whatever is asked: nothing could be learned from it."""
+    if len(set(texts)) == 1 and any(prompt.messages != prompts[0].messages for prompt in prompts):
+        raise ModelError(
+            f"the chat template makes the same text of all {len(prompts)} prompts, {texts[0][:80]!r}: it does not read "
+            "the messages. Give another with actor_rollout_ref.model.custom_chat_template."
+        )
 
 
 def _overlong(prompts: Sequence[Prompt], ids: list[list[int]], limit: int, num: int) -> DataError:

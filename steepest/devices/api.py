@@ -105,7 +105,7 @@ class Device(ABC):
         """One line for the summary: the device, its hardware, the default dtype and the reasons for each."""
         reason = self.supports_bf16()[1]
         dtype = str(self.default_dtype()).removeprefix("torch.")
-        return f"{self.name} ({self.hardware()}; {self.chosen_because}); compute {dtype}: {reason}"
+        return f"{self.name} ({self.hardware()}; {self.chosen_because}); {dtype} by default: {reason}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -51,6 +52,12 @@ def load_tokenizer(
     auto = PreTrainedTokenizerFast if _is_generic(Path(where)) else AutoTokenizer
     with _as_model_error(path, "tokenizer"), quiet_transformers():
         tokenizer = auto.from_pretrained(where, trust_remote_code=trust_remote_code, **extra)
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        # transformers makes an empty tokenizer of some families where the folder has no file of it
+        raise ModelError(
+            f"{path}: no tokenizer: text becomes no tokens. The folder lacks its files (tokenizer.json, or what the "
+            "family has instead). Copy them there, or name another folder with actor_rollout_ref.model.tokenizer_path."
+        )
     if custom_chat_template is not None:
         tokenizer.chat_template = custom_chat_template
     if tokenizer.pad_token_id is None:
@@ -156,7 +163,9 @@ def _is_generic(folder: Path) -> bool:
     file = folder / "tokenizer_config.json"
     if not file.is_file() or not (folder / "tokenizer.json").is_file():
         return False
-    return json.loads(file.read_text()).get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    with _as_model_error(folder, f"tokenizer ({file.name})"):
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        return settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def _source(path: Path) -> tuple[str, dict[str, str]]:
@@ -223,7 +232,12 @@ def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
                 f"{path}: reading GGUF needs more packages: pip install gguf accelerate ({error})"
             ) from error
         raise ModelError(f"{path}: loading the {what} needs a package that is missing: {error}") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except SafetensorError as error:  # a plain Exception
+        raise ModelError(
+            f"{path}: cannot load a {what}: a .safetensors file is damaged or cut off ({error}). Download or copy it "
+            "again."
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
         if isinstance(error, ModelError):
             raise
         text = str(error).strip()
@@ -232,4 +246,6 @@ def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
                 "the model brings code of its own. Read it, then allow it with "
                 "actor_rollout_ref.model.trust_remote_code=true."
             )
+        if "ignore_mismatched_sizes" in text:  # transformers' report is not shown, and its option is not ours
+            text = "the weights have other shapes than its config.json (and override_config) says."
         raise ModelError(f"{path}: cannot load a {what}: {text}") from error

@@ -85,6 +85,14 @@ def test_an_estimator_of_ones_own_says_whether_it_needs_a_critic() -> None:
         make_plan(load_config([*own, "trainer.critic_warmup=2"]), 2048, 5)
 
 
+def test_a_critic_warmup_as_long_as_the_epochs_is_refused() -> None:
+    words = ["data.train_batch_size=10", "trainer.total_epochs=2", "trainer.critic_warmup=20"]
+    with pytest.raises(ConfigError, match=r"^trainer.critic_warmup=20: the actor would never be trained.* 20 steps"):
+        make_plan(load_config([*REQUIRED, *words]), 105, 5, needs=("values",))
+    assert make_plan(load_config([*REQUIRED, *words]), 110, 5, needs=("values",)).total_steps == 22
+    make_plan(load_config([*REQUIRED, *words, "trainer.val_only=True"]), 105, 5, needs=("values",))
+
+
 def test_data_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         make_plan(load_config(REQUIRED), 100, 5, needs=("values",))

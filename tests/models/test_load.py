@@ -19,7 +19,8 @@ from steepest.models.load import (
     load_value_model,
     resolve_model,
 )
-from tests.tiny import tiny_folder, tiny_hf, tiny_lm
+from steepest.models.packing import pack_sequences
+from tests.tiny import random_ids, tiny_config, tiny_folder, tiny_hf, tiny_lm
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,24 @@ def test_masters_are_fp32_and_dropout_is_off_everywhere(tmp_path):
         dropouts = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
         assert len(dropouts) > 5 and set(dropouts) == {0.0}
         assert model.config.attn_pdrop == model.config.resid_pdrop == 0.0
+
+
+def test_a_model_with_dropout_computes_the_same_in_train_and_eval_mode(tmp_path):
+    """Trap 17, with models that would drop: GPT-2 in its modules, Qwen2 by an entry of its config."""
+    gpt2 = GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=2, n_positions=64, eos_token_id=1, bos_token_id=1)
+    packed = pack_sequences(random_ids([9, 5]), [[False] + [True] * 8, [False] + [True] * 4])
+    for name, config in (("gpt2", gpt2), ("qwen2", tiny_config(attention_dropout=0.5))):
+        hf = AutoModelForCausalLM.from_config(config)
+        hf.save_pretrained(tmp_path / name)
+        ids = packed.input_ids[None, :9]
+        assert not torch.equal(hf.train()(ids).logits, hf.eval()(ids).logits)  # the control: it does drop
+        policy, critic = load_causal_lm(tmp_path / name), load_value_model(tmp_path / name)
+        torch.nn.init.normal_(critic.score.weight)
+        for model, run in ((policy, policy.log_probs), (critic, critic.values)):
+            model.train()
+            trained = run(packed)[0]
+            model.eval()
+            assert torch.equal(trained, run(packed)[0]) and float(trained.detach().std()) > 0.01
 
 
 def test_tied_embeddings_stay_tied(folder):

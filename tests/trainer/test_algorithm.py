@@ -36,6 +36,18 @@ def test_the_adaptive_controller_moves_after_the_step_it_penalised():
     assert abs(controller.value - 0.1 * (1 + 0.2 * 2 / 100)) < 1e-9
 
 
+def test_the_adaptive_controller_counts_the_rows_that_its_kl_is_a_mean_of():
+    controller = AdaptiveKLController(0.1, 0.1, 100)
+    made = batch()
+    made.ref_log_probs = made.old_log_probs - 1.0 * made.response_mask
+    made.response_mask[1] = False  # its reward failed
+    KLShapedRewards(controller, "k1")(made)
+    assert abs(controller.value - 0.1 * (1 + 0.2 * 1 / 100)) < 1e-9
+    made.response_mask[0] = False  # nothing is left: a KL of 0 would be read as far below the target
+    KLShapedRewards(controller, "k1")(made)
+    assert abs(controller.value - 0.1 * (1 + 0.2 * 1 / 100)) < 1e-9
+
+
 def test_without_kl_rewards_are_the_scores():
     made = batch()
     assert PlainRewards()(made) == {}

@@ -85,6 +85,16 @@ def test_resume_equals_no_resume(toy, unbroken, tmp_path, left, capsys):
     assert metrics(folder) == metrics(unbroken)
 
 
+def test_resume_on_the_boundary_of_an_epoch(toy, unbroken, tmp_path, capsys):
+    # three steps an epoch: step 4 begins the second one with an order of its own
+    folder, words = tmp_path / "run", (*STATEFUL, "trainer.save_freq=3")
+    run_ppo(load_config(toy_overrides(toy, folder, *words)))
+    shutil.rmtree(folder / "global_step_6")
+    run_ppo(load_config(toy_overrides(toy, folder, *words)))
+    assert "resuming from step 3" in capsys.readouterr().out
+    assert weights(folder) == weights(unbroken)
+
+
 def test_a_validation_that_a_kill_cut_off_is_made_up_for(toy, unbroken, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
