@@ -31,7 +31,7 @@ class Entry:
 
 
 class Registry:
-    """A table of names. A name is looked up once, at start; afterwards functions are passed, never strings.
+    """A table of names. Names are looked up at start; afterwards functions are passed, never strings.
 
     `kind` is the word used in messages ("advantage estimator"), `key` the configuration key that holds the name.
     `module:function` and `path/to/file.py:function` reach code outside the package.
@@ -57,14 +57,22 @@ class Registry:
         return sorted(self._entries)
 
     def get(self, name: str) -> Entry:
-        """The entry under `name`. Raises ConfigError with the nearest name and the whole list."""
+        """The entry under `name`. Raises ConfigError with the nearest name and the whole list.
+
+        A function of the user's own may be decorated with `register` too: what it declares there counts.
+        """
         if name in self._entries:
             return self._entries[name]
         if ":" in name:
-            return Entry(name, load_object(name, self.key))
+            value = load_object(name, self.key)
+            facts = next((entry.facts for entry in self._entries.values() if entry.value is value), {})
+            return Entry(name, value, facts)
         guess = nearest(name, self._entries)
         hint = f" Did you mean {guess!r}?" if guess else ""
         raise ConfigError(f"{self.key}={name!r}: no such {self.kind}.{hint} Known: {', '.join(self.names())}.")
+
+
+_LOADED_FILES: dict[Path, ModuleType] = {}
 
 
 def load_object(target: str, key: str) -> Any:
@@ -79,10 +87,15 @@ def load_object(target: str, key: str) -> Any:
 
 
 def load_file(path: str, key: str) -> ModuleType:
-    """Run a Python file as a module of its own. A file that is missing or does not import is a ConfigError."""
-    file = Path(path).expanduser()
+    """Run a Python file as a module of its own, once a process, as an import does.
+
+    A file that is missing or does not import is a ConfigError.
+    """
+    file = Path(path).expanduser().resolve()
+    if file in _LOADED_FILES:
+        return _LOADED_FILES[file]
     if not file.is_file():
-        raise ConfigError(f"{key}={path!r}: there is no such file (looked for {file.resolve()}).")
+        raise ConfigError(f"{key}={path!r}: there is no such file (looked for {file}).")
     spec = importlib.util.spec_from_file_location(f"steepest_user_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{key}={path!r}: not a Python file.")
@@ -90,13 +103,14 @@ def load_file(path: str, key: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # the user's own code may raise anything
         raise ConfigError(f"{key}={path!r}: importing it raised {type(error).__name__}: {error}") from error
+    _LOADED_FILES[file] = module
     return module
 
 
 def _load_module(name: str, key: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"{key}: cannot import {name!r}: {error}") from error
+    except Exception as error:  # the user's own code may raise anything
+        raise ConfigError(f"{key}: importing {name!r} raised {type(error).__name__}: {error}") from error

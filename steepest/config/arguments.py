@@ -119,12 +119,12 @@ def read_override(text: str) -> Assignment:
 
 
 def _read_loosely(text: str) -> Assignment:
-    """What Hydra's grammar refuses although the meaning is plain: ~/a.parquet, run (1), a=b in a value."""
+    """What Hydra's grammar refuses although the meaning is plain: ~/a.parquet, run (1), a=b in a value, Jinja text."""
     key, _, value = text.partition("=")
     bare = key.lstrip("+~")
     if not all(part.isidentifier() for part in bare.replace("-", "_").split(".")):
         raise ValueError(f"{text!r}: {bare!r} is not a key. Keys look like trainer.device; write key=value.")
-    if value[:1] in ("[", "{", "'", '"'):
+    if value[:1] in ("[", "{", "'", '"') and not value.startswith(("{%", "{{", "{#")):
         try:
             return Assignment(bare, yaml.safe_load(value), COMMAND_LINE, key.startswith("~"), True)
         except yaml.YAMLError:

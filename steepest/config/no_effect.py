@@ -138,6 +138,11 @@ PPO_IDLE = [
         lambda c: _rollout(c).name == "hf",
         f"{ROLLOUT}.name=hf keeps no KV cache of its own; {ROLLOUT}.max_num_seqs bounds its memory",
     ),
+    Idle(
+        _names(ROLLOUT, "max_model_len"),
+        lambda c: _rollout(c).max_model_len > c.data.max_prompt_length + c.data.max_response_length,
+        "no sequence is longer than data.max_prompt_length + data.max_response_length",
+    ),
     *_optim(f"{ACTOR}.optim", lambda c: _actor(c).optim),
     *_optim("critic.optim", lambda c: c.critic.optim),
 ]

@@ -218,8 +218,8 @@ def one_tokenizer(c: Config, is_set: IsSet) -> Iterator[str]:
 def _is_no_template(key: str, text: str | None) -> Iterator[str]:
     if text is not None and "{" not in text:
         yield (
-            f"{key}={text}: not a Jinja template, it has no {{{{ ... }}}}, so every prompt would become this text. Give "
-            f"the template itself, not its file: {key}=\"'$(cat FILE)'\"."
+            f"{key}={text}: not a Jinja template, it has no {{{{ ... }}}}, so every prompt would become this text. "
+            f'Give the template itself, not its file: {key}="$(cat FILE)".'
         )
 
 

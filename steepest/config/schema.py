@@ -32,6 +32,7 @@ from steepest.config.schema_types import (
     PositiveFloat,
     PositiveShare,
     RequiredFiles,
+    Seed,
     Share,
 )
 
@@ -71,7 +72,7 @@ class DataConfig:
     """Column that names the reward function."""
     shuffle: bool = True
     """A new order of the training rows each epoch; off: the order of the file."""
-    seed: Annotated[int, Bounds(low=0)] = 42
+    seed: Seed = 42
     """Seed of order and subset. verl: null, a different order each run."""
     filter_overlong_prompts: bool = False
     """Leave out prompts longer than `max_prompt_length`, counted and printed."""
@@ -131,7 +132,7 @@ class ActorConfig:
     """Passes over a step's batch."""
     shuffle: bool = False
     """Shuffle the rows before they are cut into mini-batches, anew for each pass."""
-    data_loader_seed: NonNegative = 42
+    data_loader_seed: Seed = 42
     """Seed of that shuffle."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     fsdp_config: ComputeConfig = field(default_factory=ComputeConfig)
@@ -169,7 +170,7 @@ class RolloutConfig:
     """Responses a prompt."""
     ignore_eos: bool = False
     """Generate to the length limit even after an end token."""
-    seed: NonNegative = 42
+    seed: Seed = 42
     """Seed of sampling: the same seed gives the same tokens."""
     val_kwargs: ValKwargsConfig = field(default_factory=ValKwargsConfig)
     log_prob_micro_batch_size_per_gpu: Positive | None = None
@@ -241,7 +242,7 @@ class CriticConfig:
     """Passes over a step's batch; null: the actor's."""
     shuffle: bool = DERIVED
     """Shuffle the rows before they are cut into mini-batches; null: the actor's."""
-    data_loader_seed: NonNegative = 42
+    data_loader_seed: Seed = 42
     """Seed of that shuffle."""
 
 

@@ -36,7 +36,7 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with the model folder. Off: a model that needs it is refused."""
     override_config: Mapping = field(default_factory=dict)
-    """Values that replace those of the model's config.json, e.g. `{rope_theta: 1e6}`."""
+    """Values that replace those of the model's config.json, e.g. `{max_position_embeddings: 8192}`."""
     enable_gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more compute for much less memory. verl: on."""
 

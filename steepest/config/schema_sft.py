@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from steepest.config.schema import LoggerName, Provenance
 from steepest.config.schema_model import ComputeConfig, ModelConfig, OptimConfig
-from steepest.config.schema_types import DERIVED, File, Files, Mapping, MinusOneOr, NonNegative, Positive, RequiredFiles
+from steepest.config.schema_types import DERIVED, File, Files, Mapping, MinusOneOr, Positive, RequiredFiles, Seed
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SFTDataConfig:
     """An overlong sample: stop the run, or cut tokens at its left or right."""
     shuffle: bool = True
     """A new order of the samples each epoch."""
-    seed: NonNegative = 42
+    seed: Seed = 42
     """Seed of order and subset."""
     train_max_samples: Annotated[int, MinusOneOr(1)] = -1
     """Random subset of this many training rows; -1: all."""

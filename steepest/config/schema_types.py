@@ -25,9 +25,9 @@ class Bounds:
         if self.below is not None and not value < self.below:
             return f"must be below {self.below:g}"
         if self.low is not None and not value >= self.low:
-            return f"must be at least {self.low:g}"
+            return f"must be at least {self.low:.10g}"
         if self.high is not None and not value <= self.high:
-            return f"must be at most {self.high:g}"
+            return f"must be at most {self.high:.10g}"
         return None
 
 
@@ -65,6 +65,8 @@ DERIVED: Any = None
 
 Positive = Annotated[int, Bounds(low=1)]
 NonNegative = Annotated[int, Bounds(low=0)]
+Seed = Annotated[int, Bounds(low=0, high=2**32 - 1)]
+"""What every generator takes (numpy's is the narrowest)."""
 NonNegativeFloat = Annotated[float, Bounds(low=0.0)]
 PositiveFloat = Annotated[float, Bounds(above=0.0)]
 Share = Annotated[float, Bounds(low=0.0, high=1.0)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -171,6 +172,8 @@ def _fit_one(leaf: Leaf, value: Any) -> Any:
         return int(value)
     if leaf.base is float and value != value:
         raise ValueError("not a number at all")
+    if leaf.base is float and value in (math.inf, -math.inf):
+        raise ValueError("not finite")
     if leaf.base is bool and isinstance(value, int) and not isinstance(value, bool):
         raise ValueError("found a number")
     if leaf.base is not dict and isinstance(value, list | tuple | dict):

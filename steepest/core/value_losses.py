@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -39,16 +37,16 @@ def clipped_value_loss(
     return 0.5 * torch.maximum(unclipped, clipped), stats
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float | None:
     """Share of the returns' variance that the values explain, over the true positions.
 
         1 - var(R - V) / var(R)
 
     1 for a perfect critic, 0 for a constant one, below 0 for one that is worse than a constant. values, returns and
-    mask are (B, T); masked positions are ignored. NaN when the returns do not vary: there is nothing to explain.
+    mask are (B, T); masked positions are ignored. None when the returns do not vary: there is nothing to explain.
     """
     true_returns = returns[mask]
     # Told by comparison, not by the variance: that of equal numbers is a rounding error, not 0.
     if true_returns.numel() == 0 or bool(true_returns.max() == true_returns.min()):
-        return math.nan
+        return None
     return 1.0 - float(masked_var(returns - values, mask) / masked_var(returns, mask))

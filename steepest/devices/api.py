@@ -42,8 +42,6 @@ class Device(ABC):
     """The environment variable that chooses the cards a process sees."""
     ray_resource: ClassVar[str]
     """The name Ray counts this device under."""
-    attn_implementation: ClassVar[str] = "sdpa"
-    """What transformers' `attn_implementation` is set to."""
 
     def __init__(self) -> None:
         self.chosen_because = f"trainer.device={self.name}"

@@ -76,18 +76,17 @@ class CPUDevice(Device):
         return torch.device("cpu")
 
 
-def processor_flags(cpuinfo: str | None = None) -> set[str]:
+def processor_flags() -> set[str]:
     """The instruction set names of /proc/cpuinfo (`flags` on x86, `Features` on Arm).
 
     Where that file is absent torch is asked, which knows fewer of them.
     """
-    text = _read("/proc/cpuinfo") if cpuinfo is None else cpuinfo
-    for line in (text or "").splitlines():
+    for line in (_read("/proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             return set(value.split())
     ask = getattr(torch.cpu, "get_capabilities", None)
-    return {name for name, value in ask().items() if value is True} if cpuinfo is None and ask else set()
+    return {name for name, value in ask().items() if value is True} if ask else set()
 
 
 def _cpuinfo_field(name: str) -> str | None:

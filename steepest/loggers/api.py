@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 from steepest.errors import ConfigError, SteepestError
 from steepest.registry import Registry
@@ -84,30 +84,17 @@ class Guarded:
             )
 
 
-class Loggers(Sequence[Logger]):
-    """All loggers of a run. Those that are not essential are guarded; an essential one (jsonl) that fails raises.
-
-    A sequence of loggers and, in its own `log` and `close`, all of them at once.
-    """
+class Loggers:
+    """All loggers of a run. Those that are not essential are guarded; an essential one (jsonl) that fails raises."""
 
     def __init__(self, loggers: Sequence[Logger]) -> None:
-        self._loggers = list(loggers)
+        self.loggers = list(loggers)
         self._closed = False
-
-    @overload
-    def __getitem__(self, index: int) -> Logger: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Logger]: ...
-    def __getitem__(self, index: int | slice) -> Logger | Sequence[Logger]:
-        return self._loggers[index]
-
-    def __len__(self) -> int:
-        return len(self._loggers)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Give the metrics of one step to every logger. Values may be numbers, numpy scalars or 0-dim tensors."""
         numbers = {name: as_number(name, value) for name, value in metrics.items()}
-        for logger in self._loggers:
+        for logger in self.loggers:
             logger.log(step, numbers)
 
     def close(self) -> None:
@@ -116,7 +103,7 @@ class Loggers(Sequence[Logger]):
             return
         self._closed = True
         with ExitStack() as stack:
-            for logger in self._loggers:
+            for logger in self.loggers:
                 stack.callback(logger.close)
 
     def __enter__(self) -> Loggers:

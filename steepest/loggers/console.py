@@ -25,11 +25,10 @@ _ORDER = (
     "response_length",
     "prompt_length",
     "mismatch/",
-    "health/",
 )
 """The groups a reader looks at first. Others follow in the order in which they first appeared, timings last."""
 
-_LAST = ("perf/", "timing_s/", "timing_per_token_ms/")
+_LAST = ("perf/", "timing_s/")
 _WINDOW = 10
 """Steps over which the speed and the time left are averaged."""
 

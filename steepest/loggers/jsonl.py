@@ -1,4 +1,4 @@
-"""metrics.jsonl and samples.jsonl: the run's own record, always written."""
+"""metrics.jsonl, the run's own record, and samples.jsonl, answers to be read by people."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class JsonlLogger:
 
 
 class SampleLog:
-    """`samples.jsonl`: one line a response, so that anyone can read what the model wrote and what it earned."""
+    """`samples.jsonl`: one line a logged response, so that anyone can read what the model wrote and what it earned."""
 
     def __init__(self, path: str | Path, *, start_step: int = 0) -> None:
         self._rows = RowFile(path, start_step=start_step)
@@ -41,13 +41,13 @@ class SampleLog:
         step: int,
         split: str,
         *,
-        prompt: str,
+        prompt: Any,
         response: str,
         score: float | None,
         ground_truth: Any = None,
         **more: Any,
     ) -> None:
-        """Append one response. `split` is "train" or "val"; `score` is None when scoring failed."""
+        """Append one response. `split` is "train" or "val", `prompt` the messages; `score` is None when scoring failed."""
         row = {"step": step, "split": split, "prompt": prompt, "response": response}
         self._rows.write({**row, "score": score, "ground_truth": ground_truth, **more})
 

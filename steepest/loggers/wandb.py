@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from steepest.loggers.api import LOGGERS, LoggerContext
@@ -19,7 +18,7 @@ class WandbLogger:
         import wandb
 
         id_file = context.run_folder / "wandb_run_id.txt"
-        known = _read_id(id_file) if context.start_step else None
+        known = id_file.read_text().strip() if context.start_step and id_file.exists() else None
         self._run: Any = wandb.init(
             project=context.project,
             name=context.experiment,
@@ -35,7 +34,3 @@ class WandbLogger:
 
     def close(self) -> None:
         self._run.finish()
-
-
-def _read_id(file: Path) -> str | None:
-    return file.read_text().strip() if file.exists() else None

@@ -81,10 +81,6 @@ class CausalLM(nn.Module):
         """Raises ModelError when the model cannot take sequences of `length` tokens as one causal context."""
         check_length(self.config, length)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations."""
-        checkpoint_layers(self.hf)
-
     def save(self, folder: Path | str, tokenizer: Any) -> None:
         """Write a Hugging Face folder: safetensors in memory's dtype, config, generation config, tokenizer."""
         save_folder(self.hf, folder, tokenizer)
@@ -115,12 +111,6 @@ def set_packed_attention(hf: PreTrainedModel) -> None:
     hf.set_attn_implementation(IMPLEMENTATION)
     if hf.config._attn_implementation != IMPLEMENTATION:
         raise ModelError(f"{type(hf).__name__} does not use transformers' attention interface. {SUPPORTED}")
-
-
-def checkpoint_layers(hf: PreTrainedModel) -> None:
-    """Recompute each layer in the backward pass. The context goes along as a keyword argument of the layer."""
-    enable = getattr(hf, "activation_checkpointing_enable", None) or hf.gradient_checkpointing_enable  # named so in 4.x
-    enable({"use_reentrant": False})
 
 
 def save_folder(hf: PreTrainedModel, folder: Path | str, tokenizer: Any) -> None:

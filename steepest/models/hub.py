@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from steepest.errors import ModelError
 
@@ -63,18 +64,25 @@ def _from_huggingface(name: str) -> Path:
 
 
 def _from_modelscope(name: str) -> Path:
+    download = _modelscope_download()
+    if download is None:
+        raise ModelError(f"{name}: fetching from ModelScope needs its package: pip install 'steepest[modelscope]'")
     try:
-        from modelscope import snapshot_download
-    except ImportError as error:
-        raise ModelError(
-            f"{name}: fetching from ModelScope needs its package: pip install 'steepest[modelscope]'"
-        ) from error
-    try:
-        return _check_local(Path(snapshot_download(name, allow_patterns=PATTERNS)))
+        return _check_local(Path(download(name, allow_patterns=PATTERNS)))
     except ModelError:
         raise
     except Exception as error:  # the package raises types of its own, of requests and of the standard library
         raise ModelError(f"{_unreachable(name, 'ModelScope', 'the other hub')} ({error})") from error
+
+
+def _modelscope_download() -> Any:
+    # the full client and the slim one, which the extra installs, offer the same function under two names
+    for module in ("modelscope", "modelscope_hub.compat"):
+        try:
+            return importlib.import_module(module).snapshot_download
+        except ImportError:
+            continue
+    return None
 
 
 def _unreachable(name: str, hub: str, mirror: str) -> str:

@@ -229,7 +229,7 @@ def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
     except ImportError as error:
         if str(path).endswith(".gguf"):
             raise ModelError(
-                f"{path}: reading GGUF needs more packages: pip install gguf accelerate ({error})"
+                f"{path}: reading GGUF needs more packages: pip install 'steepest[gguf]' ({error})"
             ) from error
         raise ModelError(f"{path}: loading the {what} needs a package that is missing: {error}") from error
     except SafetensorError as error:  # a plain Exception
@@ -237,7 +237,12 @@ def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
             f"{path}: cannot load a {what}: a .safetensors file is damaged or cut off ({error}). Download or copy it "
             "again."
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+    except (IndexError, AttributeError, TypeError) as error:  # what transformers runs into over a config of odd values
+        raise ModelError(
+            f"{path}: cannot load a {what}: {type(error).__name__}: {error}. Do the entries of its config.json fit "
+            f"each other and the weights, those of {_OVERRIDE_KEY} included?"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, ModelError):
             raise
         text = str(error).strip()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from steepest.models.attention import PackedContext
-from steepest.models.causal_lm import check_length, checkpoint_layers, run_backbone, save_folder, set_packed_attention
+from steepest.models.causal_lm import check_length, run_backbone, save_folder, set_packed_attention
 from steepest.models.packing import Packed
 
 HEAD_FILE = "value_head.safetensors"
@@ -74,10 +74,6 @@ class ValueModel(nn.Module):
     def check_length(self, length: int) -> None:
         """Raises ModelError when the model cannot take sequences of `length` tokens as one causal context."""
         check_length(self.config, length)
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations."""
-        checkpoint_layers(self.hf)
 
     def save(self, folder: Path | str, tokenizer: Any) -> None:
         """Write a folder that AutoModelForTokenClassification loads with equal values, where the family has that."""

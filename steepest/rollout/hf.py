@@ -40,7 +40,7 @@ class HFEngine:
         if dtype != held:
             raise RolloutError(
                 f"actor_rollout_ref.rollout.name=hf generates in the weights' dtype, {held}, not in {dtype}. Set "
-                "actor_rollout_ref.rollout.dtype accordingly, or use builtin."
+                f"actor_rollout_ref.rollout.dtype={str(held).removeprefix('torch.')}, or use builtin."
             )
         model.check_length(max_model_len)
         self._model, self._pad = model, pad_token_id

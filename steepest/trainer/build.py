@@ -183,6 +183,13 @@ def build_reference(config: Config, folder: Path, device: Device) -> Reference:
     )
 
 
+def longest_sequence(config: Config) -> int:
+    """Tokens of the longest prompt with its response; a larger `rollout.max_model_len` changes nothing."""
+    return min(
+        config.actor_rollout_ref.rollout.max_model_len, config.data.max_prompt_length + config.data.max_response_length
+    )
+
+
 def build_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, device: Device) -> RolloutEngine:
     """The rollout engine over the actor's weights."""
     rollout = config.actor_rollout_ref.rollout
@@ -192,7 +199,7 @@ def build_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, dev
         pad_token_id=pad_id(tokenizer),
         dtype=getattr(torch, compute_dtype(rollout.dtype, device)),
         max_num_seqs=rollout.max_num_seqs,
-        max_model_len=rollout.max_model_len,
+        max_model_len=longest_sequence(config),
         # Of the memory there is, not of the memory that is free: a resumed run must batch as the first one did.
         kv_memory_bytes=int(rollout.gpu_memory_utilization * device.memory().total),
     )

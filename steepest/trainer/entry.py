@@ -48,7 +48,11 @@ def guarded(call: Callable[[], int | None]) -> int:
         print(_red(describe(error)), file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr, flush=True)
+        print(
+            "\nInterrupted. The same command goes on from the last checkpoint, or starts anew where none was written.",
+            file=sys.stderr,
+            flush=True,
+        )
         return EXIT_INTERRUPTED
     return EXIT_OK if code is None else code
 

@@ -82,6 +82,8 @@ def reward_errors(m: Metrics, limits: Limits) -> str | None:
 
 def dead_critic(m: Metrics, limits: Limits) -> str | None:
     value = m.get("critic/vf_explained_var")
+    if no_signal(m, limits) is not None:  # equal scores: what is left of the variance is rounding and the KL
+        return None
     if value is None or m.get("training/global_step", 0) < limits.warmup_steps or value >= limits.dead_critic:
         return None
     return (

@@ -17,7 +17,7 @@ from steepest.data.chat import encode_prompts
 from steepest.data.prompts import Prompt, load_prompts
 from steepest.data.sampler import PromptSampler
 from steepest.devices.api import Device
-from steepest.loggers.jsonl import SampleLog
+from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.models.load import check_vocabulary
 from steepest.rewards.pool import RewardPool
 from steepest.rollout.api import RolloutEngine
@@ -29,7 +29,7 @@ from steepest.trainer.resume import Start, find_start, require_work
 from steepest.trainer.rollouts import StepRollouts
 from steepest.trainer.run import Run, say, validation_history, write_jsonl
 from steepest.trainer.scoring import Scorer, StepScorer
-from steepest.trainer.start import begin, model_folder, open_run_folder, open_store, open_tokenizer
+from steepest.trainer.start import begin, model_folder, naming, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.summary import end_summary, start_summary
 from steepest.training.checkpoint import CheckpointStore
 from steepest.training.rng import rng_state, set_rng_state
@@ -135,8 +135,8 @@ class Job:
         say(start_summary(config, self.plan, self.data.notes, self.device, models, str(self.folder)))
         controller = build.build_controller(config)
         if start.checkpoint is not None:
-            controller.load_state_dict(start.state["kl_controller"])
-            set_rng_state(start.state["random"], self.device)
+            controller.load_state_dict(start.entry("kl_controller"))
+            set_rng_state(start.entry("random"), self.device)
         run = self._make_run(store, start, models, engine, controller)
         try:
             self._train(run, start, models, engine, controller)
@@ -153,11 +153,12 @@ class Job:
             critic = self.config.critic.model
             self.folders["critic"] = model_folder("critic.model.path", critic.path, critic.hub)
         models = build.build_models(self.config, self.plan, start, self.folders, self.device)
-        longest = self.config.actor_rollout_ref.rollout.max_model_len
-        for part in (models.actor, models.critic):
+        longest = build.longest_sequence(self.config)
+        for key, part in (("actor_rollout_ref.model", models.actor), ("critic.model", models.critic)):
             if part is not None:
-                check_vocabulary(part.model, self.tokenizer)
-                part.model.check_length(longest)
+                with naming(f"{key}.path"):
+                    check_vocabulary(part.model, self.tokenizer)
+                    part.model.check_length(longest)
         return models
 
     def _make_run(
@@ -165,7 +166,8 @@ class Job:
     ) -> Run:
         trainer = self.config.trainer
         history = validation_history(self.folder / "metrics.jsonl")
-        loggers = open_run_folder(self.config, trainer, self.folder, total=self.plan.total_steps, start=start.step)
+        kept = self._records_kept(start)
+        loggers = open_run_folder(self.config, trainer, self.folder, total=self.plan.total_steps, start=kept)
         return Run(
             folder=self.folder,
             loggers=loggers,
@@ -182,11 +184,18 @@ class Job:
             health=Health(Limits.for_dtype(models.actor.compute.dtype)),
             val_before_train=trainer.val_before_train or trainer.val_only,
             steps_per_epoch=self.plan.steps_per_epoch,
-            sample_log=SampleLog(self.folder / "samples.jsonl", start_step=start.step),
+            sample_log=SampleLog(self.folder / "samples.jsonl", start_step=kept),
             num_logged_samples=trainer.log_val_generations,
             validation_data_dir=trainer.validation_data_dir,
             history={step: score for step, score in history.items() if start.step > 0 and step <= start.step},
         )
+
+    def _records_kept(self, start: Start) -> int:
+        """The last step whose records stay. A run does the later steps again; one that only validates does none."""
+        file = self.folder / "metrics.jsonl"
+        if start.step == 0 or not self.config.trainer.val_only or not file.exists():
+            return start.step
+        return max((start.step, *read_metrics(file)))
 
     def _writers(self, models: build.Models) -> dict[str, Callable[[Path], None]]:
         writers: dict[str, Callable[[Path], None]] = {"actor": partial(models.actor.save, tokenizer=self.tokenizer)}

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from steepest.errors import CheckpointError
 from steepest.training.checkpoint import CheckpointStore
 
@@ -20,8 +22,34 @@ class Start:
     state: dict[str, Any]
 
     def folder(self, name: str, otherwise: Path) -> Path:
-        """The checkpoint's own `name` folder, or `otherwise` for a run that starts from nothing."""
-        return self.checkpoint / name if self.checkpoint else otherwise
+        """The checkpoint's own `name` folder, or `otherwise` for a run that starts from nothing.
+
+        Raises CheckpointError when the checkpoint has no such folder.
+        """
+        if self.checkpoint is None:
+            return otherwise
+        if not (self.checkpoint / name).is_dir():
+            raise self._of_another_job(f"no {name}")
+        return self.checkpoint / name
+
+    def entry(self, name: str) -> Any:
+        """An entry of the checkpoint's state. Raises CheckpointError when it is not there."""
+        if name not in self.state:
+            raise self._of_another_job(f"no {name}")
+        return self.state[name]
+
+    def refuse_entry(self, name: str) -> None:
+        """Raises CheckpointError when the state has an entry that the present job's checkpoints never have."""
+        if name in self.state:
+            raise self._of_another_job(f"a {name}")
+
+    def _of_another_job(self, found: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.checkpoint} cannot be gone on from: it holds {found}, so another kind of job wrote it "
+            "(another algorithm.adv_estimator, or supervised fine-tuning). Choose another trainer.experiment_name or "
+            "trainer.default_local_dir; to begin with its weights set the model's path to "
+            f"{self.checkpoint}/actor there."
+        )
 
 
 FROM_NOTHING = Start(0, None, {})
@@ -31,7 +59,8 @@ def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | Non
     """Resolve `trainer.resume_mode`.
 
     auto: the newest valid checkpoint of the run's folder, if there is one. disable: start from nothing; an older
-    run in the same folder is moved aside, never overwritten. resume_path: exactly that checkpoint or an error.
+    run in the same folder is moved aside, never overwritten. resume_path: exactly that checkpoint or an error; a folder
+    that holds another run is moved aside, so that no curve is made of two.
     """
     if mode == "disable":
         moved = set_aside(store.folder)
@@ -40,7 +69,11 @@ def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | Non
         return FROM_NOTHING
     if mode == "resume_path":
         assert resume_from_path is not None, "checked by config.rules"
-        found: Path | None = store.open(resume_from_path)
+        named = store.open(resume_from_path)
+        moved = None if _is_of_the_run(store.folder, named) else set_aside(store.folder)
+        if moved:
+            say(f"{store.folder} held another run than {resume_from_path}; it was moved to {moved}.")
+        found: Path | None = named
     else:
         store.remove_leftovers()
         found = store.latest()
@@ -50,6 +83,18 @@ def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | Non
     state = store.state(found)
     say(f"resuming from step {state['step']}: {found}")
     return Start(int(state["step"]), found, state)
+
+
+def _is_of_the_run(folder: Path, checkpoint: Path) -> bool:
+    """Whether a run that goes on from `checkpoint` may go on in the records of `folder`.
+
+    Either the checkpoint lies in it, or the run there went on from the same checkpoint and is started again.
+    """
+    if folder.resolve() in checkpoint.resolve().parents:
+        return True
+    kept = folder / "config.yaml"
+    origin = OmegaConf.select(OmegaConf.load(kept), "trainer.resume_from_path") if kept.is_file() else None
+    return origin is not None and Path(origin).resolve() == checkpoint.resolve()
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -63,11 +108,12 @@ def set_aside(folder: Path) -> Path | None:
     return target
 
 
-def require_work(start: Start, total_steps: int) -> None:
+def require_work(start: Start, total_steps: int, *, can_validate: bool = True) -> None:
     """A run that has nothing left to do ends with an error, not with success and no result."""
     if start.step >= total_steps:
+        validate = "set trainer.val_only=True to validate, " if can_validate else ""
         raise CheckpointError(
             f"nothing to do: the run stands at step {start.step} and trainer.total_training_steps is {total_steps}. "
-            "Raise trainer.total_training_steps or trainer.total_epochs to go on, set trainer.val_only=True to "
-            "validate, or choose another trainer.experiment_name (or trainer.resume_mode=disable) to start afresh."
+            "Raise trainer.total_training_steps or trainer.total_epochs to go on, "
+            f"{validate}or choose another trainer.experiment_name (or trainer.resume_mode=disable) to start afresh."
         )

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from steepest.errors import SteepestError
 from steepest.loggers.api import Loggers
 from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.loggers.rows import dumps
@@ -107,10 +110,14 @@ def shortened(text: str, limit: int = 200) -> str:
 
 
 def changed_values(path: Path, new: Any) -> list[str]:
-    """Values of a `config.yaml` that differ from `new`, as `key: old -> new`; none where there is no file."""
+    """Values of a `config.yaml` that differ from `new`, as `key: old -> new`; none where no file can be read."""
     if not path.exists():
         return []
-    before, after = flatten(OmegaConf.to_container(OmegaConf.load(path))), flatten(new)
+    try:
+        before, after = flatten(OmegaConf.to_container(OmegaConf.load(path))), flatten(new)
+    except (YAMLError, OmegaConfBaseException):
+        say(f"{path} cannot be read, so what changed since the run's last start is not known; it is written anew.")
+        return []
     return [f"{key}: {before.get(key)} -> {value}" for key, value in after.items() if before.get(key, value) != value]
 
 
@@ -123,6 +130,12 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """A whole file at once: a step that is repeated after a resume replaces its own file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(dumps(record) + "\n" for record in records)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(dumps(record) + "\n" for record in records)
+    except OSError as error:
+        raise SteepestError(
+            f"{path}: the responses cannot be written ({error.strerror}). Make room, or choose another folder, then "
+            "start the same command again: it goes on from the last checkpoint."
+        ) from error

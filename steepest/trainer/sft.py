@@ -136,7 +136,8 @@ def _train(
     total, run_folder = plan.total_steps, Path(trainer.default_local_dir)
     store = open_store(run_folder, trainer.max_ckpt_to_keep)
     start = find_start(store, mode=trainer.resume_mode, resume_from_path=trainer.resume_from_path, say=say)
-    require_work(start, total)
+    start.refuse_entry("kl_controller")  # a PPO run's
+    require_work(start, total, can_validate=False)
     model = _load(config, plan, device, start, folder)
     check_vocabulary(model.model, tokenizer)
     model.model.check_length(data.max_length)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,10 @@ from steepest.config.load import config_dict, save_config
 from steepest.config.schema import Config, TrainerConfig
 from steepest.config.schema_model import Hub, ModelConfig
 from steepest.config.schema_sft import SFTConfig, SFTTrainerConfig
+from steepest.core.advantages import ADVANTAGE_ESTIMATORS
+from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.devices.api import Device, select_device
-from steepest.errors import ConfigError, ModelError
+from steepest.errors import CheckpointError, ConfigError, ModelError
 from steepest.loggers.api import Loggers, check_loggers, make_loggers
 from steepest.models.load import load_tokenizer, resolve_model
 from steepest.trainer.run import changed_values, say
@@ -18,21 +23,53 @@ from steepest.training.checkpoint import CheckpointStore
 
 
 def begin(config: Config | SFTConfig, *, seed: int) -> Device:
-    """Say what the configuration has to say, choose the device and seed it. Raises for a logger that cannot run."""
+    """Say what the configuration has to say, choose the device and seed it.
+
+    Raises ConfigError for a logger that cannot run, a folder that cannot be written and functions of the user's own
+    that are not there.
+    """
     for message in (*config.provenance.notes, *(f"warning: {text}" for text in config.provenance.warnings)):
         say(message)
-    problems = check_loggers(config.trainer.logger)
+    problems = [*check_loggers(config.trainer.logger), *folder_problems(config.trainer)]
     if problems:
         raise ConfigError(problems)
+    if isinstance(config, Config):  # now, not when the models have been loaded
+        POLICY_LOSSES.get(config.actor_rollout_ref.actor.policy_loss.loss_mode)
+        ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator)
     device = select_device(config.trainer.device)
     device.seed(seed)
     return device
 
 
+def folder_problems(trainer: TrainerConfig | SFTTrainerConfig) -> list[str]:
+    """What is wrong with the folders that a run writes, one message a key. Nothing is made."""
+    keys = ("default_local_dir", "rollout_data_dir", "validation_data_dir")
+    named = [(key, getattr(trainer, key, None)) for key in keys]
+    return [
+        f"trainer.{key}={value}: {problem}. Choose another folder."
+        for key, value in named
+        if value and (problem := _cannot_write(Path(value).absolute()))
+    ]
+
+
+def _cannot_write(folder: Path) -> str | None:
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return f"{there} is no folder"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
+
+
 def model_folder(key: str, path: str, hub: Hub) -> Path:
     """The local folder (or GGUF file) of a model. Raises ModelError that names the configuration key."""
-    try:
+    with naming(key):
         return resolve_model(path, hub=hub)
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Put the configuration key of a model before what is wrong with it."""
+    try:
+        yield
     except ModelError as error:
         raise ModelError(f"{key}: {error}") from error
 
@@ -54,19 +91,28 @@ def open_store(folder: Path, keep: int | None) -> CheckpointStore:
 def open_run_folder(
     config: Config | SFTConfig, trainer: TrainerConfig | SFTTrainerConfig, folder: Path, *, total: int, start: int
 ) -> Loggers:
-    """The loggers of the run, and `config.yaml`. A run that goes on says what changed since its last start."""
-    loggers = make_loggers(
-        trainer.logger,
-        folder,
-        trainer.project_name,
-        trainer.experiment_name,
-        config_dict(config),
-        total_steps=total,
-        start_step=start,
-    )
+    """The loggers of the run, and `config.yaml`. A run that goes on says what changed since its last start.
+
+    Raises CheckpointError for a folder that cannot be written, a full disk for example.
+    """
     path = folder / "config.yaml"
-    changed = changed_values(path, config_dict(config))
-    if changed:
-        say("the configuration differs from that of the run's last start: " + "; ".join(changed))
-    save_config(config, path)
-    return loggers
+    try:
+        changed = changed_values(path, config_dict(config))
+        if changed:
+            say("the configuration differs from that of the run's last start: " + "; ".join(changed))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_config(config, path)
+        return make_loggers(
+            trainer.logger,
+            folder,
+            trainer.project_name,
+            trainer.experiment_name,
+            config_dict(config),
+            total_steps=total,
+            start_step=start,
+        )
+    except OSError as error:
+        raise CheckpointError(
+            f"the run folder {folder} cannot be written: {error}. Make room, or choose another with "
+            "trainer.default_local_dir."
+        ) from error

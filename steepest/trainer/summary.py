@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import steepest
@@ -92,7 +94,10 @@ def start_summary(config: Config, plan: Plan, notes: Sequence[str], device: Devi
         reference=sizes["reference"],
         engine_copy_bytes=sizes["actor"] * 2 if compute == "bfloat16" else 0,
         kv_cache_bytes=kv_cache_bytes(
-            models.actor.model.config, rollout.max_num_seqs, plan, rollout.max_model_len or 0
+            models.actor.model.config,
+            rollout.max_num_seqs,
+            plan,
+            config.data.max_prompt_length + config.data.max_response_length,
         ),
     )
     rows = [
@@ -134,12 +139,18 @@ def kv_cache_bytes(model_config: Any, max_num_seqs: int, plan: Plan, max_model_l
 
 
 def end_summary(history: Mapping[int, float], *, seconds: float, steps: int, folder: str) -> str:
-    """Steps done in this start, wall time, first, best and last validation, and where everything lies."""
+    """Steps done in this start, wall time, first, best and last validation, and what lies where."""
     rows = [("steps", f"{steps} in {duration(seconds)}")]
     if history:
         first, last = min(history), max(history)
         best = max(history, key=lambda step: (history[step], -step))
         for name, step in (("first", first), ("best", best), ("last", last)):
             rows.append((f"{name} validation", f"{history[step]:.4f} at step {step}"))
-    rows.append(("run folder", f"{folder} (config.yaml, metrics.jsonl, samples.jsonl, checkpoints)"))
+    names = ("config.yaml", "metrics.jsonl", "samples.jsonl")
+    held = [name for name in names if os.path.exists(path := Path(folder, name)) and os.path.getsize(path)]
+    checkpoints = len(list(Path(folder).glob("global_step_*")))
+    held += [f"{checkpoints} checkpoint(s)"] if checkpoints else []
+    rows.append(("run folder", f"{folder} ({', '.join(held)})" if held else folder))
+    if steps and not checkpoints:
+        rows.append(("model", "not saved: trainer.save_freq=-1 writes no checkpoint"))
     return table("finished", rows)

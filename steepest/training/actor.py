@@ -32,8 +32,6 @@ class ActorLossSettings:
     loss_scale_factor: float | None = None
     """Divisor of seq-mean-token-sum-norm."""
     entropy_coeff: float = 0.0
-    calculate_entropy: bool = False
-    """Measure the entropy of the policy during the update (`actor/entropy_loss`) although its coefficient is 0."""
     use_kl_loss: bool = False
     """Add the KL to the reference to the loss; needs batch.ref_log_probs."""
     kl_loss_coef: float = 0.001
@@ -135,7 +133,7 @@ class Actor(PolicyPasses):
         return metrics | means.read() | self.finish_iteration("actor")
 
     def _needs_entropy(self, batch: Batch) -> bool:
-        return self.loss.entropy_coeff != 0.0 or self.loss.calculate_entropy or batch.old_log_probs is None
+        return self.loss.entropy_coeff != 0.0 or batch.old_log_probs is None
 
     def _old_entropy(self, batch: Batch) -> Metrics:
         if batch.entropies is None or not batch.response_mask.any():
@@ -188,7 +186,7 @@ class _MiniBatchLoss:
         if entropies is not None:
             if redundant:
                 self._token_mean("actor/entropy", entropies, mask, sums)
-            if self.loss.entropy_coeff != 0.0 or self.loss.calculate_entropy:
+            if self.loss.entropy_coeff != 0.0:
                 entropy = self._aggregate("actor/entropy_loss", entropies, mask, sums)
                 total = total - self.loss.entropy_coeff * entropy
         if self.loss.use_kl_loss:

@@ -279,7 +279,8 @@ class CheckpointStore:
         return CheckpointError(
             f"checkpoint {_name(step)} cannot be written: the disk of {self.folder} has {free} bytes free "
             f"({_human(free)}), about {needed} bytes ({_human(needed)}) are needed. {kept} Free some space, point "
-            "trainer.default_local_dir at another disk, or keep fewer with trainer.max_actor_ckpt_to_keep."
+            "trainer.default_local_dir at another disk, or keep fewer with trainer.max_actor_ckpt_to_keep (supervised "
+            "fine-tuning: trainer.max_ckpt_to_keep)."
         )
 
 

@@ -83,8 +83,9 @@ class Critic(Trainable[ValueModel]):
             loss = _MiniBatchLoss(self, LossDenominators.of(mini.response_mask))
             means.add(self.accumulate(self.micro_batches(mini, self.settings.micro), loss))
             self.step("critic", means)
-        explained = _explained_variance(batch.values, batch.returns, batch.response_mask)
-        return means.read() | self.finish_iteration("critic") | explained
+        explained = explained_variance(batch.values, batch.returns, batch.response_mask)
+        named = {} if explained is None else {"critic/vf_explained_var": explained}
+        return means.read() | self.finish_iteration("critic") | named
 
     def _values(self, part: MicroBatch, *, with_final: bool) -> tuple[Tensor, Tensor | None]:
         """(b, T) f32 values of one micro-batch, 0 where response_mask is false, and (b,) final values."""
@@ -114,11 +115,3 @@ class _MiniBatchLoss:
         for name, tokens in {**stats, "vpred_mean": values}.items():
             sums.add_token_mean(f"critic/{name}", tokens, mask, self.denominators.num_tokens)
         return loss
-
-
-def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Metrics:
-    true_returns = returns[mask]
-    # Told by comparison, not by the variance: that of equal numbers is a rounding error, not 0.
-    if true_returns.numel() == 0 or true_returns.max() == true_returns.min():
-        return {}
-    return {"critic/vf_explained_var": explained_variance(values, returns, mask)}

@@ -37,7 +37,7 @@ class OptimSettings:
     """Largest global gradient norm; None: no clipping."""
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
-    """Training steps of linear warm-up; see `warmup_from`."""
+    """Training steps of linear warm-up."""
     total_steps: int = 0
     """Training steps of the run; read by the cosine only."""
     min_lr_ratio: float = 0.0
@@ -54,11 +54,6 @@ class OptimSettings:
             raise ValueError(f"total_steps={self.total_steps}: a cosine needs the number of training steps")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise ValueError(f"clip_grad={self.clip_grad}: must be above 0, or None for no clipping")
-
-
-def warmup_from(lr_warmup_steps: int, lr_warmup_steps_ratio: float, total_steps: int) -> int:
-    """Warm-up in training steps: `lr_warmup_steps` when above 0, else int(ratio * total_steps). As verl."""
-    return lr_warmup_steps if lr_warmup_steps > 0 else int(lr_warmup_steps_ratio * total_steps)
 
 
 def lr_factor(iteration: int, settings: OptimSettings) -> float:
@@ -139,9 +134,6 @@ class Optimizer:
             )
         self._adamw.zero_grad(set_to_none=True)
         return float(norm), finite
-
-    def zero_grad(self) -> None:
-        self._adamw.zero_grad(set_to_none=True)
 
     def schedule_step(self) -> None:
         """One training step is over: move along the schedule."""

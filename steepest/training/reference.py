@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from steepest.core.batch import Batch
@@ -13,7 +12,7 @@ from steepest.training.trainable import ComputeSettings
 
 
 class Reference(PolicyPasses):
-    """A model that is only read. It owns its weights: give it a model of its own, or use `copy_of`.
+    """A model that is only read. It owns its weights: give it a model of its own.
 
     `temperature` is the actor's, since a KL compares two distributions at one temperature.
     """
@@ -28,18 +27,6 @@ class Reference(PolicyPasses):
     ) -> None:
         super().__init__(model.requires_grad_(False), compute=compute, optim=None)
         self.forward, self.temperature = forward or MicroBatches(), temperature
-
-    @classmethod
-    def copy_of(
-        cls,
-        model: CausalLM,
-        *,
-        compute: ComputeSettings,
-        forward: MicroBatches | None = None,
-        temperature: float = 1.0,
-    ) -> Reference:
-        """A reference with the present weights of `model`, in storage of its own."""
-        return cls(model.copy_as(torch.float32), compute=compute, forward=forward, temperature=temperature)
 
     def log_probs(self, batch: Batch) -> Tensor:
         """(B, T) f32 on the CPU; 0 where response_mask is false. The code path is the actor's."""

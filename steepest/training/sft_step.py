@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from steepest.data.sft import SFTExample
 from steepest.models.causal_lm import CausalLM
-from steepest.models.packing import pack_sequences
+from steepest.models.packing import Packed, pack_sequences
 from steepest.training.meters import Means, Metrics, Sums
 from steepest.training.micro_batches import MicroBatches
 from steepest.training.optim import OptimSettings
@@ -57,7 +56,7 @@ class Supervised(Trainable[CausalLM]):
             loss(part, sums)
         return {name.replace("train/", "val/"): value for name, value in sums.read().items()}
 
-    def _packed(self, examples: Sequence[SFTExample]) -> Iterator[Any]:
+    def _packed(self, examples: Sequence[SFTExample]) -> Iterator[Packed]:
         used = [example for example in examples if any(example.loss_mask[1:])]
         for picks in self.micro.split([len(example.token_ids) for example in used]):
             part = [used[i] for i in picks]
@@ -77,7 +76,7 @@ class _Loss:
     supervised: Supervised
     num_targets: int
 
-    def __call__(self, packed: Any, sums: Sums) -> Tensor:
+    def __call__(self, packed: Packed, sums: Sums) -> Tensor:
         with self.supervised.autocast():
             log_probs, _ = self.supervised.model.log_probs(packed)
         loss = -log_probs.sum() / self.num_targets

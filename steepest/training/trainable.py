@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from steepest.core.batch import Batch
-from steepest.models.packing import pack_batch
-from steepest.training.meters import Means, Sums
+from steepest.models.packing import Packed, pack_batch
+from steepest.training.meters import Means, Metrics, Sums
 from steepest.training.micro_batches import MicroBatches
 from steepest.training.optim import Optimizer, OptimSettings, load_optimizer, save_optimizer
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,8 @@ class MicroBatch:
     rows: Tensor
     """(b,) int64 on the CPU, where the rows stand in the batch."""
     batch: Batch
-    packed: Any
-    """`models.packing.Packed`: the rows' real tokens, end to end."""
+    packed: Packed
+    """The rows' real tokens, end to end."""
 
     @property
     def shape(self) -> tuple[int, int]:

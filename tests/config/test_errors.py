@@ -82,6 +82,8 @@ WRONG_VALUES = [
     ),
     (f"{ACTOR}.optim.lr=fast", f"{ACTOR}.optim.lr='fast': expected a number."),
     (f"{ACTOR}.optim.lr=nan", f"{ACTOR}.optim.lr=nan: expected a number (not a number at all)."),
+    (f"{ACTOR}.optim.lr=inf", f"{ACTOR}.optim.lr=inf: expected a number (not finite)."),
+    ("data.seed=4294967296", "data.seed=4294967296: must be at most 4294967295."),
     (f"{ACTOR}.optim.lr=-1", f"{ACTOR}.optim.lr=-1.0: must be at least 0."),
     (f"{ACTOR}.optim.betas=[0.9]", f"{ACTOR}.optim.betas=[0.9]: expected a list of 2 numbers (found 1 of them)."),
     (f"{ACTOR}.optim.betas=[0.9,1.0]", f"{ACTOR}.optim.betas=[0.9,1.0]: must be below 1."),
@@ -203,6 +205,10 @@ RULES = [
     (["algorithm.adv_estimator=grpo"],
      f"{ROLLOUT}.n=1 with algorithm.adv_estimator=grpo: a group of one has no baseline, so every advantage is zero. "
      f"Use {ROLLOUT}.n >= 2."),
+    ([f"{MODEL}.custom_chat_template=./chat_template.jinja"],
+     f"{MODEL}.custom_chat_template=./chat_template.jinja: not a Jinja template, it has no {{{{ ... }}}}, so every "
+     "prompt would become this text. Give the template itself, not its file: "
+     f'{MODEL}.custom_chat_template="$(cat FILE)".'),
     ([f"{ROLLOUT}.temperature=0"],
      f"{ROLLOUT}.temperature=0: temperature 0 is not a policy one can train. Use a value above 0, e.g. 1.0; "
      f"{ROLLOUT}.val_kwargs.temperature is the one for validation."),
@@ -311,6 +317,16 @@ WARNINGS = [
      ["algorithm.kl_ctrl.target_kl has no effect: algorithm.kl_ctrl.type is fixed."]),
     (["algorithm.use_kl_in_reward=True", "algorithm.kl_ctrl.kl_coef=0"],
      ["algorithm.use_kl_in_reward=True with kl_ctrl.kl_coef=0: the KL is measured, and the reward is unchanged."]),
+    ([f"{ROLLOUT}.name=hf", f"{ROLLOUT}.gpu_memory_utilization=0.3", f"{ROLLOUT}.max_num_seqs=4"],  # the last acts
+     [f"{ROLLOUT}.gpu_memory_utilization has no effect: {ROLLOUT}.name=hf keeps no KV cache of its own; "
+      f"{ROLLOUT}.max_num_seqs bounds its memory."]),
+    ([f"{ROLLOUT}.max_model_len=5000"],
+     [f"{ROLLOUT}.max_model_len has no effect: no sequence is longer than data.max_prompt_length + "
+      "data.max_response_length."]),
+    ([f"{ROLLOUT}.top_p=0.9"],
+     [f"{ROLLOUT}.top_p=0.9, top_k=-1: responses are drawn from a filtered distribution, the losses use the whole one, "
+      "so the samples are not quite the policy's, and mismatch/* is not measured. For training use top_p=1 and "
+      f"top_k=-1; filters for validation are {ROLLOUT}.val_kwargs."]),
     ([f"{ACTOR}.use_kl_loss=True", f"{ACTOR}.kl_loss_type=k1"],
      [f"{ACTOR}.kl_loss_type=k1: the expected gradient of this estimator as a loss is zero. Use low_var_kl, or k1+ "
       "for its value with a true gradient."]),

@@ -116,6 +116,11 @@ def test_the_reference_command_loads_fast_and_without_torch() -> None:
             {"a": {"b": 1}},
         ),
         ("critic.model.path=${actor_rollout_ref.model.path}/x", "critic.model.path", "model/x"),
+        (
+            "actor_rollout_ref.model.custom_chat_template={% for m in messages %}{{ m['content'] }}{% endfor %}",
+            "actor_rollout_ref.model.custom_chat_template",
+            "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+        ),
         ("reward.custom_reward_function.path=score.py", "custom_reward_function.path", "score.py"),
         ("algorithm.adv_estimator=my.module:estimate", "algorithm.adv_estimator", "my.module:estimate"),
     ],
@@ -243,7 +248,7 @@ def test_cfg_job_shows_defaults_and_warnings_without_the_required_keys() -> None
 
 
 def test_a_saved_configuration_tells_where_values_came_from_and_loads_again_in_silence(tmp_path: Path) -> None:
-    words = [*GRPO, "trainer.save_freq=5", "actor_rollout_ref.model.custom_chat_template='a\n: \"b\"'"]
+    words = [*GRPO, "trainer.save_freq=5", "actor_rollout_ref.model.custom_chat_template='{{ a }}\n: \"b\"'"]
     config = load_config(words)
     file = tmp_path / "run" / "config.yaml"
     save_config(config, file)

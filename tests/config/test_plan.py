@@ -56,6 +56,17 @@ def test_steps_win_over_epochs_and_one_update_is_told() -> None:
     assert "One update a step: the ratio is 1 throughout, so the clip never acts." in plan.notes
 
 
+def test_a_run_that_keeps_nothing_says_so() -> None:
+    words = ["data.train_batch_size=10", "trainer.total_training_steps=25"]
+
+    def notes(*more: str) -> list[str]:
+        plan = make_plan(load_config([*REQUIRED, *words, *more]), 100, 5, needs=("values",))
+        return [note for note in plan.notes if "No checkpoint is written (trainer.save_freq=-1)" in note]
+
+    assert len(notes()) == 1
+    assert notes("trainer.save_freq=5") == notes("trainer.val_only=True") == []
+
+
 def test_warmup_is_a_number_of_steps_or_a_share() -> None:
     words = [
         f"{ACTOR}.optim.lr_warmup_steps_ratio=0.15",

@@ -23,10 +23,10 @@ def test_the_configuration_knows_the_same_names() -> None:
 
 def test_jsonl_is_always_there_and_first(tmp_path: Path) -> None:
     with make_loggers(["console", "console"], tmp_path / "a" / "b", "p", "e", {}) as loggers:
-        assert [logger.name for logger in loggers] == ["jsonl", "console"]
+        assert [logger.name for logger in loggers.loggers] == ["jsonl", "console"]
     assert (tmp_path / "a" / "b" / "metrics.jsonl").exists()
     with make_loggers([], tmp_path, "p", "e", {}) as loggers:
-        assert [logger.name for logger in loggers] == ["jsonl"]
+        assert [logger.name for logger in loggers.loggers] == ["jsonl"]
 
 
 def test_all_wrong_names_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_jsonl_that_cannot_write_ends_the_run(tmp_path: Path, monkeypatch: pytes
     def full(text: str) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loggers[0]._rows._file, "write", full)  # type: ignore[attr-defined]
+    monkeypatch.setattr(loggers.loggers[0]._rows._file, "write", full)  # type: ignore[attr-defined]
     with pytest.raises(SteepestError, match="metrics.jsonl: cannot append to the run's log .No space left on device"):
         loggers.log(1, {"x": 1.0})
 

@@ -51,26 +51,11 @@ def test_log_probs_equal_a_token_by_token_loop(family, temperature):
     torch.testing.assert_close(scatter(entropies, packed, want.shape), want_entropy, atol=1e-5, rtol=1e-5)
 
 
-def test_train_and_eval_give_equal_log_probs_and_gradient_checkpointing_equal_gradients():
+def test_train_and_eval_give_equal_log_probs():
     model, packed = tiny_lm(), pack_batch(small_batch())
-
-    def run():
-        log_probs, _ = model.log_probs(packed)
-        model.zero_grad()
-        log_probs.sum().backward()
-        return log_probs.detach(), [p.grad.clone() for p in model.parameters()]
-
     evaluated, _ = model.eval().log_probs(packed)
-    trained, grads = model.train() and run()
+    trained, _ = model.train().log_probs(packed)
     assert torch.equal(evaluated, trained)
-    model.enable_gradient_checkpointing()
-    layer, calls = model.hf.base_model.layers[0].mlp, []
-    layer.register_forward_pre_hook(lambda *_: calls.append(1))
-    checkpointed, again = run()
-    assert len(calls) == 2  # forward, and once more in the backward: checkpointing was really on
-    assert torch.equal(checkpointed, trained)
-    for mine, theirs in zip(again, grads, strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma"])

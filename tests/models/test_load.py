@@ -73,6 +73,9 @@ def test_modelscope_is_asked_for_its_own_ids(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "modelscope", module)
     assert resolve_model("Qwen/Qwen2.5", hub="modelscope") == folder and asked == ["Qwen/Qwen2.5"]
     monkeypatch.setitem(sys.modules, "modelscope", None)
+    monkeypatch.setitem(sys.modules, "modelscope_hub.compat", module)  # the slim client, which the extra installs
+    assert resolve_model("Qwen/Qwen3", hub="modelscope") == folder and asked[1:] == ["Qwen/Qwen3"]
+    monkeypatch.setitem(sys.modules, "modelscope_hub.compat", None)
     with pytest.raises(ModelError, match=r"pip install 'steepest\[modelscope\]'"):
         resolve_model("Qwen/Qwen2.5", hub="modelscope")
 

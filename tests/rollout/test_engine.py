@@ -260,7 +260,6 @@ def tiny_lm_like(model):
 
 def test_training_goes_on_after_generation_with_mode_and_gradients_untouched():
     model = tiny_lm().train()
-    model.enable_gradient_checkpointing()
     engine_for(model).generate(PROMPTS, SamplingParams(4))
     assert model.training and all(p.requires_grad and not p.is_inference() for p in model.parameters())
     sgd_step(model)

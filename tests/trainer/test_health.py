@@ -55,6 +55,11 @@ def test_bfloat16_is_judged_by_its_own_rounding():
     assert Health(Limits.for_dtype("bfloat16"))(m) == [] and len(Health(Limits.for_dtype("float32"))(m)) == 1
 
 
+def test_a_step_without_reward_says_nothing_about_the_critic():
+    m = {**HEALTHY, "critic/vf_explained_var": -5e4, "critic/score/max": 0.0, "critic/score/min": 0.0}
+    assert [text for text in Health()(m) if "explains none" in text] == []
+
+
 def test_a_young_critic_is_not_called_dead():
     m = {**HEALTHY, "critic/vf_explained_var": -0.5, "training/global_step": 3.0}
     assert Health()(m) == []

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from steepest.config.load import load_config
+from steepest.loggers.jsonl import read_metrics
 from steepest.trainer.job import run_ppo
 from steepest.training.checkpoint import CheckpointStore
 from tests.trainer.toy import make_toy, toy_overrides
@@ -53,3 +54,35 @@ def test_val_only_scores_the_newest_checkpoint_and_trains_nothing(earlier, tmp_p
     # the same weights, the same prompts, greedy: the score that the run itself had found
     rows = CheckpointStore(source)._scores()
     assert known[3] == rows[3]
+
+
+def test_a_checkpoint_from_elsewhere_does_not_go_on_in_another_runs_records(earlier, tmp_path, capsys):
+    """The folder holds a run of its own. Its curve must not become the first half of this one."""
+    toy, source = earlier
+    folder = tmp_path / "run"
+    other = (*SMALL, "trainer.total_training_steps=3", "actor_rollout_ref.rollout.seed=9")
+    run_ppo(load_config(toy_overrides(toy, folder, *other)))
+    before = (folder / "metrics.jsonl").read_bytes()
+    words = (*SMALL, "trainer.total_training_steps=3", "trainer.save_freq=3", "trainer.resume_mode=resume_path",
+             f"trainer.resume_from_path={source}/global_step_2")  # fmt: skip
+    result = run_ppo(load_config(toy_overrides(toy, folder, *words)))
+    assert f"was moved to {folder}.old-1" in capsys.readouterr().out
+    assert (tmp_path / "run.old-1" / "metrics.jsonl").read_bytes() == before
+    assert set(result.history) == {2, 3}  # step 2 is measured, not taken over from the other run
+    assert set(read_metrics(folder / "metrics.jsonl")) == {2, 3}
+    # the same command again is the same run: it starts from the same checkpoint in the same folder
+    again = run_ppo(load_config(toy_overrides(toy, folder, *words)))
+    assert again.history == result.history and not (tmp_path / "run.old-2").exists()
+
+
+def test_val_only_on_an_earlier_checkpoint_deletes_no_record_of_later_steps(earlier, tmp_path):
+    toy, source = earlier
+    folder = tmp_path / "run"
+    shutil.copytree(source, folder)
+    before = read_metrics(folder / "metrics.jsonl")
+    words = (*SMALL, "trainer.val_only=True", "trainer.resume_mode=resume_path",
+             f"trainer.resume_from_path={folder}/global_step_1", "trainer.log_val_generations=2")  # fmt: skip
+    result = run_ppo(load_config(toy_overrides(toy, folder, *words)))
+    after = read_metrics(folder / "metrics.jsonl")
+    assert result.history[1] == before[1]["val/accuracy"]
+    assert list(after) == [0, 1, 2, 3] and after[2] == before[2] and after[3] == before[3]

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from steepest.models.tiny import build_tiny_model
 from steepest.trainer.entry import run_entry
 from steepest.trainer.main_ppo import main
 from tests.trainer.toy import make_toy, toy_overrides
@@ -114,6 +115,61 @@ def test_a_reward_that_raises_ends_the_run_and_is_named(toy, tmp_path, capsys):
     argv = with_value(toy_overrides(toy, tmp_path / "run"), "custom_reward_function.path", reward)
     argv = with_value(argv, "custom_reward_function.name", "compute_score")
     fails(capsys, argv, "ZeroDivisionError", "sample rows:", "bad.py:2", "reward.max_error_rate")
+
+
+def test_folders_that_cannot_be_written_are_told_before_anything_is_read(toy, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    argv = with_value(toy_overrides(toy, tmp_path), "trainer.default_local_dir", tmp_path / "file")
+    argv += [f"trainer.rollout_data_dir={tmp_path}/file/a", f"trainer.validation_data_dir={tmp_path}/file"]
+    argv = with_value(argv, "data.train_files", "nowhere.parquet")
+    said = fails(capsys, argv, "3 problems", "trainer.default_local_dir", "trainer.rollout_data_dir")
+    assert said.count(f"{tmp_path}/file is no folder") == 3
+
+
+def test_a_loss_of_the_users_own_is_looked_up_before_the_data(toy, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def loss(x): ...\n")
+    mode = "actor_rollout_ref.actor.policy_loss.loss_mode"
+    argv = [*toy_overrides(toy, tmp_path / "run"), f"{mode}={tmp_path}/mine.py:los"]
+    fails(capsys, with_value(argv, "data.train_files", "nowhere.parquet"), mode, "defines no 'los'", "'loss'")
+
+
+def damaged_model(toy, folder: Path) -> Path:
+    shutil.copytree(toy["model"], folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "file, content, words",
+    [
+        ("model.safetensors", b"\x10", ["damaged or cut off"]),
+        ("tokenizer_config.json", b"{broken", ["tokenizer (tokenizer_config.json)"]),
+        ("chat_template.jinja", b"hello", ["the same text of all 512 prompts, 'hello'"]),
+    ],
+)
+def test_a_damaged_model_folder(toy, tmp_path, capsys, file, content, words):
+    folder = damaged_model(toy, tmp_path / "model")
+    (folder / file).write_bytes(content)
+    fails(capsys, with_value(toy_overrides(toy, tmp_path / "run"), MODEL, folder), *words)
+
+
+def test_a_model_folder_without_tokenizer_is_not_read_as_an_empty_one(toy, tmp_path, capsys):
+    folder = damaged_model(toy, tmp_path / "model")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    fails(capsys, with_value(toy_overrides(toy, tmp_path / "run"), MODEL, folder), "no tokenizer", "tokenizer.json")
+
+
+def test_a_config_that_does_not_fit_the_weights(toy, tmp_path, capsys):
+    argv = toy_overrides(toy, tmp_path / "run")
+    key = "actor_rollout_ref.model.override_config"
+    fails(capsys, [*argv, f"+{key}.hidden_size=64"], "other shapes", "override_config")
+    fails(capsys, [*argv, f"+{key}.num_hidden_layers=5"], "override_config")
+
+
+def test_a_critic_of_another_vocabulary_is_named_as_the_critic(toy, tmp_path, capsys):
+    other = build_tiny_model(tmp_path / "critic", ["a"], hidden_size=32, intermediate_size=64, num_layers=1)
+    argv = [*toy_overrides(toy, tmp_path / "run"), f"critic.model.path={other}"]
+    fails(capsys, argv, "critic.model.path: ", "tokens", "do not fit")
 
 
 def test_an_unknown_data_source(toy, tmp_path, capsys):

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from steepest.errors import CheckpointError, ModelError
-from steepest.training.optim import Optimizer, OptimSettings, load_optimizer, lr_factor, save_optimizer, warmup_from
+from steepest.training.optim import Optimizer, OptimSettings, load_optimizer, lr_factor, save_optimizer
 
 
 def factors(settings, count):
@@ -46,13 +46,6 @@ def test_schedules_are_those_of_transformers(warmup, cycles):
     assert factors(ours, 21) == pytest.approx([constant(i) for i in range(21)], abs=1e-12)
     ours = OptimSettings(lr=1.0, schedule="cosine", warmup_steps=warmup, total_steps=20, num_cycles=cycles)
     assert factors(ours, 21) == pytest.approx([cosine(i) for i in range(21)], abs=1e-12)
-
-
-def test_warmup_steps_win_over_the_ratio_only_above_zero():
-    assert warmup_from(7, 0.5, 100) == 7
-    assert warmup_from(-1, 0.055, 100) == 5
-    assert warmup_from(0, 0.5, 100) == 50
-    assert warmup_from(-1, 0.0, 100) == 0
 
 
 @pytest.mark.parametrize(

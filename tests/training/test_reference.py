@@ -9,6 +9,11 @@ from steepest.training.reference import Reference
 from tests.training.helpers import CPU, make_actor, make_batch, with_log_probs
 
 
+def copy_of(actor, **options):
+    """A reference with the actor's present weights."""
+    return Reference(actor.model.copy_as(torch.float32), compute=CPU, forward=actor.forward, **options)
+
+
 def fingerprint(values):
     return hashlib.sha256(values.numpy().tobytes()).hexdigest()
 
@@ -16,7 +21,7 @@ def fingerprint(values):
 def test_the_reference_stays_while_the_actor_moves():
     """Trap 16: KL exactly 0 at step 0, a constant hash after, no storage in common."""
     actor = make_actor(lr=1e-2, mini=4)
-    reference = Reference.copy_of(actor.model, compute=CPU, forward=actor.forward)
+    reference = copy_of(actor)
     batch = make_batch()
     first = reference.log_probs(batch)
     for kind in ("k1", "k2", "k3", "abs"):
@@ -37,7 +42,7 @@ def test_the_reference_stays_while_the_actor_moves():
 def test_temperature_is_the_actors():
     actor = make_actor(temperature=0.5)
     batch = make_batch()
-    same = Reference.copy_of(actor.model, compute=CPU, temperature=0.5, forward=actor.forward)
-    other = Reference.copy_of(actor.model, compute=CPU, temperature=1.0, forward=actor.forward)
+    same = copy_of(actor, temperature=0.5)
+    other = copy_of(actor, temperature=1.0)
     assert torch.equal(same.log_probs(batch), actor.log_probs(batch)[0])
     assert (other.log_probs(batch) - actor.log_probs(batch)[0]).abs().max() > 0.1
