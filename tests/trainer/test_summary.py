@@ -16,7 +16,9 @@ def test_counts(number, text):
     assert count(int(number)) == text
 
 
-@pytest.mark.parametrize("seconds, text", [(0.4, "0s"), (59.4, "59s"), (61, "1m 01s"), (3599, "59m 59s"), (7500, "2h 05m")])
+@pytest.mark.parametrize(
+    "seconds, text", [(0.4, "0s"), (59.4, "59s"), (61, "1m 01s"), (3599, "59m 59s"), (7500, "2h 05m")]
+)
 def test_durations(seconds, text):
     assert duration(seconds) == text
 
@@ -24,12 +26,16 @@ def test_durations(seconds, text):
 def test_memory_is_sixteen_bytes_a_trained_parameter_and_four_a_frozen_one():
     found = estimate_memory(actor=1000, critic=500, reference=1000, engine_copy_bytes=2000, kv_cache_bytes=300)
     assert found.total == 16 * 1000 + 16 * 500 + 4 * 1000 + 2000 + 300
-    text = estimate_memory(actor=2**26, critic=0, reference=0, engine_copy_bytes=0, kv_cache_bytes=0).describe(3 * 2**30)
+    text = estimate_memory(actor=2**26, critic=0, reference=0, engine_copy_bytes=0, kv_cache_bytes=0).describe(
+        3 * 2**30
+    )
     assert "1.00 GiB" in text and "actor 1.00" in text and "critic" not in text and "3.0 GiB free" in text
 
 
 def test_the_kv_cache_holds_the_sequences_that_are_decoded_at_once():
-    text = SimpleNamespace(num_hidden_layers=3, num_key_value_heads=2, num_attention_heads=4, hidden_size=32, head_dim=None)
+    text = SimpleNamespace(
+        num_hidden_layers=3, num_key_value_heads=2, num_attention_heads=4, hidden_size=32, head_dim=None
+    )
     config = SimpleNamespace(get_text_config=lambda: text)
     # keys and values, 4 bytes, 3 layers, 2 heads of 8, 100 tokens; 10 rows a step, fewer than 256 slots
     want = 2 * 4 * 3 * 2 * 8 * 100 * 10
