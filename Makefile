@@ -4,7 +4,7 @@
 # make bench        speed on this machine
 #
 # Variables: PYTHON (python3), VENV (.venv), PIP_ARGS (more arguments for pip install), ARGS (more arguments for the
-# command). PyPI's torch for Linux carries CUDA and is large; for its CPU build:
+# command), CHECKS (which checks, for make check). PyPI's torch for Linux carries CUDA and is large; for its CPU build:
 #   make quickstart PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3

@@ -68,5 +68,5 @@ def test_what_cannot_be_imported_is_an_error_of_the_configuration(
         with pytest.raises(ConfigError, match=message):
             table.get(name)
     # a file that failed is tried again
-    (tmp_path / "broken_module_of_mine.py").write_text("f = 3")
+    (tmp_path / "broken_module_of_mine.py").write_text("f = 3  # mended")
     assert load_file(f"{tmp_path}/broken_module_of_mine.py", "k").f == 3

@@ -15,7 +15,8 @@ _ORDER = (
     "val/",
     "val-core/",
     "val-aux/",
-    "training/",
+    "training/global_step",
+    "training/epoch",
     "train/",
     "critic/score/",
     "reward/",
@@ -25,6 +26,7 @@ _ORDER = (
     "response_length",
     "prompt_length",
     "mismatch/",
+    "training/",
 )
 """The groups a reader looks at first. Others follow in the order in which they first appeared, timings last."""
 

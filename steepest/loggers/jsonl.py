@@ -47,7 +47,7 @@ class SampleLog:
         ground_truth: Any = None,
         **more: Any,
     ) -> None:
-        """Append one response. `split` is "train" or "val", `prompt` the messages; a `score` of None: scoring failed."""
+        """Append one response. `prompt` is its text or its messages; `score` is None when scoring failed."""
         row = {"step": step, "split": split, "prompt": prompt, "response": response}
         self._rows.write({**row, "score": score, "ground_truth": ground_truth, **more})
 

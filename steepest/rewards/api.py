@@ -11,7 +11,24 @@ from typing import Any, Protocol
 from steepest.registry import Registry
 
 # The name is the `data_source` of a row. Fact `modes`: the values of `reward.mode` that the function takes as `mode=`.
+# Fact `check_ground_truth`: called with a row's ground truth, raises for one that no answer could equal.
 REWARDS = Registry("reward", "data_source")
+
+
+def ground_truth_problem(data_source: str, ground_truth: Any) -> str | None:
+    """What is wrong with a row's ground truth, by the reward registered for its data source; None when nothing is.
+
+    Asked of every row before a model loads. A reward without the fact `check_ground_truth` takes anything.
+    """
+    if data_source not in REWARDS.names():
+        return None
+    check = REWARDS.get(data_source).facts.get("check_ground_truth")
+    try:
+        if check is not None:
+            check(ground_truth)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
 
 
 class RewardFunction(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,11 @@ from steepest.data.chat import encode_prompts
 from steepest.data.prompts import Prompt, load_prompts
 from steepest.data.sampler import PromptSampler
 from steepest.devices.api import Device
+from steepest.errors import DataError
 from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.models.load import check_vocabulary
-from steepest.rewards.pool import RewardPool
+from steepest.rewards import RewardPool
+from steepest.rewards.api import ground_truth_problem
 from steepest.rollout.api import RolloutEngine
 from steepest.trainer import build
 from steepest.trainer.evaluate import Evaluator
@@ -29,7 +31,7 @@ from steepest.trainer.resume import Start, find_start, require_work
 from steepest.trainer.rollouts import StepRollouts
 from steepest.trainer.run import Run, say, validation_history, write_jsonl
 from steepest.trainer.scoring import Scorer, StepScorer
-from steepest.trainer.start import begin, model_folder, naming, open_run_folder, open_store, open_tokenizer
+from steepest.trainer.start import begin, hold, model_folder, naming, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.summary import end_summary, start_summary
 from steepest.training.checkpoint import CheckpointStore
 from steepest.training.rng import rng_state, set_rng_state
@@ -68,7 +70,8 @@ def run_ppo(config: Config) -> Result:
         tokenizer = open_tokenizer(model, "actor_rollout_ref.model", folders["actor"], trust_remote_code=trust)
         data = encode_rows(config, rows, tokenizer)
         job = Job(config, device, pool, folders, tokenizer, data)
-        return job.run(began)
+        with hold(job.folder):
+            return job.run(began)
 
 
 def load_rows(config: Config) -> Data:
@@ -77,7 +80,20 @@ def load_rows(config: Config) -> Data:
     load = partial(load_prompts, prompt_key=data.prompt_key, reward_fn_key=data.reward_fn_key, seed=data.seed, note=say)
     train = load(data.train_files, max_samples=data.train_max_samples, key="data.train_files")
     val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files")
+    if config.custom_reward_function.path is None:
+        check_ground_truths([*train, *val])
     return Data(train, val, ())
+
+
+def check_ground_truths(prompts: Sequence[Prompt]) -> None:
+    """Raises DataError for the first row whose ground truth no answer could equal."""
+    for prompt in prompts:
+        problem = ground_truth_problem(prompt.data_source, prompt.ground_truth)
+        if problem is not None:
+            raise DataError(
+                f"row {prompt.uid} (file:row, from 0), column reward_model: {problem}. Mend the row, or score it with "
+                "a function of your own (custom_reward_function.path)."
+            )
 
 
 def build_pool(config: Config) -> RewardPool:

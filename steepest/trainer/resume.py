@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from steepest.errors import CheckpointError
 from steepest.training.checkpoint import CheckpointStore
@@ -92,8 +94,10 @@ def _is_of_the_run(folder: Path, checkpoint: Path) -> bool:
     """
     if folder.resolve() in checkpoint.resolve().parents:
         return True
-    kept = folder / "config.yaml"
-    origin = OmegaConf.select(OmegaConf.load(kept), "trainer.resume_from_path") if kept.is_file() else None
+    try:
+        origin = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "trainer.resume_from_path")
+    except (OSError, YAMLError, OmegaConfBaseException):  # none there, or none that says where its run came from
+        return False
     return origin is not None and Path(origin).resolve() == checkpoint.resolve()
 
 

@@ -14,13 +14,14 @@ from steepest.config.schema_sft import SFTConfig
 from steepest.data.sampler import PromptSampler
 from steepest.data.sft import SFTExample, encode_sft, load_sft_rows
 from steepest.devices.api import Device
+from steepest.errors import DataError, ModelError
 from steepest.loggers.api import Loggers
 from steepest.models.load import check_vocabulary, end_token_ids, load_causal_lm
 from steepest.trainer import build
 from steepest.trainer.ppo import Metrics, Schedule, Timer, run_steps
 from steepest.trainer.resume import Start, find_start, require_work
 from steepest.trainer.run import say
-from steepest.trainer.start import begin, model_folder, open_run_folder, open_store, open_tokenizer
+from steepest.trainer.start import begin, hold, model_folder, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.summary import count, count_parameters, duration, table
 from steepest.training.checkpoint import CheckpointStore
 from steepest.training.sft_step import Supervised
@@ -89,6 +90,15 @@ class SFTRun:
 
 def run_sft(config: SFTConfig) -> SFTResult:
     """The whole job; every row is checked before the model is loaded."""
+    try:
+        return _run_sft(config)
+    except (DataError, ModelError) as error:
+        # The rooms below name the keys of the PPO job, where a model's section has a longer name.
+        text = str(error).replace("actor_rollout_ref.model.", "model.")
+        raise error if text == str(error) else type(error)(text) from error
+
+
+def _run_sft(config: SFTConfig) -> SFTResult:
     began = time.perf_counter()
     device = begin(config, seed=config.data.seed)
     data, model = config.data, config.model
@@ -117,7 +127,8 @@ def run_sft(config: SFTConfig) -> SFTResult:
     val_examples, val_report = encode(val)
     if val:
         say(f"validation: {val_report.describe()}")
-    result = _train(config, device, folder, tokenizer, train_examples, val_examples)
+    with hold(Path(config.trainer.default_local_dir)):
+        result = _train(config, device, folder, tokenizer, train_examples, val_examples)
     say(f"finished in {duration(time.perf_counter() - began)}; the model is in {result.model}")
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,25 @@ def open_tokenizer(model: ModelConfig, key: str, folder: Path, *, trust_remote_c
         custom_chat_template=model.custom_chat_template,
         trust_remote_code=trust_remote_code,
     )
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a run folder. The lock lies beside it and ends with the process, however that ends.
+
+    Raises CheckpointError when another run holds it: two runs in one folder would write over each other.
+    """
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    path = folder.absolute().with_name(f".{folder.name}.lock")
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"another run is writing to {folder} at this moment. Wait for it or end it, or choose another "
+                "trainer.experiment_name or trainer.default_local_dir."
+            ) from error
+        yield
 
 
 def open_store(folder: Path, keep: int | None) -> CheckpointStore:

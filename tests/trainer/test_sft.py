@@ -112,3 +112,13 @@ def test_a_wrong_value(toy, tmp_path, capsys, more, words):
     assert "Traceback" not in said
     for word in words:
         assert word in said
+
+
+def test_messages_name_the_keys_of_this_job(toy, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(toy["model"], folder)
+    (folder / "chat_template.jinja").unlink()
+    argv = [item for item in overrides(toy, tmp_path / "run") if not item.startswith("model.path=")]
+    assert run_entry(main, [*argv, f"model.path={folder}"]) == 2
+    said = capsys.readouterr().err
+    assert " model.custom_chat_template" in said and "actor_rollout_ref" not in said

@@ -15,6 +15,7 @@ import pytest
 from steepest.models.tiny import build_tiny_model
 from steepest.trainer.entry import run_entry
 from steepest.trainer.main_ppo import main
+from steepest.trainer.start import hold
 from tests.trainer.toy import make_toy, toy_overrides
 
 MODEL = "actor_rollout_ref.model.path"
@@ -95,6 +96,23 @@ def test_a_wrong_row_is_named_before_a_model_loads(toy, tmp_path, capsys):
     argv = with_value(toy_overrides(toy, tmp_path), "data.train_files", file)
     argv = with_value(argv, MODEL, "./nowhere")  # the data is looked at first
     fails(capsys, argv, "rows.jsonl", "row 7", "usr", "user")
+
+
+def test_a_ground_truth_that_no_answer_can_equal_is_named_before_a_model_loads(tmp_path, toy, capsys):
+    row = {"data_source": "openai/gsm8k", "prompt": [{"role": "user", "content": "say 1"}]}
+    file = tmp_path / "rows.jsonl"
+    lines = [json.dumps({**row, "reward_model": {"ground_truth": truth}}) for truth in ("1", "2", "three")]
+    file.write_text("\n".join(lines) + "\n")
+    argv = [item for item in toy_overrides(toy, tmp_path) if not item.startswith("custom_reward_function")]
+    argv = with_value(with_value(argv, "data.train_files", file), MODEL, "./nowhere")
+    fails(capsys, argv, "rows:2", "reward_model", "'three'", "plain number")
+
+
+def test_a_second_run_in_the_same_folder_is_kept_out(tmp_path, toy, capsys):
+    with hold(tmp_path / "run"):
+        fails(capsys, toy_overrides(toy, tmp_path / "run"), "another run is writing", "trainer.experiment_name")
+    with hold(tmp_path / "run"):
+        pass  # the lock went with its holder
 
 
 def test_a_model_without_chat_template(toy, tmp_path, capsys):
