@@ -25,19 +25,14 @@ class Plan:
     critic_mini_batch_rows: int
     updates_per_step: int
     """Optimizer steps of the actor a step: mini-batches times `ppo_epochs`."""
-    critic_updates_per_step: int
-    """0 without a critic."""
     actor_warmup_steps: int
     """Steps of learning-rate warm-up."""
     critic_lr_warmup_steps: int
     """Steps of learning-rate warm-up of the critic (not `trainer.critic_warmup`)."""
-    val_rows: int
-    """Validation responses: samples times `val_kwargs.n`."""
-    val_batch_size: int
-    """Validation prompts generated at once."""
     needs_critic: bool
     needs_reference: bool
-    use_kl_in_reward: bool
+    skips_old_log_probs: bool
+    """One update a step whose log-probs nothing needs before it: the pass that would compute them is left out."""
     notes: tuple[str, ...]
     """Decisions to be printed at the start, one sentence each."""
 
@@ -52,10 +47,10 @@ class SFTPlan:
     notes: tuple[str, ...]
 
 
-def make_plan(config: Config, num_train_samples: int, num_val_samples: int, needs: tuple[str, ...] = ()) -> Plan:
+def make_plan(config: Config, num_train_samples: int, needs: tuple[str, ...] = ()) -> Plan:
     """Derive the run's numbers.
 
-    `num_*_samples` count the rows left after filtering; `needs` is what the advantage estimator declared it reads
+    `num_train_samples` counts the rows left after filtering; `needs` is what the advantage estimator declared it reads
     (`("values",)`, `("group_ids",)`, ...). Raises ConfigError when no batch is ever full, the critic does not fit, or
     the actor would never be trained.
     """
@@ -67,22 +62,19 @@ def make_plan(config: Config, num_train_samples: int, num_val_samples: int, need
     total = trainer.total_training_steps or per_epoch * trainer.total_epochs
     needs_critic = _needs_critic(config, needs)
     _check_critic_warmup(config, total)
-    critic_updates = batch // critic_mini * (critic.ppo_epochs or actor.ppo_epochs)
+    updates = batch // mini * actor.ppo_epochs
     plan = Plan(
         steps_per_epoch=per_epoch,
         total_steps=total,
         rows_per_step=batch * n,
         mini_batch_rows=mini * n,
         critic_mini_batch_rows=critic_mini * n,
-        updates_per_step=batch // mini * actor.ppo_epochs,
-        critic_updates_per_step=critic_updates if needs_critic else 0,
+        updates_per_step=updates,
         actor_warmup_steps=_warmup_steps(actor.optim, total),
         critic_lr_warmup_steps=_warmup_steps(critic.optim, total),
-        val_rows=num_val_samples * arr.rollout.val_kwargs.n,
-        val_batch_size=min(config.data.val_batch_size or num_val_samples, num_val_samples),
         needs_critic=needs_critic,
         needs_reference=uses_reference(config),
-        use_kl_in_reward=bool(config.algorithm.use_kl_in_reward),
+        skips_old_log_probs=updates == 1 and not config.algorithm.use_kl_in_reward,
         notes=(),
     )
     return _with_notes(plan, config, num_train_samples)
@@ -145,6 +137,8 @@ def _with_notes(plan: Plan, config: Config, num_samples: int) -> Plan:
         notes.append(f"KL in the loss is on: {actor.kl_loss_type}, coefficient {actor.kl_loss_coef:g}.")
     if plan.updates_per_step == 1:
         notes.append("One update a step: the ratio is 1 throughout, so the clip never acts.")
+    if plan.skips_old_log_probs:
+        notes.append("The update's own log-probs are the old ones: the pass that would compute them first is left out.")
     notes.extend(
         _step_notes(config.trainer, plan.steps_per_epoch, plan.total_steps, num_samples, config.data.train_batch_size)
     )

@@ -159,7 +159,7 @@ class RolloutConfig:
     """`actor_rollout_ref.rollout`: generation, and the pass that computes old log-probs."""
 
     name: Literal["builtin", "hf", "vllm"] = "builtin"
-    """Engine: builtin (in process, the actor's own weights), hf (transformers' generate, slow), vllm."""
+    """Engine: builtin (in process, the actor's own weights) or hf (transformers' generate, slow). vllm: not yet."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature in training, above 0; log-probs everywhere are those at this temperature."""
     top_p: PositiveShare = 1.0
@@ -184,7 +184,7 @@ class RolloutConfig:
     gpu_memory_utilization: PositiveShare = 0.5
     """Share of all memory (of the card; on CPU of the machine) that the engine may use for its KV cache."""
     max_num_seqs: Positive = 256
-    """Sequences decoded at once."""
+    """Sequences decoded at once, at most: a small `gpu_memory_utilization` allows fewer."""
     max_model_len: Positive = DERIVED
     """Longest sequence in tokens, prompt and response; null: `max_prompt_length + max_response_length`."""
 

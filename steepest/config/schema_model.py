@@ -30,7 +30,7 @@ class ModelConfig:
     hub: Hub = "huggingface"
     """Which hub a `path` that is no local folder is fetched from."""
     tokenizer_path: File = DERIVED
-    """Folder or hub id of the tokenizer; null: `data.tokenizer` if given, else `path`."""
+    """Folder or hub id of the tokenizer; null: `path` (in PPO `data.tokenizer`, if that is given)."""
     custom_chat_template: str | None = None
     """Jinja text that replaces the tokenizer's own chat template; null keeps the tokenizer's."""
     trust_remote_code: bool = False
@@ -46,7 +46,7 @@ class CriticModelConfig:
     """`critic.model`: the value model's start, a backbone with a value head that begins at zero."""
 
     path: File = DERIVED
-    """Folder in Hugging Face layout or hub id; null: `actor_rollout_ref.model.path`."""
+    """Folder in Hugging Face layout, GGUF file, or hub id; null: `actor_rollout_ref.model.path`."""
     hub: Hub = DERIVED
     """Hub of `path`; null: the actor's."""
     trust_remote_code: bool = DERIVED
@@ -85,7 +85,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """`actor_rollout_ref.actor.fsdp_config`: how the actor, the rollout and the reference compute."""
+    """`actor_rollout_ref.actor.fsdp_config`: how the actor and the reference compute; SFT's `engine`."""
 
     dtype: ComputeDtype = "auto"
     """dtype of forward and backward; auto: bfloat16 where the hardware has it, else float32. Weights stay float32."""

@@ -67,7 +67,7 @@ class SFTTrainerConfig:
     n_gpus_per_node: Positive = 1
     """Accelerators a machine."""
     save_freq: Annotated[int, MinusOneOr(1)] = -1
-    """Steps between checkpoints; -1: one at the end only."""
+    """Steps between checkpoints, and one at the end; -1: one at the end only."""
     test_freq: Annotated[int, MinusOneOr(1)] = -1
     """Steps between validations, and one at the end; -1: none."""
     default_local_dir: File = DERIVED
@@ -77,7 +77,7 @@ class SFTTrainerConfig:
     resume_from_path: File | None = None
     """Checkpoint folder (global_step_N) for resume_mode=resume_path."""
     max_ckpt_to_keep: Positive | None = None
-    """Newest checkpoints kept; null: all."""
+    """Newest checkpoints kept, besides the best; null: all."""
 
 
 @dataclass(frozen=True)

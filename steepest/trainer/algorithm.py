@@ -15,8 +15,8 @@ from steepest.core.advantages import AdvantageInputs
 from steepest.core.batch import Batch
 from steepest.core.kl import apply_kl_penalty
 from steepest.core.masked import whiten
+from steepest.training.meters import Metrics
 
-Metrics = dict[str, float]
 Estimator = Callable[[AdvantageInputs], tuple[Tensor, Tensor]]
 
 
@@ -34,13 +34,10 @@ def with_options(function: Callable[..., Any], options: Mapping[str, Any]) -> Ca
     return partial(function, **{name: value for name, value in options.items() if name in names})
 
 
-@dataclass
-class PlainRewards:
+def plain_rewards(batch: Batch) -> Metrics:
     """No KL term in the reward: token_level_rewards are the scores."""
-
-    def __call__(self, batch: Batch) -> Metrics:
-        batch.token_level_rewards = batch.token_level_scores
-        return {}
+    batch.token_level_rewards = batch.token_level_scores
+    return {}
 
 
 @dataclass

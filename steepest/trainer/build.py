@@ -21,12 +21,13 @@ from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.devices.api import Device
 from steepest.models.load import end_token_ids, load_causal_lm, load_value_model
 from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine, SamplingParams
-from steepest.trainer.algorithm import Advantages, KLController, KLShapedRewards, PlainRewards, with_options
-from steepest.trainer.metrics import Metrics, batch_metrics
-from steepest.trainer.ppo import ActorAfterWarmup, NoCritic, NoReference, PPOStep
+from steepest.trainer.algorithm import Advantages, KLController, KLShapedRewards, plain_rewards, with_options
+from steepest.trainer.metrics import batch_metrics
+from steepest.trainer.ppo import ActorAfterWarmup, ActorOfOneUpdate, NoCritic, NoReference, PPOStep
 from steepest.trainer.resume import Start
 from steepest.training.actor import Actor, ActorLossSettings
 from steepest.training.critic import Critic, CriticLossSettings
+from steepest.training.meters import Metrics
 from steepest.training.micro_batches import MicroBatches
 from steepest.training.mini_batches import UpdateSettings
 from steepest.training.optim import OptimSettings
@@ -196,18 +197,13 @@ def build_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, dev
     return ROLLOUT_ENGINES.get(rollout.name).value(
         actor.model,
         end_token_ids=end_token_ids(folder, tokenizer),
-        pad_token_id=pad_id(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
         dtype=getattr(torch, compute_dtype(rollout.dtype, device)),
         max_num_seqs=rollout.max_num_seqs,
         max_model_len=longest_sequence(config),
         # Of the memory there is, not of the memory that is free: a resumed run must batch as the first one did.
         kv_memory_bytes=int(rollout.gpu_memory_utilization * device.memory().total),
     )
-
-
-def pad_id(tokenizer: Any) -> int:
-    """Any id will do where a mask says what is real: lengths never come from it."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
 
 def train_sampling(config: Config) -> SamplingParams:
@@ -272,6 +268,7 @@ def unfiltered(sampling: SamplingParams) -> bool:
 
 def build_step(
     config: Config,
+    plan: Plan,
     models: Models,
     controller: KLController,
     *,
@@ -283,15 +280,16 @@ def build_step(
     """The step of `ppo.py` with the objects that this configuration asks for."""
     algorithm = config.algorithm
     compare = unfiltered(train_sampling(config))
+    actor = ActorOfOneUpdate(models.actor) if plan.skips_old_log_probs else models.actor
     return PPOStep(
         generate=generate,
         score=score,
-        actor=ActorAfterWarmup(models.actor, config.trainer.critic_warmup),
+        actor=ActorAfterWarmup(actor, config.trainer.critic_warmup),
         critic=models.critic or NoCritic(),
         reference=models.reference or NoReference(),
         shape_rewards=KLShapedRewards(controller, algorithm.kl_penalty)
         if algorithm.use_kl_in_reward
-        else PlainRewards(),
+        else plain_rewards,
         estimate_advantages=build_advantages(config),
         publish_weights=engine.load_weights,
         describe=partial(describe_batch, device=device, compare_engines=compare),

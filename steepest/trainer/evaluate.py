@@ -13,8 +13,7 @@ from steepest.rewards.api import RewardResult
 from steepest.rollout.api import RolloutEngine, SamplingParams
 from steepest.trainer.rollouts import generate_batch, step_seed
 from steepest.trainer.scoring import Scorer, sample_records
-
-Metrics = dict[str, float]
+from steepest.training.meters import Metrics
 
 
 @dataclass
@@ -24,7 +23,6 @@ class Evaluation:
     metrics: Metrics
     score: float
     """Mean accuracy over all prompts: what 'best so far' means."""
-    num_prompts: int
     samples: list[dict[str, Any]]
     """One record a response: prompt, response, score, ground truth."""
 
@@ -57,7 +55,7 @@ class Evaluator:
         metrics["val-aux/response_length/mean"] = tokens / len(records)
         metrics["val-aux/response_length/clip_ratio"] = truncated / len(records)
         metrics["val-aux/num_prompts"] = float(len(self.prompts))
-        return Evaluation(metrics, mean_accuracy(results), len(self.prompts), records)
+        return Evaluation(metrics, mean_accuracy(results), records)
 
 
 def accuracy(result: RewardResult) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-Metrics = dict[str, float]
+from steepest.training.meters import Metrics
+
 Check = Callable[[Metrics, "Limits"], "str | None"]
 
 

@@ -44,17 +44,16 @@ class Result:
     folder: Path
     history: Mapping[int, float]
     """Step -> validation accuracy."""
-    samples: list[dict[str, Any]]
-    """The last validation's responses."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The checked, tokenised prompts."""
+    """The checked prompts, tokenised by `encode_rows`."""
 
     train: list[Prompt]
     val: list[Prompt]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What tokenising has to say: how many were kept, dropped and cut."""
 
 
 def run_ppo(config: Config) -> Result:
@@ -82,7 +81,7 @@ def load_rows(config: Config) -> Data:
     val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files")
     if config.custom_reward_function.path is None:
         check_ground_truths([*train, *val])
-    return Data(train, val, ())
+    return Data(train, val)
 
 
 def check_ground_truths(prompts: Sequence[Prompt]) -> None:
@@ -132,7 +131,7 @@ class Job:
         self.scorer = Scorer(pool, tokenizer)
         self.folder = Path(str(config.trainer.default_local_dir))
         entry = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator)
-        self.plan: Plan = make_plan(config, len(data.train), len(data.val), needs=entry.facts.get("needs", ()))
+        self.plan: Plan = make_plan(config, len(data.train), needs=entry.facts.get("needs", ()))
         self.sampler = PromptSampler(
             len(data.train), config.data.train_batch_size, shuffle=config.data.shuffle, seed=config.data.seed
         )
@@ -161,8 +160,7 @@ class Job:
         steps = 0 if config.trainer.val_only else self.plan.total_steps - start.step
         seconds = time.perf_counter() - began
         say(end_summary(run.history, seconds=seconds, steps=steps, folder=str(self.folder)))
-        samples = run.last_evaluation.samples if run.last_evaluation else []
-        return Result(self.folder, dict(run.history), samples)
+        return Result(self.folder, dict(run.history))
 
     def _load_models(self, start: Start) -> build.Models:
         if self.plan.needs_critic:
@@ -226,7 +224,7 @@ class Job:
             sampling=build.val_sampling(self.config),
             scorer=self.scorer,
             batch_size=self.config.data.val_batch_size,
-            pad_id=build.pad_id(self.tokenizer),
+            pad_id=self.tokenizer.pad_token_id,
         )
 
     def _train(self, run: Run, start: Start, models: build.Models, engine: RolloutEngine, controller: Any) -> None:
@@ -235,10 +233,11 @@ class Job:
             return
         step = build.build_step(
             self.config,
+            self.plan,
             models,
             controller,
             generate=StepRollouts(
-                engine, self.data.train, self.sampler, build.train_sampling(self.config), build.pad_id(self.tokenizer)
+                engine, self.data.train, self.sampler, build.train_sampling(self.config), self.tokenizer.pad_token_id
             ),
             score=StepScorer(self.scorer, self._rollout_writer()),
             engine=engine,

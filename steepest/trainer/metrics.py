@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from steepest.core.batch import Batch
-
-Metrics = dict[str, float]
+from steepest.training.meters import Metrics
 
 
 def three(name: str, values: Tensor) -> Metrics:

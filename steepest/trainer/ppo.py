@@ -2,7 +2,7 @@
 
     prompts -> generate -> score -> log-probs, reference, values -> KL and advantages -> critic, actor -> weights
 
-Everything optional is an object chosen at start (`NoCritic`, `NoReference`, `ActorAfterWarmup`), so the step has
+Everything optional is an object chosen at start (`NoCritic`, `NoReference`, `ActorOfOneUpdate`, ...), so the step has
 no branches. Validation, saving, logging and health checks are callers in `run`.
 """
 
@@ -17,12 +17,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from steepest.core.batch import Batch
-
-Metrics = dict[str, float]
+from steepest.training.meters import Metrics
 
 
 class ActorLike(Protocol):
-    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor | None]: ...
+    def log_probs(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]: ...
     def update(self, batch: Batch, *, step: int) -> Metrics: ...
 
 
@@ -53,13 +52,29 @@ class NoReference:
 
 
 @dataclass
+class ActorOfOneUpdate:
+    """The actor of a run with one update a step and no use of its log-probs before: they need no pass of their own.
+
+    The update's own log-probs are the old ones, and it writes them into the batch.
+    """
+
+    actor: ActorLike
+
+    def log_probs(self, batch: Batch) -> tuple[None, None]:
+        return None, None
+
+    def update(self, batch: Batch, *, step: int) -> Metrics:
+        return self.actor.update(batch, step=step)
+
+
+@dataclass
 class ActorAfterWarmup:
     """The actor, left alone during the first `num_steps` steps while the critic learns (`trainer.critic_warmup`)."""
 
     actor: ActorLike
     num_steps: int
 
-    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def log_probs(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         return self.actor.log_probs(batch)
 
     def update(self, batch: Batch, *, step: int) -> Metrics:

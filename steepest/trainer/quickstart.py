@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from steepest.trainer.resume import set_aside
+from steepest.trainer.run import shortened
 
 NEXT = """What to do next
   the same job on a real model and real problems:
-    python examples/data_preprocess/gsm8k.py --local_save_dir data/gsm8k
+    steepest prepare gsm8k --local-save-dir data/gsm8k
     python -m steepest.trainer.main_ppo data.train_files=data/gsm8k/train.parquet \\
       data.val_files=data/gsm8k/test.parquet actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B-Instruct \\
       data.train_batch_size=256 trainer.test_freq=10 trainer.save_freq=10
@@ -181,8 +182,8 @@ def story(
     for old, new in telling_pairs(before, after):
         lines += [
             f"  {new['prompt'][-1]['content']}  (right answer: {new['ground_truth']})",
-            f"    before: {one_line(old['response'])}   score {old['score']:g}",
-            f"    after:  {one_line(new['response'])}   score {new['score']:g}",
+            f"    before: {shortened(old['response'])}   score {old['score']:g}",
+            f"    after:  {shortened(new['response'])}   score {new['score']:g}",
         ]
     return "\n".join([*lines, ""])
 
@@ -196,7 +197,3 @@ def telling_pairs(
     wrong = [i for i, (_, new) in enumerate(pairs) if not new["score"]]
     order = dict.fromkeys([*learned[: num - 1], *wrong[:1], *learned, *range(len(pairs))])
     return [pairs[i] for i in list(order)[:num]]
-
-
-def one_line(text: str) -> str:
-    return " | ".join(text.strip().splitlines())

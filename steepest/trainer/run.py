@@ -22,8 +22,8 @@ from steepest.trainer.health import Health
 from steepest.trainer.metrics import speed_metrics
 from steepest.trainer.ppo import Schedule
 from steepest.training.checkpoint import CheckpointStore
+from steepest.training.meters import Metrics
 
-Metrics = dict[str, float]
 ACCURACY = "val/accuracy"
 say: Callable[[str], None] = partial(print, flush=True)
 """The run's own sentences, on standard output, at once also in a pipe."""
@@ -58,7 +58,6 @@ class Run:
     num_logged_samples: int
     validation_data_dir: str | None
     history: dict[int, float] = field(default_factory=dict)
-    last_evaluation: Evaluation | None = None
 
     def before_training(self, start_step: int) -> None:
         """Validation before the first step; after a kill between saving and validating, the one that is missing."""
@@ -81,7 +80,7 @@ class Run:
     def validate(self, step: int) -> None:
         """Score the validation set, print one line and remember the best step."""
         start = time.perf_counter()
-        self.last_evaluation = found = self.evaluator()
+        found = self.evaluator()
         metrics = {**found.metrics, ACCURACY: found.score, "timing_s/testing": time.perf_counter() - start}
         self.loggers.log(step, metrics)
         self.history[step] = found.score

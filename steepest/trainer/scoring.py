@@ -11,8 +11,7 @@ import torch
 from steepest.core.batch import Batch
 from steepest.rewards.api import RewardRequest, RewardResult
 from steepest.rewards.pool import RewardPool
-
-Metrics = dict[str, float]
+from steepest.training.meters import Metrics
 
 
 @dataclass

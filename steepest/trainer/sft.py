@@ -18,12 +18,13 @@ from steepest.errors import DataError, ModelError
 from steepest.loggers.api import Loggers
 from steepest.models.load import check_vocabulary, end_token_ids, load_causal_lm
 from steepest.trainer import build
-from steepest.trainer.ppo import Metrics, Schedule, Timer, run_steps
+from steepest.trainer.ppo import Schedule, Timer, run_steps
 from steepest.trainer.resume import Start, find_start, require_work
 from steepest.trainer.run import say
 from steepest.trainer.start import begin, hold, model_folder, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.summary import count, count_parameters, duration, table
 from steepest.training.checkpoint import CheckpointStore
+from steepest.training.meters import Metrics
 from steepest.training.sft_step import Supervised
 
 
@@ -142,8 +143,8 @@ def _train(
     val: Sequence[SFTExample],
 ) -> SFTResult:
     trainer, data = config.trainer, config.data
-    sampler = PromptSampler(len(train), data.train_batch_size, shuffle=data.shuffle, seed=data.seed)
     plan = make_sft_plan(config, len(train))
+    sampler = PromptSampler(len(train), data.train_batch_size, shuffle=data.shuffle, seed=data.seed)
     total, run_folder = plan.total_steps, Path(trainer.default_local_dir)
     store = open_store(run_folder, trainer.max_ckpt_to_keep)
     start = find_start(store, mode=trainer.resume_mode, resume_from_path=trainer.resume_from_path, say=say)

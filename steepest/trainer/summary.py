@@ -88,16 +88,19 @@ def start_summary(config: Config, plan: Plan, notes: Sequence[str], device: Devi
     sizes = {role: count_parameters(getattr(models, role)) for role in roles}
     rollout, algorithm = config.actor_rollout_ref.rollout, config.algorithm
     compute = models.actor.compute.dtype
+    generation = compute if rollout.dtype == "auto" else rollout.dtype
+    width = 2 if generation == "bfloat16" else 4
     memory = estimate_memory(
         actor=sizes["actor"],
         critic=sizes["critic"],
         reference=sizes["reference"],
-        engine_copy_bytes=sizes["actor"] * 2 if compute == "bfloat16" else 0,
+        engine_copy_bytes=sizes["actor"] * width if width == 2 else 0,
         kv_cache_bytes=kv_cache_bytes(
             models.actor.model.config,
             rollout.max_num_seqs,
             plan,
             config.data.max_prompt_length + config.data.max_response_length,
+            width,
         ),
     )
     rows = [
@@ -129,13 +132,13 @@ def _switches(config: Config) -> str:
     return ", ".join(f"{name} {state}" for name, state in on_off)
 
 
-def kv_cache_bytes(model_config: Any, max_num_seqs: int, plan: Plan, max_model_len: int) -> int:
-    """Keys and values of the sequences decoded at once, at full length, in float32."""
+def kv_cache_bytes(model_config: Any, max_num_seqs: int, plan: Plan, max_model_len: int, width: int) -> int:
+    """Keys and values of the sequences decoded at once, at full length, of `width` bytes each."""
     text = model_config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     sequences = min(max_num_seqs, plan.rows_per_step)
-    return 2 * MASTER_BYTES * text.num_hidden_layers * heads * width * max_model_len * sequences
+    return 2 * width * text.num_hidden_layers * heads * head_size * max_model_len * sequences
 
 
 def end_summary(history: Mapping[int, float], *, seconds: float, steps: int, folder: str) -> str:

@@ -105,7 +105,8 @@ class Actor(PolicyPasses):
         """One PPO update: epochs x mini-batches, an optimizer step each. `step` is the training step, for the shuffle.
 
         Reads tokens, response_mask, advantages, old_log_probs, ref_log_probs (with use_kl_loss), entropies. With
-        old_log_probs None (allowed when `may_skip_log_probs`) the update's own log-probs stand in for them.
+        old_log_probs None (allowed when `may_skip_log_probs`) the update's own log-probs stand in for them, and are
+        written there.
 
         Metrics: first the mean over a mini-batch, then over mini-batches. `pg_loss`, `entropy_loss`, `kl_loss` are
         aggregated by loss_agg_mode, without their coefficients; `pg_clipfrac`, `pg_clipfrac_lower`, `ppo_kl` and
@@ -118,6 +119,7 @@ class Actor(PolicyPasses):
         """
         self._require_fields(batch)
         means, metrics = Means(), self._old_entropy(batch)
+        own = torch.zeros(batch.responses.shape) if batch.old_log_probs is None else None
         for rows in iterate_mini_batches(len(batch), self.settings, step):
             mini = batch.select(rows)
             if not mini.response_mask.any():
@@ -125,9 +127,14 @@ class Actor(PolicyPasses):
             denominators = LossDenominators.of(mini.response_mask)
             loss = _MiniBatchLoss(self, denominators, self._needs_entropy(batch), first=_RATIO not in metrics)
             found = self.accumulate(self.micro_batches(mini, self.settings.micro), loss)
+            if own is not None:
+                for picks, log_probs in loss.own:
+                    own[rows[picks]] = log_probs
             metrics |= {name: found.pop(name) for name in _ONCE if name in found}
             means.add(found)
             self.step("actor", means)
+        if own is not None:
+            batch.old_log_probs = own
         if self.loss.use_kl_loss:
             metrics["actor/kl_coef"] = self.loss.kl_loss_coef
         return metrics | means.read() | self.finish_iteration("actor")
@@ -165,6 +172,8 @@ class _MiniBatchLoss:
     with_entropy: bool
     first: bool
     loss: ActorLossSettings = field(init=False)
+    own: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """(rows, log-probs on the CPU) of each micro-batch, where the batch has no old ones."""
 
     def __post_init__(self) -> None:
         self.loss = self.actor.loss
@@ -174,6 +183,8 @@ class _MiniBatchLoss:
         log_probs, entropies = self.actor._log_probs(part, with_entropy=self.with_entropy)
         redundant = batch.old_log_probs is None
         old_log_probs = log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
+        if redundant:
+            self.own.append((part.rows, old_log_probs.cpu()))
         assert batch.advantages is not None
         per_token, stats = self.actor.policy_loss(LossInputs(log_probs, old_log_probs, batch.advantages, mask))
         total = self._aggregate("actor/pg_loss", per_token, mask, sums)

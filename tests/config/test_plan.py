@@ -14,16 +14,11 @@ ACTOR = "actor_rollout_ref.actor"
 
 def test_the_reference_run_has_435_steps_of_four_updates() -> None:
     config = load_config([*REFERENCE, "actor_rollout_ref.rollout.name=builtin"])
-    plan = make_plan(config, 7473, 1319, needs=("values",))
+    plan = make_plan(config, 7473, needs=("values",))
     # 7473 // 256 = 29, 29 * 15 = 435, 256 / 64 = 4
-    assert (plan.steps_per_epoch, plan.total_steps, plan.updates_per_step, plan.critic_updates_per_step) == (
-        29,
-        435,
-        4,
-        4,
-    )
-    assert (plan.rows_per_step, plan.mini_batch_rows, plan.val_rows, plan.val_batch_size) == (256, 64, 1319, 1319)
-    assert plan.needs_critic and plan.needs_reference and plan.use_kl_in_reward
+    assert (plan.steps_per_epoch, plan.total_steps, plan.updates_per_step) == (29, 435, 4)
+    assert (plan.rows_per_step, plan.mini_batch_rows, plan.critic_mini_batch_rows) == (256, 64, 64)
+    assert plan.needs_critic and plan.needs_reference and not plan.skips_old_log_probs
     assert plan.notes == (
         "KL in the reward is on (derived from algorithm.kl_ctrl.kl_coef): kl, fixed coefficient 0.001; "
         "off: algorithm.use_kl_in_reward=False.",
@@ -33,9 +28,9 @@ def test_the_reference_run_has_435_steps_of_four_updates() -> None:
 
 def test_groups_multiply_rows_and_grpo_needs_no_critic() -> None:
     words = ["data.train_batch_size=32", f"{ACTOR}.ppo_mini_batch_size=16", f"{ACTOR}.ppo_epochs=3"]
-    plan = make_plan(load_config([*GRPO, *words]), 64, 10, needs=("group_ids",))
+    plan = make_plan(load_config([*GRPO, *words]), 64, needs=("group_ids",))
     assert (plan.rows_per_step, plan.mini_batch_rows, plan.updates_per_step) == (128, 64, 6)
-    assert (plan.needs_critic, plan.needs_reference, plan.critic_updates_per_step) == (False, False, 0)
+    assert (plan.needs_critic, plan.needs_reference) == (False, False)
     assert (
         plan.notes[0]
         == "KL in the reward is off (derived from algorithm.adv_estimator); on: algorithm.use_kl_in_reward=True."
@@ -43,24 +38,33 @@ def test_groups_multiply_rows_and_grpo_needs_no_critic() -> None:
 
 
 def test_reference_exists_for_a_kl_loss_alone() -> None:
-    plan = make_plan(load_config([*GRPO, f"{ACTOR}.use_kl_loss=True"]), 2048, 10)
-    assert plan.needs_reference and not plan.use_kl_in_reward
+    plan = make_plan(load_config([*GRPO, f"{ACTOR}.use_kl_loss=True"]), 2048)
+    assert plan.needs_reference
     assert "KL in the loss is on: low_var_kl, coefficient 0.001." in plan.notes
 
 
 def test_steps_win_over_epochs_and_one_update_is_told() -> None:
     words = ["data.train_batch_size=10", "trainer.total_training_steps=25", "trainer.total_epochs=2"]
-    plan = make_plan(load_config([*REQUIRED, *words]), 100, 5, needs=("values",))
+    plan = make_plan(load_config([*REQUIRED, *words]), 100, needs=("values",))
     assert (plan.steps_per_epoch, plan.total_steps) == (10, 25)
     assert "trainer.total_training_steps=25 wins over trainer.total_epochs=2 (20 steps): 2.5 epochs." in plan.notes
     assert "One update a step: the ratio is 1 throughout, so the clip never acts." in plan.notes
+    assert not plan.skips_old_log_probs, "the KL in the reward reads the old log-probs before the update"
+
+
+def test_a_pass_that_is_redundant_is_left_out_and_told() -> None:
+    words = ["data.train_batch_size=8", f"{ACTOR}.ppo_mini_batch_size=8"]
+    assert make_plan(load_config([*GRPO, *words]), 64).skips_old_log_probs
+    assert any("left out" in note for note in make_plan(load_config([*GRPO, *words]), 64).notes)
+    two_updates = make_plan(load_config([*GRPO, *words, f"{ACTOR}.ppo_epochs=2"]), 64)
+    assert not two_updates.skips_old_log_probs and not any("left out" in note for note in two_updates.notes)
 
 
 def test_a_run_that_keeps_nothing_says_so() -> None:
     words = ["data.train_batch_size=10", "trainer.total_training_steps=25"]
 
     def notes(*more: str) -> list[str]:
-        plan = make_plan(load_config([*REQUIRED, *words, *more]), 100, 5, needs=("values",))
+        plan = make_plan(load_config([*REQUIRED, *words, *more]), 100, needs=("values",))
         return [note for note in plan.notes if "No checkpoint is written (trainer.save_freq=-1)" in note]
 
     assert len(notes()) == 1
@@ -73,40 +77,40 @@ def test_warmup_is_a_number_of_steps_or_a_share() -> None:
         "critic.optim.lr_warmup_steps=7",
         "trainer.total_training_steps=50",
     ]
-    plan = make_plan(load_config([*REQUIRED, *words]), 1024, 5, needs=("values",))
+    plan = make_plan(load_config([*REQUIRED, *words]), 1024, needs=("values",))
     assert (plan.actor_warmup_steps, plan.critic_lr_warmup_steps) == (7, 7)  # int(0.15 * 50) = 7
     words = [
         "critic.optim.lr_warmup_steps=3",
         "critic.optim.lr_warmup_steps_ratio=0.9",
         "trainer.total_training_steps=50",
     ]
-    assert make_plan(load_config([*REQUIRED, *words]), 1024, 5, needs=("values",)).critic_lr_warmup_steps == 3
+    assert make_plan(load_config([*REQUIRED, *words]), 1024, needs=("values",)).critic_lr_warmup_steps == 3
 
 
 def test_an_estimator_of_ones_own_says_whether_it_needs_a_critic() -> None:
     own = [*REQUIRED, "algorithm.adv_estimator=my.module:estimate"]
-    assert not make_plan(load_config(own), 2048, 5).needs_critic
-    assert make_plan(load_config(own), 2048, 5, needs=("values",)).needs_critic
-    assert make_plan(load_config([*own, "critic.enable=True"]), 2048, 5).needs_critic
+    assert not make_plan(load_config(own), 2048).needs_critic
+    assert make_plan(load_config(own), 2048, needs=("values",)).needs_critic
+    assert make_plan(load_config([*own, "critic.enable=True"]), 2048).needs_critic
     with pytest.raises(
         ConfigError, match=r"^critic.enable=False: algorithm.adv_estimator=my.module:estimate needs values"
     ):
-        make_plan(load_config([*own, "critic.enable=False"]), 2048, 5, needs=("values",))
+        make_plan(load_config([*own, "critic.enable=False"]), 2048, needs=("values",))
     with pytest.raises(ConfigError, match=r"^trainer.critic_warmup=2 without a critic"):
-        make_plan(load_config([*own, "trainer.critic_warmup=2"]), 2048, 5)
+        make_plan(load_config([*own, "trainer.critic_warmup=2"]), 2048)
 
 
 def test_a_critic_warmup_as_long_as_the_epochs_is_refused() -> None:
     words = ["data.train_batch_size=10", "trainer.total_epochs=2", "trainer.critic_warmup=20"]
     with pytest.raises(ConfigError, match=r"^trainer.critic_warmup=20: the actor would never be trained.* 20 steps"):
-        make_plan(load_config([*REQUIRED, *words]), 105, 5, needs=("values",))
-    assert make_plan(load_config([*REQUIRED, *words]), 110, 5, needs=("values",)).total_steps == 22
-    make_plan(load_config([*REQUIRED, *words, "trainer.val_only=True"]), 105, 5, needs=("values",))
+        make_plan(load_config([*REQUIRED, *words]), 105, needs=("values",))
+    assert make_plan(load_config([*REQUIRED, *words]), 110, needs=("values",)).total_steps == 22
+    make_plan(load_config([*REQUIRED, *words, "trainer.val_only=True"]), 105, needs=("values",))
 
 
 def test_data_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
-        make_plan(load_config(REQUIRED), 100, 5, needs=("values",))
+        make_plan(load_config(REQUIRED), 100, needs=("values",))
     assert str(caught.value) == (
         "data.train_batch_size=1024: the training data has 100 usable rows, so no batch is ever full. "
         "Use data.train_batch_size <= 100, or more data."

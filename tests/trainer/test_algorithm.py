@@ -6,7 +6,7 @@ import torch
 
 from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
-from steepest.trainer.algorithm import Advantages, KLShapedRewards, PlainRewards, with_options
+from steepest.trainer.algorithm import Advantages, KLShapedRewards, plain_rewards, with_options
 
 
 def batch() -> Batch:
@@ -50,7 +50,7 @@ def test_the_adaptive_controller_counts_the_rows_that_its_kl_is_a_mean_of():
 
 def test_without_kl_rewards_are_the_scores():
     made = batch()
-    assert PlainRewards()(made) == {}
+    assert plain_rewards(made) == {}
     assert torch.equal(made.token_level_rewards, made.token_level_scores)
 
 
@@ -59,7 +59,7 @@ def test_advantages_are_whitened_only_where_asked():
         return inputs.token_level_rewards * inputs.response_mask, inputs.token_level_rewards
 
     made = batch()
-    PlainRewards()(made)
+    plain_rewards(made)
     Advantages(estimator, whitened=False)(made)
     assert torch.equal(made.advantages, made.token_level_scores)
     Advantages(estimator, whitened=True)(made)

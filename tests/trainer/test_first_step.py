@@ -50,6 +50,17 @@ def test_filtered_sampling_is_not_compared_with_the_whole_distribution(toy, tmp_
         assert row["actor/ratio_max_dev_first"] < 1e-5
 
 
+def test_a_single_update_leaves_its_first_pass_out_and_still_compares_engine_and_trainer(toy, tmp_path, capsys):
+    one = ("algorithm.use_kl_in_reward=False", "actor_rollout_ref.actor.ppo_mini_batch_size=32")
+    rows = metrics(toy, tmp_path / "skips", *one)
+    assert "the pass that would compute them first is left out" in capsys.readouterr().out
+    # an adaptive coefficient of 0 in the reward asks for the pass and changes nothing else
+    full = metrics(toy, tmp_path / "full", one[1], "algorithm.kl_ctrl.kl_coef=1e-30", "algorithm.use_kl_in_reward=True")
+    for step in (1, 2):
+        for name in ("actor/pg_loss", "actor/grad_norm", "actor/entropy", "mismatch/mean_abs_diff", "critic/vf_loss"):
+            assert rows[step][name] == pytest.approx(full[step][name], abs=2e-5), name
+
+
 def config(toy, tmp_path, *more: str):
     return load_config(toy_overrides(toy, tmp_path, *more))
 

@@ -29,7 +29,7 @@ from steepest.models.tiny import init_weights
 from steepest.rewards.api import RewardRequest, RewardResult
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from steepest.trainer.algorithm import Advantages, KLShapedRewards, PlainRewards
+from steepest.trainer.algorithm import Advantages, KLShapedRewards, plain_rewards
 from steepest.trainer.rollouts import generate_batch
 from steepest.trainer.scoring import Scorer, place_scores
 from steepest.training.actor import Actor
@@ -142,7 +142,7 @@ def prepare(toy: Toy, batch: Batch, actor: Actor, advantages: Advantages, beta: 
     batch.old_log_probs, batch.entropies = actor.log_probs(batch)
     batch.ref_log_probs = toy.reference(actor.temperature).log_probs(batch)
     batch.values, batch.final_values = toy.critic().values(batch)
-    (KLShapedRewards(FixedKLController(beta), "k1") if beta else PlainRewards())(batch)
+    (KLShapedRewards(FixedKLController(beta), "k1") if beta else plain_rewards)(batch)
     advantages(batch)
 
 

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from steepest.core.batch import Batch
-from steepest.trainer.ppo import ActorAfterWarmup, NoCritic, NoReference, PPOStep, Schedule, Timer, run_steps
+from steepest.trainer.ppo import (
+    ActorAfterWarmup,
+    ActorOfOneUpdate,
+    NoCritic,
+    NoReference,
+    PPOStep,
+    Schedule,
+    Timer,
+    run_steps,
+)
 
 
 def make_batch() -> Batch:
@@ -112,6 +121,15 @@ def test_without_critic_and_reference_the_step_is_the_same_code():
     metrics = make_step(fakes, critic=NoCritic(), reference=NoReference())(1)
     assert "values" not in fakes.calls and "reference" not in fakes.calls
     assert "critic/vf_loss" not in metrics and metrics["actor/pg_loss"] == 1.0
+
+
+def test_one_update_a_step_needs_no_pass_before_it():
+    fakes = Fakes()
+    fakes.shape_rewards = lambda batch: setattr(batch, "token_level_rewards", batch.token_level_scores) or {}
+    step = make_step(fakes)
+    step.actor = ActorOfOneUpdate(fakes)
+    assert step(1)["actor/pg_loss"] == 1.0
+    assert "old_log_probs" not in fakes.calls and "update_actor 1" in fakes.calls
 
 
 def test_critic_warmup_leaves_the_actor_alone_for_its_steps():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from steepest.trainer.quickstart import Settings, one_line, run_quickstart, story, telling_pairs
+from steepest.trainer.quickstart import Settings, run_quickstart, story, telling_pairs
 
 SMALL = {"sft_steps": 3, "ppo_steps": 2, "num_train": 256, "num_test": 64, "num_sft": 256}
 LAST_LINE = r"quickstart: before_sft=\d\.\d{4} before_ppo=\d\.\d{4} after_ppo=\d\.\d{4} seconds=\d+"
@@ -36,7 +36,7 @@ def test_the_story_shows_what_was_learned_and_what_is_still_wrong():
     text = story(0.0, {0: 0.25, 5: 0.75}, before, after)
     assert "before PPO          0.250" in text and "after PPO           0.750" in text
     assert "step   5  0.750  " + "#" * 30 in text
-    assert one_line("First 1\n#### 0") == "First 1 | #### 0"
+    assert "before: First 1 | #### 0   score 0" in text
 
 
 def test_fewer_than_three_problems_are_all_shown():

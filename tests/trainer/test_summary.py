@@ -39,8 +39,8 @@ def test_the_kv_cache_holds_the_sequences_that_are_decoded_at_once():
     config = SimpleNamespace(get_text_config=lambda: text)
     # keys and values, 4 bytes, 3 layers, 2 heads of 8, 100 tokens; 10 rows a step, fewer than 256 slots
     want = 2 * 4 * 3 * 2 * 8 * 100 * 10
-    assert kv_cache_bytes(config, 256, SimpleNamespace(rows_per_step=10), 100) == want
-    assert kv_cache_bytes(config, 5, SimpleNamespace(rows_per_step=10), 100) == want // 2
+    assert kv_cache_bytes(config, 256, SimpleNamespace(rows_per_step=10), 100, 4) == want
+    assert kv_cache_bytes(config, 5, SimpleNamespace(rows_per_step=10), 100, 2) == want // 4
 
 
 def test_the_end_names_first_best_and_last_and_where_things_lie():

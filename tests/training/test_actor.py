@@ -175,13 +175,24 @@ def test_the_pass_before_a_single_update_is_redundant():
     assert not make_actor(epochs=2).may_skip_log_probs(8)
     batch = with_log_probs(make_batch(), passed)
     want = passed.update(batch, step=1)
-    found = skipped.update(replace(batch, old_log_probs=None, entropies=None), step=1)
+    without = replace(batch, old_log_probs=None, entropies=None)
+    found = skipped.update(without, step=1)
+    assert (without.old_log_probs - batch.old_log_probs).abs().max() < 1e-5, "the update's own stand there afterwards"
     assert found.keys() == want.keys()
     for name in want:
         assert found[name] == pytest.approx(want[name], abs=1e-5), name
     assert found["actor/ratio_max_dev_first"] == 0.0
     pairs = zip(passed.model.parameters(), skipped.model.parameters(), strict=True)
     assert max((a - b).abs().max() for a, b in pairs) < 1e-6
+
+
+def test_own_log_probs_land_on_their_rows_when_the_rows_are_shuffled_and_cut():
+    shuffled = UpdateSettings(mini_batch_rows=8, micro=MicroBatches(rows=3), shuffle=True)
+    plain, skipped = make_actor(), make_actor(update=shuffled)
+    batch = with_log_probs(make_batch(), plain)
+    without = replace(batch, old_log_probs=None)
+    skipped.update(without, step=1)
+    assert (without.old_log_probs - batch.old_log_probs).abs().max() < 1e-5
 
 
 def test_missing_fields_are_named():
