@@ -26,7 +26,7 @@ def toy(tmp_path_factory):
     return make_toy(tmp_path_factory.mktemp("toy"))
 
 
-def fails(capsys, argv: list[str], *words: str) -> str:
+def assert_fails(capsys, argv: list[str], *words: str) -> str:
     """Run the command in this process; returns what it says on standard error after checking its form."""
     assert run_entry(main, argv) == 2
     said = capsys.readouterr().err
@@ -64,26 +64,26 @@ def with_value(argv: list[str], key: str, value: object) -> list[str]:
 )
 def test_a_wrong_value(toy, tmp_path, capsys, change, words):
     key = change.split("=")[0]
-    fails(capsys, with_value(toy_overrides(toy, tmp_path / "run"), key, change.split("=", 1)[1]), *words)
+    assert_fails(capsys, with_value(toy_overrides(toy, tmp_path / "run"), key, change.split("=", 1)[1]), *words)
     assert not (tmp_path / "run").exists(), "nothing is left behind by a run that did not start"
 
 
 def test_all_problems_at_once(toy, tmp_path, capsys):
     argv = [*toy_overrides(toy, tmp_path), "trainer.lr=1", "data.shufle=True", "actor_rollout_ref.rollout.top_p=2"]
-    fails(capsys, argv, "3 problems", "trainer.lr", "data.shuffle", "top_p=2")
+    assert_fails(capsys, argv, "3 problems", "trainer.lr", "data.shuffle", "top_p=2")
 
 
 def test_an_empty_file(toy, tmp_path, capsys):
     empty = tmp_path / "empty.jsonl"
     empty.touch()
-    fails(capsys, with_value(toy_overrides(toy, tmp_path), "data.train_files", empty), "empty.jsonl")
+    assert_fails(capsys, with_value(toy_overrides(toy, tmp_path), "data.train_files", empty), "empty.jsonl")
 
 
 def test_a_parquet_without_prompt(toy, tmp_path, capsys):
     file = tmp_path / "odd.parquet"
     pq.write_table(pa.table({"text": ["a", "b"]}), file)
     argv = with_value(toy_overrides(toy, tmp_path), "data.val_files", file)
-    fails(capsys, argv, "odd.parquet", "'prompt'", "it has text", "data.prompt_key")
+    assert_fails(capsys, argv, "odd.parquet", "'prompt'", "it has text", "data.prompt_key")
 
 
 def test_a_wrong_row_is_named_before_a_model_loads(toy, tmp_path, capsys):
@@ -95,7 +95,7 @@ def test_a_wrong_row_is_named_before_a_model_loads(toy, tmp_path, capsys):
     file.write_text("\n".join(rows) + "\n")
     argv = with_value(toy_overrides(toy, tmp_path), "data.train_files", file)
     argv = with_value(argv, MODEL, "./nowhere")  # the data is looked at first
-    fails(capsys, argv, "rows.jsonl", "row 7", "usr", "user")
+    assert_fails(capsys, argv, "rows.jsonl", "row 7", "usr", "user")
 
 
 def test_a_ground_truth_that_no_answer_can_equal_is_named_before_a_model_loads(tmp_path, toy, capsys):
@@ -105,12 +105,12 @@ def test_a_ground_truth_that_no_answer_can_equal_is_named_before_a_model_loads(t
     file.write_text("\n".join(lines) + "\n")
     argv = [item for item in toy_overrides(toy, tmp_path) if not item.startswith("custom_reward_function")]
     argv = with_value(with_value(argv, "data.train_files", file), MODEL, "./nowhere")
-    fails(capsys, argv, "rows:2", "reward_model", "'three'", "plain number")
+    assert_fails(capsys, argv, "rows:2", "reward_model", "'three'", "plain number")
 
 
 def test_a_second_run_in_the_same_folder_is_kept_out(tmp_path, toy, capsys):
     with hold(tmp_path / "run"):
-        fails(capsys, toy_overrides(toy, tmp_path / "run"), "another run is writing", "trainer.experiment_name")
+        assert_fails(capsys, toy_overrides(toy, tmp_path / "run"), "another run is writing", "trainer.experiment_name")
     with hold(tmp_path / "run"):
         pass  # the lock went with its holder
 
@@ -124,7 +124,7 @@ def test_a_model_without_chat_template(toy, tmp_path, capsys):
     config.pop("chat_template", None)
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     argv = with_value(toy_overrides(toy, tmp_path), MODEL, folder)
-    fails(capsys, argv, "chat template", "actor_rollout_ref.model.custom_chat_template")
+    assert_fails(capsys, argv, "chat template", "actor_rollout_ref.model.custom_chat_template")
 
 
 def test_a_reward_that_raises_ends_the_run_and_is_named(toy, tmp_path, capsys):
@@ -132,7 +132,7 @@ def test_a_reward_that_raises_ends_the_run_and_is_named(toy, tmp_path, capsys):
     reward.write_text("def compute_score(data_source, solution_str, ground_truth, extra_info):\n    return 1 / 0\n")
     argv = with_value(toy_overrides(toy, tmp_path / "run"), "custom_reward_function.path", reward)
     argv = with_value(argv, "custom_reward_function.name", "compute_score")
-    fails(capsys, argv, "ZeroDivisionError", "sample rows:", "bad.py:2", "reward.max_error_rate")
+    assert_fails(capsys, argv, "ZeroDivisionError", "sample rows:", "bad.py:2", "reward.max_error_rate")
 
 
 def test_folders_that_cannot_be_written_are_told_before_anything_is_read(toy, tmp_path, capsys):
@@ -140,7 +140,7 @@ def test_folders_that_cannot_be_written_are_told_before_anything_is_read(toy, tm
     argv = with_value(toy_overrides(toy, tmp_path), "trainer.default_local_dir", tmp_path / "file")
     argv += [f"trainer.rollout_data_dir={tmp_path}/file/a", f"trainer.validation_data_dir={tmp_path}/file"]
     argv = with_value(argv, "data.train_files", "nowhere.parquet")
-    said = fails(capsys, argv, "3 problems", "trainer.default_local_dir", "trainer.rollout_data_dir")
+    said = assert_fails(capsys, argv, "3 problems", "trainer.default_local_dir", "trainer.rollout_data_dir")
     assert said.count(f"{tmp_path}/file is no folder") == 3
 
 
@@ -148,7 +148,7 @@ def test_a_loss_of_the_users_own_is_looked_up_before_the_data(toy, tmp_path, cap
     (tmp_path / "mine.py").write_text("def loss(x): ...\n")
     mode = "actor_rollout_ref.actor.policy_loss.loss_mode"
     argv = [*toy_overrides(toy, tmp_path / "run"), f"{mode}={tmp_path}/mine.py:los"]
-    fails(capsys, with_value(argv, "data.train_files", "nowhere.parquet"), mode, "defines no 'los'", "'loss'")
+    assert_fails(capsys, with_value(argv, "data.train_files", "nowhere.parquet"), mode, "defines no 'los'", "'loss'")
 
 
 def damaged_model(toy, folder: Path) -> Path:
@@ -167,32 +167,34 @@ def damaged_model(toy, folder: Path) -> Path:
 def test_a_damaged_model_folder(toy, tmp_path, capsys, file, content, words):
     folder = damaged_model(toy, tmp_path / "model")
     (folder / file).write_bytes(content)
-    fails(capsys, with_value(toy_overrides(toy, tmp_path / "run"), MODEL, folder), *words)
+    assert_fails(capsys, with_value(toy_overrides(toy, tmp_path / "run"), MODEL, folder), *words)
 
 
 def test_a_model_folder_without_tokenizer_is_not_read_as_an_empty_one(toy, tmp_path, capsys):
     folder = damaged_model(toy, tmp_path / "model")
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    fails(capsys, with_value(toy_overrides(toy, tmp_path / "run"), MODEL, folder), "no tokenizer", "tokenizer.json")
+    assert_fails(
+        capsys, with_value(toy_overrides(toy, tmp_path / "run"), MODEL, folder), "no tokenizer", "tokenizer.json"
+    )
 
 
 def test_a_config_that_does_not_fit_the_weights(toy, tmp_path, capsys):
     argv = toy_overrides(toy, tmp_path / "run")
     key = "actor_rollout_ref.model.override_config"
-    fails(capsys, [*argv, f"+{key}.hidden_size=64"], "other shapes", "override_config")
-    fails(capsys, [*argv, f"+{key}.num_hidden_layers=5"], "override_config")
+    assert_fails(capsys, [*argv, f"+{key}.hidden_size=64"], "other shapes", "override_config")
+    assert_fails(capsys, [*argv, f"+{key}.num_hidden_layers=5"], "override_config")
 
 
 def test_a_critic_of_another_vocabulary_is_named_as_the_critic(toy, tmp_path, capsys):
     other = build_tiny_model(tmp_path / "critic", ["a"], hidden_size=32, intermediate_size=64, num_layers=1)
     argv = [*toy_overrides(toy, tmp_path / "run"), f"critic.model.path={other}"]
-    fails(capsys, argv, "critic.model.path: ", "tokens", "do not fit")
+    assert_fails(capsys, argv, "critic.model.path: ", "tokens", "do not fit")
 
 
 def test_an_unknown_data_source(toy, tmp_path, capsys):
     argv = [item for item in toy_overrides(toy, tmp_path) if not item.startswith("custom_reward_function")]
-    fails(capsys, argv, "toy", "custom_reward_function.path", "openai/gsm8k")
+    assert_fails(capsys, argv, "toy", "custom_reward_function.path", "openai/gsm8k")
 
 
 def test_the_process_itself_exits_with_2(toy, tmp_path):
