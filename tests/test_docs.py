@@ -69,7 +69,11 @@ def test_the_readme_has_the_three_jobs() -> None:
 def test_the_commands_of_the_documents_are_accepted(page: str, arguments: list[str], load) -> None:  # type: ignore[no-untyped-def]
     if any(argument.startswith(("key=", "...")) or argument in ("--help", "--cfg") for argument in arguments):
         pytest.skip("a form, not a command")
-    load(arguments)
+    config = load(arguments)
+    given = {argument.split("=", 1)[0] for argument in arguments if "=" in argument}
+    used = {key for key, source in config.provenance.sources.items() if source == "command line"}
+    # what the command writes is in force, and nothing of it is said to have no effect
+    assert given & used and config.provenance.warnings == (), page
 
 
 def test_make_targets_of_the_documents_exist() -> None:
