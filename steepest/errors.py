@@ -5,6 +5,7 @@
     |- DataError        (ValueError)    a row or a file of the data
     |- ModelError       (ValueError)    a model folder, hub id or tokenizer
     |- DeviceError      (RuntimeError)  a device that was asked for and is not there
+    |  `- DeviceMemoryError             a device whose memory does not suffice
     |- RewardError      (RuntimeError)  a reward function that fails too often
     |- RolloutError     (RuntimeError)  a generation engine
     `- CheckpointError  (RuntimeError)  a checkpoint that cannot be written or read
@@ -43,6 +44,10 @@ class ModelError(SteepestError, ValueError):
 
 class DeviceError(SteepestError, RuntimeError):
     """A device was asked for that this machine cannot offer."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The memory of a device does not suffice for a model or a pass."""
 
 
 class RewardError(SteepestError, RuntimeError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -112,9 +113,19 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in fp32; half-precision factors keep their fp32 sums where the backend can hand them out."""
     if a.dtype == torch.float32:
         return a @ b
-    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+    if _hands_out_sums(a.device, a.dtype):
         return torch.mm(a, b, out_dtype=torch.float32)
     return (a @ b).float()
+
+
+@lru_cache
+def _hands_out_sums(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this device's product of `dtype` can leave its sums in fp32. Tried once: torch has no question for it."""
+    one = torch.ones(8, 8, dtype=dtype, device=device)
+    try:
+        return torch.mm(one, one, out_dtype=torch.float32).dtype == torch.float32
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 class _TokenLogProbs(torch.autograd.Function):

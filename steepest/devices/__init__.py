@@ -1,9 +1,9 @@
 """Devices: the only home of vendor names. A new device is one file here and one line below."""
 
-from steepest.devices.api import DEVICES, Accelerator, Device, MemoryStats, select_device
+from steepest.devices.api import DEVICES, Accelerator, Device, MemoryStats, device_of, select_device
 from steepest.devices.cpu import CPUDevice
 from steepest.devices.cuda import CUDADevice
-from steepest.devices.npu import NPUDevice
+from steepest.devices.npu import NPUDevice, hide_unusable
 
 __all__ = [
     "DEVICES",
@@ -13,5 +13,7 @@ __all__ = [
     "Device",
     "MemoryStats",
     "NPUDevice",
+    "device_of",
+    "hide_unusable",
     "select_device",
 ]

@@ -6,15 +6,37 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from steepest.devices.checks import Check
 from steepest.errors import ConfigError, DeviceError
 from steepest.registry import Registry
 
 DEVICES = Registry("device", "trainer.device")
+
+VARLEN = "flash_attention_2"
+"""Transformers' and verl's name for a fused attention over packed sequences."""
+PACKED_SDPA = "sdpa"
+"""torch's scaled_dot_product_attention, one call for the packed sequences of similar length."""
+
+# Some libraries below torch raise a plain RuntimeError: cuBLAS, the CPU's allocator, older Ascend plug-ins.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+
+
+class VarlenAttention(Protocol):
+    """Causal attention within each of several packed sequences."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, *, ends: Tensor, lengths: tuple[int, ...], scale: float
+    ) -> Tensor:
+        """query (N, H, D), key (N, KV, D), value (N, KV, D) -> (N, H, D); H is a multiple of KV.
+
+        `lengths` are those of the b sequences, `ends` (b + 1,) int32 on the device: 0 and their running sum.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +48,9 @@ class MemoryStats:
     available: int
     """What can still be taken now."""
     peak: int
-    """The most this process has held since it started, or since `reset_peak_memory`."""
+    """The most this process has held since it started."""
+    peak_reserved: int | None = None
+    """The most that torch's allocator has taken from the device, what it keeps for later included; None on the CPU."""
 
 
 class Device(ABC):
@@ -42,6 +66,14 @@ class Device(ABC):
     """The environment variable that chooses the cards a process sees."""
     ray_resource: ClassVar[str]
     """The name Ray counts this device under."""
+    allocator_variable: ClassVar[str | None] = None
+    """The environment variable that tunes torch's allocator for this device."""
+    sleep_level: ClassVar[int | None] = None
+    """The sleep level of vLLM that is known to work here; None where there is no sleep mode."""
+    vllm_install: ClassVar[str] = "pip install 'steepest[vllm]'"
+    """How vLLM for this device is installed."""
+    fused_adamw: ClassVar[bool] = False
+    """Whether torch's AdamW has a kernel of its own here that repeats its bits; else torch chooses."""
 
     def __init__(self) -> None:
         self.chosen_because = f"trainer.device={self.name}"
@@ -64,10 +96,6 @@ class Device(ABC):
         """Total, available and peak memory of device `index`, in bytes."""
 
     @abstractmethod
-    def reset_peak_memory(self, index: int = 0) -> None:
-        """Start measuring the peak of device `index` from what is held now."""
-
-    @abstractmethod
     def synchronize(self) -> None:
         """Wait until all work given to the current device is done."""
 
@@ -78,6 +106,50 @@ class Device(ABC):
     @abstractmethod
     def hardware(self, index: int = 0) -> str:
         """The name of the hardware, for the summary at start."""
+
+    def quick_look(self) -> str | None:
+        """As `availability`, but without loading anything; None where only loading the device's package can tell."""
+        return None
+
+    def environment(self) -> dict[str, str]:
+        """Variables, with the values Steepest wants, for processes that share one of these devices."""
+        return {}
+
+    def rollout_environment(self) -> dict[str, str]:
+        """Variables, with the values Steepest wants, that vLLM reads on this device before it starts."""
+        return {}
+
+    def vllm_problem(self, distribution: str, version: str) -> str | None:
+        """Why the vLLM that this package brought cannot run here: the reason, a semicolon, the remedy."""
+        return None
+
+    def expected(self) -> str | None:
+        """What on this machine points to this device, usable or not; None where nothing does. For `steepest doctor`."""
+        return None
+
+    def version_checks(self) -> list[Check]:
+        """What the installed versions of this device's software are to each other. For `steepest doctor`."""
+        return []
+
+    def setup_checks(self) -> list[Check]:
+        """What the environment of this process does to this device. For `steepest doctor`."""
+        return []
+
+    def varlen_attention(self, dtype: torch.dtype) -> tuple[VarlenAttention | None, str]:
+        """A fused attention over packed sequences for tensors of `dtype`, or None; and why, in words."""
+        return None, f"{self.name} has no fused attention for packed sequences"
+
+    def attention_implementation(self, dtype: torch.dtype | None = None) -> tuple[str, str]:
+        """(name, why) of the attention that a model computing in `dtype` (default: `default_dtype`) gets."""
+        kernel, why = self.varlen_attention(self.default_dtype() if dtype is None else dtype)
+        return (PACKED_SDPA if kernel is None else VARLEN), why
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether this is what torch raises when the device's memory does not suffice."""
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        text = str(error)
+        return isinstance(error, RuntimeError) and any(sign in text for sign in _OUT_OF_MEMORY)
 
     def torch_device(self, index: int = 0) -> torch.device:
         """Device `index` as a torch.device."""
@@ -125,10 +197,8 @@ class Accelerator(Device):
 
     def memory(self, index: int = 0) -> MemoryStats:
         available, total = self.module.mem_get_info(index)
-        return MemoryStats(int(total), int(available), int(self.module.max_memory_allocated(index)))
-
-    def reset_peak_memory(self, index: int = 0) -> None:
-        self.module.reset_peak_memory_stats(index)
+        held, reserved = self.module.max_memory_allocated(index), self.module.max_memory_reserved(index)
+        return MemoryStats(int(total), int(available), int(held), int(reserved))
 
     def synchronize(self) -> None:
         self.module.synchronize()
@@ -177,12 +247,22 @@ def select_device(name: str | None = None) -> Device:
     missing: list[str] = []
     for candidate in PREFERENCE:
         device = _make(candidate)
-        reason = device.availability()
+        reason = device.quick_look() or device.availability()
         if reason is None:
             device.chosen_because = "; ".join(["trainer.device is unset: the best device present", *missing])
             return device
         missing.append(f"no {candidate}: {reason.split(';')[0]}")
     raise DeviceError("No device at all can be used: " + "; ".join(missing))
+
+
+def device_of(place: torch.device | str) -> Device:
+    """The Device that a tensor's device belongs to. Raises DeviceError for one that is not in the table."""
+    kind = torch.device(place).type
+    for name in DEVICES.names():
+        device = _make(name)
+        if device.type == kind:
+            return device
+    raise DeviceError(f"torch device {str(place)!r}: no such device here; known: {', '.join(DEVICES.names())}.")
 
 
 def _make(name: str) -> Device:

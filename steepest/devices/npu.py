@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import re
+import sys
+from functools import lru_cache
+from pathlib import Path
 
-from steepest.devices.api import DEVICES, Accelerator, visible_devices
+import torch
+from torch import Tensor
+
+from steepest.devices import ascend, hiding
+from steepest.devices.api import DEVICES, Accelerator, VarlenAttention, visible_devices
+from steepest.devices.ascend import CPU_INDEX, cann_version, source_command
+from steepest.devices.checks import Check, device_files, waits_for_every_kernel
+from steepest.devices.hiding import PACKAGE
+from steepest.versions import installed, public, release
+
+_CPU_RUN = "or use trainer.device=cpu."
+_DEVICE_FILES = "davinci[0-9]*"
+"""The driver shows each card as /dev/davinciN."""
+_DRIVER = ("libascend_hal", "libdrv")
+"""Libraries of the driver; the others are CANN's."""
+_MASK_SIZE = 2048
+"""Side of the causal mask that the fused attention wants in its compressed form, whatever the lengths are."""
+_CAUSAL = 3
+"""Its `sparse_mode`: causal, aligned at the last key."""
 
 
 @DEVICES.register("npu")
@@ -13,7 +34,8 @@ class NPUDevice(Accelerator):
     """One or more Ascend NPUs. torch_npu is imported when the device is asked about, never before.
 
     With torch-npu installed and CANN's libraries missing, plain `import torch` fails unless the environment has
-    TORCH_DEVICE_BACKEND_AUTOLOAD=0 before that import; `steepest.trainer.entry` sets it for the commands.
+    TORCH_DEVICE_BACKEND_AUTOLOAD=0 before that import (`steepest/__init__.py` sets it), and so does
+    `import transformers` (see `hide_unusable`).
     """
 
     name = "npu"
@@ -21,27 +43,185 @@ class NPUDevice(Accelerator):
     distributed_backend = "cpu:gloo,npu:hccl"
     visible_devices_variable = "ASCEND_RT_VISIBLE_DEVICES"
     ray_resource = "NPU"
+    allocator_variable = "PYTORCH_NPU_ALLOC_CONF"
+    vllm_install = "install vLLM and its plug-in vllm-ascend as docs/en/ascend_install.md says"
+    sleep_level = 1  # what verl uses here; level 2 gave wrong outputs with expert parallelism
 
-    def availability(self) -> str | None:
-        if importlib.util.find_spec("torch_npu") is None:
+    def quick_look(self) -> str | None:
+        """Importing torch_npu without a card changes torch for the whole process, so that even a CPU run fails."""
+        if not hiding.present():
             return (
                 "the package torch-npu is not installed; install it for your torch and CANN versions "
-                "(pip install 'steepest[npu]'), or use trainer.device=cpu."
+                f"(pip install 'steepest[npu]'), {_CPU_RUN}"
             )
-        try:
-            importlib.import_module("torch_npu")
-        except ImportError as error:
-            return (
-                f"torch-npu is installed but cannot load CANN ({error}); run "
-                "`source /usr/local/Ascend/ascend-toolkit/set_env.sh` first, or use trainer.device=cpu."
-            )
-        except RuntimeError as error:  # torch-npu refuses a torch that is built for CUDA in this way
-            return (
-                f"torch-npu refused to load ({str(error).splitlines()[0]}); install a CPU build of torch beside it, "
-                "or use trainer.device=cpu."
-            )
-        if not self.module.is_available():
-            chosen = visible_devices(self)
-            seen = "" if chosen is None else f" (ASCEND_RT_VISIBLE_DEVICES={chosen!r})"
-            return f"torch-npu sees no card{seen}; see that `npu-smi info` lists one, or use trainer.device=cpu."
+        mismatch = _wrong_version()
+        if mismatch is not None:
+            return mismatch
+        # A package without metadata lies on the path as a folder: then only importing it can tell.
+        if installed("torch-npu") is not None and not any(Path("/dev").glob(_DEVICE_FILES)):
+            return f"there is no Ascend card here (no /dev/davinci0); {_see_card(container=True)}"
         return None
+
+    def availability(self) -> str | None:
+        if not hiding.present():
+            return self.quick_look()
+        reason = _wrong_version() or _cannot_import()
+        return reason or self._no_card()
+
+    def _no_card(self) -> str | None:
+        try:
+            if self.module.is_available() and self.module.device_count():
+                return None
+            why = ""
+        except RuntimeError as error:  # the driver is there and does not answer
+            why = f": {_first_line(error)}"
+        chosen = visible_devices(self)
+        if chosen is not None and not chosen.strip():
+            return f"ASCEND_RT_VISIBLE_DEVICES={chosen!r} hides every card; unset it, {_CPU_RUN}"
+        seen = "" if chosen is None else f" (ASCEND_RT_VISIBLE_DEVICES={chosen!r})"
+        return f"torch-npu sees no card{seen}{why}; {_see_card(container=False)}"
+
+    def environment(self) -> dict[str, str]:
+        """HCCL's ports: fixed ones would clash as soon as two processes use one card."""
+        return {"HCCL_HOST_SOCKET_PORT_RANGE": "auto", "HCCL_NPU_SOCKET_PORT_RANGE": "auto"}
+
+    def rollout_environment(self) -> dict[str, str]:
+        """vllm-ascend's NZ weight layout is on by default, and with it weights cannot be updated in place."""
+        return {"VLLM_ASCEND_ENABLE_NZ": "0"}
+
+    def vllm_problem(self, distribution: str, version: str) -> str | None:
+        if installed("vllm-ascend") is None:
+            return f"it needs the plug-in vllm-ascend of the same version; {self.vllm_install}"
+        return None
+
+    def expected(self) -> str | None:
+        files = device_files(f"/dev/{_DEVICE_FILES}")
+        return "the package torch-npu is installed" if hiding.present() else f"{files[0]} is there" if files else None
+
+    def version_checks(self) -> list[Check]:
+        return ascend.version_checks(ascend.installed_versions())
+
+    def setup_checks(self) -> list[Check]:
+        return [*ascend.setup_checks(), *waits_for_every_kernel("ASCEND_LAUNCH_BLOCKING")]
+
+    def varlen_attention(self, dtype: torch.dtype) -> tuple[VarlenAttention | None, str]:
+        """torch-npu's fused attention, in half precision."""
+        if dtype not in (torch.bfloat16, torch.float16):
+            return None, f"the fused attention computes in bfloat16, not in {str(dtype).removeprefix('torch.')}"
+        return fusion_attention, "torch-npu has a fused attention"
+
+
+def fusion_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, ends: Tensor, lengths: tuple[int, ...], scale: float
+) -> Tensor:
+    """See VarlenAttention: `npu_fusion_attention` of packed sequences (its layout TND)."""
+    running = torch.tensor(lengths).cumsum(0).tolist()
+    result = importlib.import_module(PACKAGE).npu_fusion_attention(
+        query,
+        key,
+        value,
+        query.shape[1],
+        "TND",
+        atten_mask=_causal_mask(query.device),
+        scale=scale,
+        keep_prob=1.0,
+        actual_seq_qlen=running,
+        actual_seq_kvlen=running,
+        sparse_mode=_CAUSAL,
+    )
+    out: Tensor = result[0]
+    return out
+
+
+@lru_cache
+def _causal_mask(device: torch.device) -> Tensor:
+    """True where a key is hidden. One for all layers; made outside inference mode, since the backward pass keeps it."""
+    with torch.inference_mode(False):
+        return torch.ones(_MASK_SIZE, _MASK_SIZE, dtype=torch.bool, device=device).triu_(1)
+
+
+def hide_unusable(wanted: str | None = None) -> None:
+    """Keep a torch-npu that cannot work here out of this process; call it before transformers is imported.
+
+    transformers imports torch_npu wherever it is installed and does not catch what that raises, so a broken one would
+    end a CPU run too. `wanted` is trainer.device: a run that names another device does without torch_npu altogether.
+    Hidden means that `import torch_npu` finds nothing. `NPUDevice.availability` looks behind it.
+    """
+    if PACKAGE in sys.modules or not hiding.present():
+        return
+    others = wanted is not None and wanted.partition(":")[0] != NPUDevice.name
+    if others or NPUDevice().quick_look() is not None or _cannot_import() is not None:
+        hiding.hide()
+
+
+def _wrong_version() -> str | None:
+    found = installed("torch-npu")
+    want, have = release(found or "")[:3], release(torch.__version__)[:3]
+    if not want or want == have:
+        return None
+    numbers = ".".join(map(str, have))
+    return (
+        f"torch-npu {found} needs torch {'.'.join(map(str, want))}, but torch is {torch.__version__}; "
+        f"pip install 'torch-npu=={numbers}.*', or the other torch, {_CPU_RUN}"
+    )
+
+
+def _cannot_import() -> str | None:
+    """Import torch_npu; what is wrong if that fails, as a sentence with its remedy."""
+    with hiding.unhidden():
+        try:
+            importlib.import_module(PACKAGE)
+        except ModuleNotFoundError as error:
+            return f"torch-npu needs the package {error.name}, which is missing; pip install {error.name}, {_CPU_RUN}"
+        except ImportError as error:
+            return _no_library(_first_line(error))
+        except Exception as error:  # it raises plain Exceptions too
+            return _refused(_first_line(error))
+    return None
+
+
+def _no_library(error: str) -> str:
+    found = re.search(r"lib[\w.+-]*\.so[\w.]*", error)
+    if found is None or "cannot open shared object file" not in error:
+        return (
+            f"torch-npu does not load ({error}); see that torch-npu, torch {torch.__version__} and CANN belong "
+            f"together (docs/devices.md), {_CPU_RUN}"
+        )
+    library = found.group()
+    if library.startswith(_DRIVER):
+        return (
+            f"torch-npu cannot load {library} of the Ascend driver; install the driver, or mount "
+            f"/usr/local/Ascend/driver into the container and add its lib64 folders to LD_LIBRARY_PATH, {_CPU_RUN}"
+        )
+    if cann_version() is not None:
+        return (
+            f"CANN's set_env.sh is sourced, but {library} is not in this CANN; install the whole toolkit with its "
+            f"operators, in the version that torch-npu {installed('torch-npu') or 'here'} needs, {_CPU_RUN}"
+        )
+    return (
+        f"torch-npu cannot load CANN ({library}), whose set_env.sh is not sourced; run `{source_command()}` "
+        f"(install CANN first where that file is missing), {_CPU_RUN}"
+    )
+
+
+def _refused(error: str) -> str:
+    if "Two accelerators" in error:
+        return (
+            f"torch-npu refuses a torch that is built for another accelerator ({error.split(':')[0]}; torch is "
+            f"{torch.__version__}); pip install torch=={public(torch.__version__)} {CPU_INDEX}, {_CPU_RUN}"
+        )
+    if "set_env.sh" in error:  # its libraries were found, by LD_LIBRARY_PATH for example, but not the rest of it
+        return (
+            f"CANN's environment is not whole ({error.split('. ')[0]}); run `{source_command()}` "
+            f"(install CANN first where that file is missing), {_CPU_RUN}"
+        )
+    return f"torch-npu refused to load ({error}); see that it fits torch {torch.__version__} and CANN, {_CPU_RUN}"
+
+
+def _see_card(*, container: bool) -> str:
+    extra = " and that a container was started with --device=/dev/davinci0" if container else ""
+    return f"see that `npu-smi info` lists one{extra}, {_CPU_RUN}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -13,9 +13,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from steepest.core.log_probs import token_log_probs
 from steepest.errors import ModelError
-from steepest.models.attention import IMPLEMENTATION, SUPPORTED, AttentionContext, PackedContext
+from steepest.models.attention import IMPLEMENTATION, SUPPORTED, AttentionContext
 from steepest.models.packing import Packed
 from steepest.models.quiet import quiet_transformers
+from steepest.models.varlen import Attention
 
 
 class CausalLM(nn.Module):
@@ -28,6 +29,8 @@ class CausalLM(nn.Module):
     def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
         self.hf = hf
+        self.attention = Attention()
+        """Of `log_probs`; the trainer sets the device's own."""
         set_packed_attention(hf)
 
     @property
@@ -53,8 +56,7 @@ class CausalLM(nn.Module):
         The vocabulary projection runs on the M predicting positions only, in chunks. Returns ((M,) f32, (M,) f32 or
         None). Differentiable; with no targets the result is empty.
         """
-        context = PackedContext(packed.lengths, packed.input_ids.device)
-        hidden = self.hidden_states(packed.input_ids, packed.position_ids, context)
+        hidden = self.hidden_states(packed.input_ids, packed.position_ids, self.attention.context(packed))
         hidden = hidden.index_select(0, packed.predict_index)
         head = self.hf.get_output_embeddings()
         scale, softcap = logit_transform(self.config)
@@ -131,29 +133,32 @@ def save_folder(hf: PreTrainedModel, folder: Path | str, tokenizer: Any) -> None
         tokenizer.save_pretrained(folder)
 
 
+_SHORTER = "Lower data.max_prompt_length or data.max_response_length (in SFT data.max_length)"
+
+
 def check_length(config: PretrainedConfig, length: int) -> None:
     """Raises ModelError when sequences of `length` tokens need positions or windows that the model has not."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise ModelError(
-            f"prompt plus response may reach {length} tokens, but the model has positions for {limit} only "
-            "(max_position_embeddings). Lower data.max_prompt_length or data.max_response_length."
+            f"a sequence may reach {length} tokens, but the model has positions for {limit} only "
+            f"(max_position_embeddings). {_SHORTER}."
         )
     window = getattr(text, "sliding_window", None)
     windowed = "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"])
     if window is not None and windowed and length > window:
         raise ModelError(
-            f"prompt plus response may reach {length} tokens, but the model attends to the last {window} only "
-            f"(sliding_window). Keep them within {window}: lower data.max_prompt_length or data.max_response_length."
+            f"a sequence may reach {length} tokens, but the model attends to the last {window} only (sliding_window). "
+            f"Keep within {window}. {_SHORTER}."
         )
     for rope in _rope_tables(text):
         original = rope.get("original_max_position_embeddings") or math.inf
         if rope.get("rope_type") in ("dynamic", "longrope") and length > original:
             raise ModelError(
-                f"prompt plus response may reach {length} tokens, but beyond {original} this model's position code "
+                f"a sequence may reach {length} tokens, but beyond {original} this model's position code "
                 f"({rope['rope_type']}) changes with the longest sequence of a batch, so log-probs would depend on the "
-                "batch. Lower data.max_prompt_length or data.max_response_length."
+                f"batch. {_SHORTER}."
             )
 
 

@@ -1,4 +1,4 @@
-"""From a name to a model: hub ids, local folders, GGUF files, tokenizers, end tokens, fp32 weights without dropout."""
+"""From a folder to a model: local folders, GGUF files, tokenizers, end tokens, fp32 weights without dropout."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
 from steepest.errors import ModelError
+from steepest.hub import local_model
 from steepest.models.causal_lm import CausalLM
-from steepest.models.hub import resolve_model
 from steepest.models.quiet import quiet_transformers
 from steepest.models.self_check import check_backbone, check_causal_lm
 from steepest.models.value_head import ValueModel, find_head
 from steepest.registry import nearest
 
-__all__ = ["check_vocabulary", "end_token_ids", "load_causal_lm", "load_tokenizer", "load_value_model", "resolve_model"]
+__all__ = ["check_vocabulary", "end_token_ids", "load_causal_lm", "load_tokenizer", "load_value_model"]
 
 _OVERRIDE_KEY = "actor_rollout_ref.model.override_config"
 _HEAD_PREFIXES = ("score.", "classifier.")
@@ -170,7 +170,7 @@ def _is_generic(folder: Path) -> bool:
 
 def _source(path: Path) -> tuple[str, dict[str, str]]:
     """(folder, extra arguments of from_pretrained) for a folder or a GGUF file."""
-    path = resolve_model(path)
+    path = local_model(path)
     return (str(path.parent), {"gguf_file": path.name}) if path.is_file() else (str(path), {})
 
 

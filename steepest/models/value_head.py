@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
-from steepest.models.attention import PackedContext
 from steepest.models.causal_lm import check_length, run_backbone, save_folder, set_packed_attention
 from steepest.models.packing import Packed
+from steepest.models.varlen import Attention
 
 HEAD_FILE = "value_head.safetensors"
 """Holds the head where the family has no token-classification class; lies beside the backbone's own files."""
@@ -30,6 +30,8 @@ class ValueModel(nn.Module):
     def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
         self.hf = hf
+        self.attention = Attention()
+        """Of `values`; the trainer sets the device's own."""
         set_packed_attention(hf)
         self.own_head = None if find_head(hf) else nn.Linear(hf.config.get_text_config().hidden_size, 1)
         if self.own_head is not None:
@@ -57,7 +59,7 @@ class ValueModel(nn.Module):
 
         Returns ((M,) f32, (b,) f32 or None). The head runs in fp32 under autocast too.
         """
-        context = PackedContext(packed.lengths, packed.input_ids.device)
+        context = self.attention.context(packed)
         hidden = run_backbone(self.hf.base_model, packed.input_ids, packed.position_ids, context)
         index = torch.cat([packed.predict_index, packed.final_index]) if with_final else packed.predict_index
         values = self._head_values(hidden.index_select(0, index))

@@ -58,7 +58,8 @@ class PolicyPasses(Trainable[CausalLM]):
         out = torch.zeros(batch.responses.shape, dtype=torch.float32)
         entropy_out = torch.zeros_like(out) if with_entropy else None
         for part in self.micro_batches(batch, self.forward):
-            log_probs, entropies = self._log_probs(part, with_entropy=with_entropy)
+            with self.memory("log-probs", part, self.forward):
+                log_probs, entropies = self._log_probs(part, with_entropy=with_entropy)
             out[part.rows] = log_probs.cpu()
             if entropy_out is not None and entropies is not None:
                 entropy_out[part.rows] = entropies.cpu()
@@ -71,6 +72,8 @@ class Actor(PolicyPasses):
     `policy_loss` is an entry of core's POLICY_LOSSES with its options bound. `temperature` is the one that responses
     were sampled with. `forward` cuts the pass without gradient, `update.micro` the one with.
     """
+
+    role = "actor"
 
     def __init__(
         self,
@@ -126,7 +129,8 @@ class Actor(PolicyPasses):
                 continue
             denominators = LossDenominators.of(mini.response_mask)
             loss = _MiniBatchLoss(self, denominators, self._needs_entropy(batch), first=_RATIO not in metrics)
-            found = self.accumulate(self.micro_batches(mini, self.settings.micro), loss)
+            micro = self.settings.micro
+            found = self.accumulate(self.micro_batches(mini, micro), loss, micro)
             if own is not None:
                 for picks, log_probs in loss.own:
                     own[rows[picks]] = log_probs

@@ -32,6 +32,8 @@ class CriticLossSettings:
 class Critic(Trainable[ValueModel]):
     """The value model in training. Values know no sampling temperature."""
 
+    role = "critic"
+
     def __init__(
         self,
         model: ValueModel,
@@ -56,7 +58,8 @@ class Critic(Trainable[ValueModel]):
         out = torch.zeros(batch.responses.shape, dtype=torch.float32)
         final_out = torch.zeros(len(batch), dtype=torch.float32)
         for part in self.micro_batches(batch, self.forward, every_row=True):
-            values, final = self._values(part, with_final=True)
+            with self.memory("values", part, self.forward):
+                values, final = self._values(part, with_final=True)
             assert final is not None
             out[part.rows], final_out[part.rows] = values.cpu(), final.float().cpu()
         return out, final_out
@@ -81,7 +84,8 @@ class Critic(Trainable[ValueModel]):
             if not mini.response_mask.any():
                 continue
             loss = _MiniBatchLoss(self, LossDenominators.of(mini.response_mask))
-            means.add(self.accumulate(self.micro_batches(mini, self.settings.micro), loss))
+            micro = self.settings.micro
+            means.add(self.accumulate(self.micro_batches(mini, micro), loss, micro))
             self.step("critic", means)
         explained = explained_variance(batch.values, batch.returns, batch.response_mask)
         named = {} if explained is None else {"critic/vf_explained_var": explained}

@@ -14,6 +14,8 @@ class MicroBatches:
     """Sequences per pass, in the order of the batch."""
     tokens: int | None = 16384
     """Real (padding-free) tokens per pass, prompt and response together."""
+    key: str = ""
+    """The configuration key of the one that counts; named when memory runs out."""
 
     def __post_init__(self) -> None:
         if self.rows is None and self.tokens is None:

@@ -14,13 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from steepest.devices.api import device_of
 from steepest.errors import CheckpointError, ModelError
 
 _log = logging.getLogger(__name__)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-# Kernels that torch ships and that give the same bits on every run of one machine. Elsewhere torch chooses.
-_FUSED_DEVICES = frozenset({"cpu", "cuda"})
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ class Optimizer:
         """Optimizer steps skipped since the start of the run because of a NaN or inf gradient."""
         self._named = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
         _require_float32(self._named)
-        devices = {parameter.device.type for parameter in self._named.values()}
-        self._fused = devices <= _FUSED_DEVICES
+        devices = {parameter.device for parameter in self._named.values()}
+        self._fused = all(device_of(device).fused_adamw for device in devices)
         self._adamw = torch.optim.AdamW(
             list(self._named.values()),
             lr=self.lr,
@@ -117,7 +116,8 @@ class Optimizer:
         """
         gradients = [p.grad for p in self._named.values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        finite = bool(torch.isfinite(norm))
+        size = float(norm)  # the one time that a step waits for the device
+        finite = math.isfinite(size)
         if finite:
             if self.settings.clip_grad is not None:
                 torch.nn.utils.clip_grads_with_norm_(self._named.values(), self.settings.clip_grad, norm)
@@ -128,12 +128,12 @@ class Optimizer:
             self.num_skipped += 1
             _log.warning(
                 "optimizer step skipped: the gradient norm is %s (%s). Skipped so far: %d. Weights are unchanged.",
-                float(norm),
+                size,
                 self._first_bad() or "no single gradient is, their norm overflows",
                 self.num_skipped,
             )
         self._adamw.zero_grad(set_to_none=True)
-        return float(norm), finite
+        return size, finite
 
     def schedule_step(self) -> None:
         """One training step is over: move along the schedule."""

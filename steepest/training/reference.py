@@ -17,6 +17,8 @@ class Reference(PolicyPasses):
     `temperature` is the actor's, since a KL compares two distributions at one temperature.
     """
 
+    role = "reference"
+
     def __init__(
         self,
         model: CausalLM,

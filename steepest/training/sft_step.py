@@ -14,7 +14,7 @@ from steepest.models.packing import Packed, pack_sequences
 from steepest.training.meters import Means, Metrics, Sums
 from steepest.training.micro_batches import MicroBatches
 from steepest.training.optim import OptimSettings
-from steepest.training.trainable import ComputeSettings, Trainable, move
+from steepest.training.trainable import ComputeSettings, Trainable
 
 
 class Supervised(Trainable[CausalLM]):
@@ -24,6 +24,8 @@ class Supervised(Trainable[CausalLM]):
 
     The number is that of the whole batch, so the loss does not depend on the micro-batches.
     """
+
+    role = "model"
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class Supervised(Trainable[CausalLM]):
         """
         num_targets = self._count(examples)
         means = Means()
-        means.add(self.accumulate(self._packed(examples), _Loss(self, num_targets)))
+        means.add(self.accumulate(self._packed(examples), _Loss(self, num_targets), self.micro))
         self.step("train", means)
         return means.read() | {"train/num_target_tokens": float(num_targets)} | self.finish_iteration("train")
 
@@ -53,7 +55,8 @@ class Supervised(Trainable[CausalLM]):
         """`val/loss`: the mean over all marked tokens, without gradient. Raises ValueError when no token is marked."""
         sums, loss = Sums(), _Loss(self, self._count(examples))
         for part in self._packed(examples):
-            loss(part, sums)
+            with self.memory("validation", part, self.micro):
+                loss(part, sums)
         return {name.replace("train/", "val/"): value for name, value in sums.read().items()}
 
     def _packed(self, examples: Sequence[SFTExample]) -> Iterator[Packed]:
@@ -61,7 +64,7 @@ class Supervised(Trainable[CausalLM]):
         for picks in self.micro.split([len(example.token_ids) for example in used]):
             part = [used[i] for i in picks]
             masks = [[False, *example.loss_mask[1:]] for example in part]
-            yield move(pack_sequences([list(example.token_ids) for example in part], masks), self.device)
+            yield self.moved(pack_sequences([list(example.token_ids) for example in part], masks))
 
     @staticmethod
     def _count(examples: Sequence[SFTExample]) -> int:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from steepest.core.batch import Batch
+from steepest.devices.api import device_of
+from steepest.devices.memory import GOES_ON, memory_guard
 from steepest.models.packing import Packed, pack_batch
+from steepest.models.varlen import Attention, check_varlen
 from steepest.training.meters import Means, Metrics, Sums
 from steepest.training.micro_batches import MicroBatches
 from steepest.training.optim import Optimizer, OptimSettings, load_optimizer, save_optimizer
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+RecordT = TypeVar("RecordT", Batch, Packed)
+
+_SMALLER = "Take a smaller model, or a device with more memory."
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,11 @@ class ComputeSettings:
     """bfloat16: matrix products through torch.autocast."""
     gradient_checkpointing: bool = False
     """Keep no activations inside a layer and compute them again in the backward pass."""
+    attention: Attention = field(default_factory=Attention)
+    """Packed SDPA, or the device's own (see `choose_attention`)."""
+    model_key: str = ""
+    """The model's section of the configuration and, below, the key that bounds a sequence; named in messages."""
+    length_key: str = "the length of prompts and responses"
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -43,10 +54,17 @@ class Trainable(Generic[ModelT]):
     compute the same; train mode is set during an update with gradient checkpointing, which transformers asks for.
     """
 
+    role: ClassVar[str]
+    """What messages call it."""
+
     def __init__(self, model: ModelT, *, compute: ComputeSettings, optim: OptimSettings | None) -> None:
         self.device = torch.device(compute.device)
         self.compute = compute
-        self.model = model.to(self.device).eval()
+        with self._memory("weights, on their way to the device", _SMALLER):
+            self.model = model.to(self.device).eval()
+        self.model.attention = compute.attention  # type: ignore[assignment]
+        with self._memory("trial of its attention", _SMALLER):
+            check_varlen(compute.attention, self.model.config, self.device, getattr(torch, compute.dtype))
         self.optimizer = None if optim is None else Optimizer(model.named_parameters(), optim)
 
     # -- passes ---------------------------------------------------------------------------------------------
@@ -63,22 +81,49 @@ class Trainable(Generic[ModelT]):
         for picks in micro.split(lengths):
             rows = chosen[picks]
             part = batch.select(rows)
-            yield MicroBatch(rows, move(part, self.device), move(pack_batch(part), self.device))
+            yield MicroBatch(rows, self.moved(part), self.moved(pack_batch(part)))
+
+    def moved(self, record: RecordT) -> RecordT:
+        """A dataclass with its tensors on the device."""
+        with self._memory("data, on their way to the device", _SMALLER):
+            return move(record, self.device)
+
+    @contextmanager
+    def memory(self, doing: str, part: Any, micro: MicroBatches, *, backward: bool = False) -> Iterator[None]:
+        """Run one micro-batch: when memory runs out, say which, and which key to lower."""
+        packed = getattr(part, "packed", part)
+        rows, tokens = len(packed.lengths), sum(packed.lengths)
+        what = f"{doing}: a micro-batch of {rows} sequence(s), {tokens} tokens"
+        if rows > 1:
+            now, size = (micro.rows, rows) if micro.rows is not None else (micro.tokens, tokens)
+            remedy = f"Lower {micro.key or 'the size of micro-batches'} below {size} (now {now})"
+        else:
+            remedy = f"One sequence alone is too much: lower {self.compute.length_key}"
+        if backward and self.compute.model_key and not self.compute.gradient_checkpointing:
+            remedy += f", or set {self.compute.model_key}.enable_gradient_checkpointing=true"
+        with self._memory(what, f"{remedy}, or take a smaller model."):
+            yield
+
+    def _memory(self, doing: str, remedy: str) -> AbstractContextManager[None]:
+        return memory_guard(device_of(self.device), lambda: (f"{self.role} {doing}", f"{remedy} {GOES_ON}"))
 
     # -- updates --------------------------------------------------------------------------------------------
 
-    def accumulate(self, parts: Iterable[Any], loss_of: Callable[[Any, Sums], Tensor]) -> Metrics:
-        """Sum the gradients of `loss_of(part, sums)` over `parts`. Returns what `loss_of` added to `sums`."""
+    def accumulate(self, parts: Iterable[Any], loss_of: Callable[[Any, Sums], Tensor], micro: MicroBatches) -> Metrics:
+        """Sum the gradients of `loss_of(part, sums)` over `parts`, which `micro` cut. Returns what `loss_of` added to
+        `sums`."""
         sums = Sums()
         with self._training_mode():
             for part in parts:
-                loss_of(part, sums).backward()
+                with self.memory("update", part, micro, backward=True):
+                    loss_of(part, sums).backward()
         return sums.read()
 
     def step(self, name: str, means: Means) -> None:
         """One optimizer step. Adds `<name>/grad_norm` (steps taken only) and `<name>/skipped_steps` to `means`."""
         assert self.optimizer is not None
-        norm, taken = self.optimizer.step()
+        with self._memory("optimizer step, with two moments of each weight", _SMALLER):
+            norm, taken = self.optimizer.step()
         means.count(f"{name}/skipped_steps", 0 if taken else 1)
         if taken:
             means.add({f"{name}/grad_norm": norm})
@@ -120,7 +165,8 @@ class Trainable(Generic[ModelT]):
         Raises CheckpointError when the state is missing or belongs to another model.
         """
         assert self.optimizer is not None
-        load_optimizer(self.optimizer, folder)
+        with self._memory("optimizer state, on its way to the device", _SMALLER):
+            load_optimizer(self.optimizer, folder)
 
     def checkpoint_bytes(self) -> int:
         """About how many bytes `save` writes: the weights, and two moments of the trained ones."""
@@ -145,11 +191,11 @@ class MicroBatch:
         return len(self.batch), self.batch.responses.shape[1]
 
 
-def move(record: Any, device: torch.device) -> Any:
+def move(record: RecordT, device: torch.device) -> RecordT:
     """A dataclass with its tensors on `device`; the same object when `device` is the CPU."""
     if device.type == "cpu":
         return record
-    tensors = {
+    tensors: dict[str, Any] = {
         item.name: value.to(device, non_blocking=True)
         for item in dataclasses.fields(record)
         if isinstance(value := getattr(record, item.name), Tensor)

@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
 
-from steepest.devices import DEVICES, CPUDevice, CUDADevice, Device, MemoryStats, NPUDevice, api, cpu, select_device
+from steepest.devices import (
+    DEVICES,
+    CPUDevice,
+    CUDADevice,
+    Device,
+    MemoryStats,
+    NPUDevice,
+    api,
+    cpu,
+    device_of,
+    npu,
+    select_device,
+)
 from steepest.errors import ConfigError, DeviceError
 
 
@@ -28,8 +40,56 @@ def test_names_and_facts_of_the_three_devices() -> None:
     assert set(api.PREFERENCE) == set(facts)
 
 
+def test_facts_for_the_rollout_engine_and_for_processes_that_share_a_card() -> None:
+    facts = {
+        name: (device.sleep_level, device.allocator_variable, device.fused_adamw)
+        for name in DEVICES.names()
+        for device in [DEVICES.get(name).value()]
+    }
+    assert facts == {
+        "cpu": (None, None, True),
+        "cuda": (2, "PYTORCH_CUDA_ALLOC_CONF", True),
+        "npu": (1, "PYTORCH_NPU_ALLOC_CONF", False),
+    }
+    npu = NPUDevice()
+    assert npu.environment() == {"HCCL_HOST_SOCKET_PORT_RANGE": "auto", "HCCL_NPU_SOCKET_PORT_RANGE": "auto"}
+    assert npu.rollout_environment() == {"VLLM_ASCEND_ENABLE_NZ": "0"}
+    assert CPUDevice().environment() == CUDADevice().environment() == CUDADevice().rollout_environment() == {}
+
+
+def test_attention_by_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CPUDevice().attention_implementation(torch.bfloat16) == (
+        "sdpa",
+        "cpu has no fused attention for packed sequences",
+    )
+    assert NPUDevice().attention_implementation(torch.bfloat16) == (
+        "flash_attention_2",
+        "torch-npu has a fused attention",
+    )
+    assert NPUDevice().attention_implementation(torch.float32)[0] == "sdpa"
+    name, why = CUDADevice().attention_implementation(torch.float32)
+    assert (name, why) == ("sdpa", "flash-attn computes in bfloat16, not in float32")
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    assert CUDADevice().attention_implementation(torch.bfloat16) == ("sdpa", "the package flash-attn is not installed")
+
+
+def test_a_flash_attn_that_does_not_load_is_said_and_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flash_attn.py").write_text("raise ImportError('undefined symbol: _ZN3c10\\nmore')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name, why = CUDADevice().attention_implementation(torch.bfloat16)
+    assert (name, why) == ("sdpa", "the package flash-attn does not load (undefined symbol: _ZN3c10)")
+
+
+def test_the_device_of_a_tensor() -> None:
+    assert isinstance(device_of(torch.zeros(1).device), CPUDevice)
+    assert isinstance(device_of("cuda:3"), CUDADevice)
+    with pytest.raises(DeviceError, match=r"torch device 'meta': no such device here; known: cpu, cuda, npu"):
+        device_of("meta")
+
+
 def present(monkeypatch: pytest.MonkeyPatch, **reasons: str | None) -> None:
     for name, reason in reasons.items():
+        monkeypatch.setattr(DEVICES.get(name).value, "quick_look", lambda self: None)
         monkeypatch.setattr(DEVICES.get(name).value, "availability", lambda self, reason=reason: reason)
 
 
@@ -78,54 +138,6 @@ def test_cuda_says_which_of_three_things_is_wrong(monkeypatch: pytest.MonkeyPatc
     assert CUDADevice().availability() is None
 
 
-def fake_npu_package(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    (folder / "torch_npu").mkdir()
-    (folder / "torch_npu" / "__init__.py").write_text(code)
-    monkeypatch.syspath_prepend(str(folder))
-    # set, then deleted: so the undoing takes what the test imports out of sys.modules, for the tests after it
-    monkeypatch.setitem(sys.modules, "torch_npu", ModuleType("torch_npu"))
-    monkeypatch.delitem(sys.modules, "torch_npu")
-
-
-def test_npu_without_the_package() -> None:
-    if "torch_npu" in sys.modules:
-        pytest.skip("torch-npu is here")
-    assert str(NPUDevice().availability()).startswith("the package torch-npu is not installed; install it")
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        (
-            "raise ImportError('libhccl.so: cannot open shared object file')",
-            "libhccl.so: cannot open shared object file",
-        ),
-        ("raise ImportError('libhccl.so')", "source /usr/local/Ascend/ascend-toolkit/set_env.sh"),
-        (
-            "raise RuntimeError('Two accelerators cannot be used\\nmore')",
-            "refused to load (Two accelerators cannot be used)",
-        ),
-    ],
-)
-def test_npu_that_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, words: str) -> None:
-    fake_npu_package(tmp_path, monkeypatch, code)
-    reason = str(NPUDevice().availability())
-    assert words in reason and reason.endswith("or use trainer.device=cpu.") and "\n" not in reason
-
-
-def test_npu_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_npu_package(tmp_path, monkeypatch, "")
-    cards = SimpleNamespace(is_available=lambda: False)
-    monkeypatch.setattr(torch, "get_device_module", lambda kind: cards)
-    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "7")
-    assert str(NPUDevice().availability()).startswith(
-        "torch-npu sees no card (ASCEND_RT_VISIBLE_DEVICES='7'); see that"
-    )
-    cards.is_available = lambda: True
-    assert NPUDevice().availability() is None
-    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
-
-
 class FakeModule(ModuleType):
     """torch's module of an accelerator with two cards."""
 
@@ -144,8 +156,8 @@ class FakeModule(ModuleType):
     def max_memory_allocated(self, index: int) -> int:
         return 400 + index
 
-    def reset_peak_memory_stats(self, index: int) -> None:
-        self.calls.append(f"reset {index}")
+    def max_memory_reserved(self, index: int) -> int:
+        return 500 + index
 
     def synchronize(self) -> None:
         self.calls.append("synchronize")
@@ -174,11 +186,10 @@ def test_an_accelerator_asks_its_own_torch_module(monkeypatch: pytest.MonkeyPatc
     asked: list[str] = []
     monkeypatch.setattr(torch, "get_device_module", lambda kind: asked.append(kind) or module)
     assert device.count() == 2
-    assert device.memory(1) == MemoryStats(total=1000, available=601, peak=401)
-    device.reset_peak_memory(1)
+    assert device.memory(1) == MemoryStats(total=1000, available=601, peak=401, peak_reserved=501)
     device.synchronize()
     device.empty_cache()
-    assert module.calls == ["reset 1", "synchronize", "empty_cache"]
+    assert module.calls == ["synchronize", "empty_cache"]
     assert device.supports_bf16() == (True, "Ascend910B has bf16 arithmetic")
     assert device.default_dtype() is torch.bfloat16
     device.seed(5)
@@ -252,3 +263,13 @@ def test_seed_and_random_state_repeat_the_numbers() -> None:
     assert torch.equal(torch.rand(4), second) and not torch.equal(first, second)
     device.seed(3)
     assert torch.equal(torch.rand(4), first)
+
+
+def test_the_compressed_mask_of_the_fused_attention() -> None:
+    """The stand-in for torch-npu goes by the mode alone; a card goes by what is in the mask."""
+    with torch.inference_mode():
+        mask = npu._causal_mask(torch.device("cpu"))
+    assert not mask.is_inference(), "the backward pass could not keep it"
+    assert mask.dtype == torch.bool and mask.shape == (2048, 2048)
+    places = torch.arange(2048)
+    assert torch.equal(mask, places[None, :] > places[:, None])  # hidden: keys after the query

@@ -1,9 +1,8 @@
-"""Names to folders, end tokens, dropout, and the words of the errors."""
+"""End tokens, dropout, and the words of the errors."""
 
 from __future__ import annotations
 
 import json
-import sys
 import types
 
 import pytest
@@ -17,7 +16,6 @@ from steepest.models.load import (
     load_causal_lm,
     load_tokenizer,
     load_value_model,
-    resolve_model,
 )
 from steepest.models.packing import pack_sequences
 from tests.tiny import random_ids, tiny_config, tiny_folder, tiny_hf, tiny_lm
@@ -26,58 +24,6 @@ from tests.tiny import random_ids, tiny_config, tiny_folder, tiny_hf, tiny_lm
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny_folder(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """Any attempt to reach a hub fails at once, wherever the tests run."""
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
-def test_a_local_folder_is_itself(folder):
-    assert resolve_model(folder) == folder and resolve_model(str(folder)) == folder
-
-
-def test_a_folder_with_one_gguf_file_stands_for_it(tmp_path):
-    (tmp_path / "a.gguf").touch()
-    assert resolve_model(tmp_path) == tmp_path / "a.gguf" == resolve_model(tmp_path / "a.gguf")
-    (tmp_path / "b.gguf").touch()
-    with pytest.raises(ModelError, match=r"holds 2 \.gguf files"):
-        resolve_model(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["/no/such/model", "./model", "~/no-such-model", "a/b/c", "model.gguf"])
-def test_a_path_that_is_not_there_is_called_a_path(name):
-    with pytest.raises(ModelError, match="no such folder or file"):
-        resolve_model(name)
-
-
-def test_a_hub_id_that_cannot_be_reached_names_the_remedies(offline):
-    with pytest.raises(ModelError, match=r"owner/missing: not in the local cache.*give its folder.*HF_ENDPOINT"):
-        resolve_model("owner/missing")
-    with pytest.raises(ModelError, match="neither a folder here nor a hub id"):
-        resolve_model("not a name")
-
-
-def test_modelscope_is_asked_for_its_own_ids(folder, monkeypatch):
-    asked = []
-
-    def snapshot_download(name, **options):
-        asked.append(name)
-        return str(folder)
-
-    module = types.ModuleType("modelscope")
-    module.snapshot_download = snapshot_download
-    monkeypatch.setitem(sys.modules, "modelscope", module)
-    assert resolve_model("Qwen/Qwen2.5", hub="modelscope") == folder and asked == ["Qwen/Qwen2.5"]
-    monkeypatch.setitem(sys.modules, "modelscope", None)
-    monkeypatch.setitem(sys.modules, "modelscope_hub.compat", module)  # the slim client, which the extra installs
-    assert resolve_model("Qwen/Qwen3", hub="modelscope") == folder and asked[1:] == ["Qwen/Qwen3"]
-    monkeypatch.setitem(sys.modules, "modelscope_hub.compat", None)
-    with pytest.raises(ModelError, match=r"pip install 'steepest\[modelscope\]'"):
-        resolve_model("Qwen/Qwen2.5", hub="modelscope")
 
 
 @pytest.mark.parametrize(

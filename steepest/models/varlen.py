@@ -1,0 +1,138 @@
+"""A device's own attention over packed sequences, and the choice between it and `PackedContext`.
+
+The kernel belongs to the device (`Device.varlen_attention`). It is used for training and for log-probs; the builtin
+rollout engine's prefill and decoding keep to torch's scaled_dot_product_attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from steepest.devices.api import PACKED_SDPA, VARLEN, Device, VarlenAttention, device_of
+from steepest.errors import ConfigError, ModelError
+from steepest.models.attention import AttentionContext, PackedContext
+from steepest.models.packing import Packed
+
+OVERRIDE = "attn_implementation"
+"""The entry of `override_config` that chooses; verl's name."""
+TOLERANCE = 0.05
+"""Largest accepted difference to plain attention in half precision, as a share of the largest number."""
+_LENGTHS = (5, 1, 70)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What a model attends with, and why."""
+
+    name: str = PACKED_SDPA
+    why: str = "the default"
+    kernel: VarlenAttention | None = None
+    key: str = f"override_config.{OVERRIDE}"
+    """The configuration key that chooses; named in messages."""
+
+    def describe(self) -> str:
+        """For the summary at start."""
+        return f"{self.name}, on packed sequences ({self.why})"
+
+    def context(self, packed: Packed) -> AttentionContext:
+        """What one forward pass attends by."""
+        if self.kernel is None:
+            return PackedContext(packed.lengths, packed.input_ids.device)
+        return VarlenContext(packed.lengths, packed.input_ids.device, self.kernel)
+
+
+def choose_attention(asked: str | None, device: Device, dtype: torch.dtype, key: str) -> Attention:
+    """The fused attention where the device has one for `dtype`, else packed SDPA; or the one that was asked for.
+
+    `key` is the configuration key that asks. Raises ConfigError for a name that is unknown or
+    that this device has not: what is asked for is never replaced.
+    """
+    kernel, why = device.varlen_attention(dtype)
+    if asked is None:
+        return Attention(PACKED_SDPA if kernel is None else VARLEN, why, kernel, key)
+    where = f"{key}={asked}"
+    if asked == PACKED_SDPA:
+        return Attention(PACKED_SDPA, f"asked for by {key}", None, key)
+    if asked != VARLEN:
+        raise ConfigError(
+            f"{where}: no such attention over packed sequences. Known: {VARLEN}, {PACKED_SDPA}. Leave the key out to "
+            "get the best one of the device."
+        )
+    if kernel is None:
+        raise ConfigError(f"{where}: it cannot run here: {why}. Leave the key out, or set it to {PACKED_SDPA}.")
+    return Attention(VARLEN, f"asked for by {key}", kernel, key)
+
+
+class VarlenContext:
+    """Causal attention within each of the packed sequences, by one call of the device's fused attention a layer."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str, kernel: VarlenAttention) -> None:
+        """`lengths` are those of the packed sequences, in packed order."""
+        self.lengths = tuple(lengths)
+        self.max_length = max(self.lengths)
+        self._kernel = kernel
+        self._ends = torch.tensor([0, *self.lengths]).cumsum(0).to(device, torch.int32)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """See AttentionContext. `layer` plays no part."""
+        if value.shape[-1] != key.shape[-1]:
+            raise ModelError(
+                f"this model's values have another size ({value.shape[-1]}) than its keys ({key.shape[-1]}), which "
+                f"{VARLEN} does not compute. Set override_config.{OVERRIDE}={PACKED_SDPA}."
+            )
+        # Autocast does not know the kernel, so its dtype is applied here: norms over fp32 weights give fp32 queries.
+        kind = query.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+        parts = [x.transpose(0, 1).to(dtype).contiguous() for x in (query, key, value)]
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return self._kernel(*parts, ends=self._ends, lengths=self.lengths, scale=scale)
+
+
+def check_varlen(attention: Attention, config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Compare the fused attention with plain attention: outputs and gradients, for this model's heads.
+
+    Asked once, when a model comes to its device: a kernel of another version, or on a card it was not made for, must
+    not train a model wrongly. Raises ModelError when it fails or its numbers differ.
+    """
+    if attention.kernel is None:
+        return
+    remedy = f"Install the version that fits this torch and this card, or set {attention.key}={PACKED_SDPA}."
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(count, sum(_LENGTHS), size) for count in (heads, groups, groups)]
+    made = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+    with torch.autocast(device.type, enabled=False):
+        want = _outputs_and_gradients(PackedContext(_LENGTHS, device), made)
+        try:
+            found = _outputs_and_gradients(VarlenContext(_LENGTHS, device, attention.kernel), made)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            if device_of(device).is_out_of_memory(error):
+                raise
+            words = str(error).splitlines() or [type(error).__name__]
+            raise ModelError(f"{attention.name} fails for {heads} heads of {size} ({words[0]}). {remedy}") from error
+    difference = max(_difference(a.float(), b.float()) for a, b in zip(want, found, strict=True))
+    if not difference <= TOLERANCE:  # also refuses NaN
+        raise ModelError(
+            f"{attention.name} differs from plain attention by {difference:.2g} (allowed {TOLERANCE}) for {heads} "
+            f"heads of {size}. {remedy}"
+        )
+
+
+def _difference(want: Tensor, found: Tensor) -> float:
+    return float((want - found).abs().max() / want.abs().max())
+
+
+def _outputs_and_gradients(context: AttentionContext, made: Sequence[Tensor]) -> list[Tensor]:
+    parts = [x.detach().clone().requires_grad_() for x in made]
+    with torch.enable_grad():
+        out = context.attend(0, parts[0], parts[1], parts[2], None)
+        gradients = torch.autograd.grad(out.float().square().sum(), parts)
+    return [out.detach(), *gradients]
