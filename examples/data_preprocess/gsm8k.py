@@ -1,6 +1,7 @@
 """GSM8K to parquet: train.parquet (7,473 rows) and test.parquet (1,319), ready for steepest.trainer.main_ppo.
 
 python examples/data_preprocess/gsm8k.py --local_save_dir ~/data/gsm8k
+python examples/data_preprocess/gsm8k.py --local_save_dir ~/data/gsm8k --hub modelscope
 python examples/data_preprocess/gsm8k.py --local_save_dir ~/data/gsm8k --local_dataset_path FOLDER_WITH_JSONL
 """
 
@@ -20,7 +21,11 @@ def main() -> int:
         "--local_dataset_path",
         help="folder with the original train.jsonl and test.jsonl, or one of them; no network then",
     )
-    parser.add_argument("--hub", choices=HUBS, default="huggingface", help="where to fetch from (default: %(default)s)")
+    parser.add_argument(
+        "--hub",
+        choices=HUBS,
+        help="where to fetch from (default: huggingface; modelscope with VERL_USE_MODELSCOPE=True in the environment)",
+    )
     options = parser.parse_args()
     try:
         written = prepare_gsm8k(options.local_save_dir, options.local_dataset_path, options.hub)

@@ -17,7 +17,6 @@ class KeyBook:
     leaves: Mapping[str, Leaf]
     refused: Mapping[str, Refusal]
     no_effect: Mapping[str, str]
-    vllm_only: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def leaf_of(self, key: str) -> tuple[Leaf | None, bool]:
@@ -33,7 +32,7 @@ class KeyBook:
 
     def is_ignored(self, key: str) -> bool:
         """Accepted without a field of its own."""
-        return key in self.no_effect or find(dict.fromkeys(self.vllm_only), key) is not None
+        return key in self.no_effect
 
     def harmless(self, key: str) -> str | None:
         return self.no_effect.get(key)

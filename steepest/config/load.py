@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from steepest.config import describe, no_effect, refused, resolve, rules, tree
 from steepest.config.arguments import COMMAND_LINE, Arguments, Assignment, read_arguments
+from steepest.config.environment import SWITCHES
 from steepest.config.keys import KeyBook
 from steepest.config.schema import Config, Provenance
 from steepest.config.schema_sft import SFTConfig
@@ -48,7 +49,7 @@ class Job(Generic[ConfigT]):
 PPO_JOB = Job(
     Config,
     "steepest.trainer.main_ppo",
-    KeyBook(tree.leaves(Config), refused.REFUSED, refused.NO_EFFECT, frozenset(refused.VLLM_ONLY), refused.ALIASES),
+    KeyBook(tree.leaves(Config), refused.REFUSED, refused.NO_EFFECT, refused.ALIASES),
     resolve.resolve_ppo,
     rules.PPO_RULES,
     no_effect.PPO_IDLE,
@@ -253,15 +254,19 @@ class _Loading(Generic[ConfigT]):
         wished = {key: given[key] for key in asked}
         for warn in self.job.warnings:
             found.extend(warn(wished, config))
-        if isinstance(config, Config):
-            found.extend(no_effect.vllm_only(self.ignored, config.actor_rollout_ref.rollout.name))
         for key in self.ignored:
             if reason := self.book.harmless(key):
                 found.append(no_effect.no_effect([key], reason))
         sources = {key: self._source(key, derived) for key in self.book.leaves}
         files = {source for source in self.sources.values() if source != COMMAND_LINE}
-        notes = tuple(f"Settings come from {source}; the command line wins over them." for source in sorted(files))
-        return Provenance(sources=sources, notes=notes, warnings=tuple(found))
+        notes = [f"Settings come from {source}; the command line wins over them." for source in sorted(files)]
+        values = tree.thaw(config)
+        notes += [
+            f"{key}={tree.get(values, key)}: chosen by {origin} in the environment."
+            for key, origin in derived.items()
+            if origin.split("=")[0] in SWITCHES
+        ]
+        return Provenance(sources=sources, notes=tuple(notes), warnings=tuple(found))
 
     def _source(self, key: str, derived: dict[str, str]) -> str:
         if key in derived:

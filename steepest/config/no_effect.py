@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from steepest.config.refused import VLLM_ONLY
-from steepest.config.resolve import ACTOR, REF, ROLLOUT
+from steepest.config.resolve import ACTOR, MODEL, REF, ROLLOUT
 from steepest.config.schema import Config
 from steepest.config.schema_sft import SFTConfig
 
@@ -53,6 +53,22 @@ def _optim(section: str, get: Callable[[Any], Any]) -> list[Idle]:
             lambda c: get(c).lr_warmup_steps <= 0 and get(c).lr_warmup_steps_ratio == 0,
             "there is no warm-up",
         ),
+    ]
+
+
+def _is_here(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _of_a_hub(section: str, get: Callable[[Any], Any]) -> list[Idle]:
+    def nothing_is_fetched(c: Any) -> bool:
+        model = get(c)
+        return _is_here(model.path) and _is_here(getattr(model, "tokenizer_path", model.path))
+
+    reason = f"{section}.path is on this machine"
+    return [
+        Idle((f"{section}.revision",), lambda c: _is_here(get(c).path), reason),
+        Idle((f"{section}.hub",), nothing_is_fetched, reason),
     ]
 
 
@@ -139,10 +155,25 @@ PPO_IDLE = [
         f"{ROLLOUT}.name=hf keeps no KV cache of its own; {ROLLOUT}.max_num_seqs bounds its memory",
     ),
     Idle(
+        _names(
+            ROLLOUT,
+            "enforce_eager enable_chunked_prefill enable_prefix_caching max_num_batched_tokens engine_kwargs.vllm",
+        ),
+        lambda c: _rollout(c).name != "vllm",
+        f"they are vLLM's, and {ROLLOUT}.name is another engine",
+    ),
+    Idle(
+        _names(ROLLOUT, "free_cache_engine"),
+        lambda c: _rollout(c).name == "hf",
+        f"{ROLLOUT}.name=hf holds nothing between rollouts",
+    ),
+    Idle(
         _names(ROLLOUT, "max_model_len"),
         lambda c: _rollout(c).max_model_len > c.data.max_prompt_length + c.data.max_response_length,
         "no sequence is longer than data.max_prompt_length + data.max_response_length",
     ),
+    *_of_a_hub(MODEL, lambda c: c.actor_rollout_ref.model),
+    *_of_a_hub("critic.model", lambda c: c.critic.model),
     *_optim(f"{ACTOR}.optim", lambda c: _actor(c).optim),
     *_optim("critic.optim", lambda c: c.critic.optim),
 ]
@@ -154,6 +185,7 @@ SFT_IDLE = [
     ),
     Idle(_names("data", "val_max_samples"), lambda c: not c.data.val_files, "there are no data.val_files"),
     Idle(("trainer.test_freq",), lambda c: not c.data.val_files, "there are no data.val_files"),
+    *_of_a_hub("model", lambda c: c.model),
     *_optim("optim", lambda c: c.optim),
 ]
 
@@ -171,13 +203,6 @@ def idle_warnings(table: list[Idle], config: Config | SFTConfig, asked: Iterable
 def no_effect(keys: list[str], reason: str) -> str:
     """`a, b have no effect: reason.`"""
     return f"{', '.join(keys)} {'has' if len(keys) == 1 else 'have'} no effect: {reason}."
-
-
-def vllm_only(keys: Iterable[str], engine: str) -> Iterator[str]:
-    """One sentence for all options of the vLLM engine, unless that is the engine."""
-    named = [key for key in keys if any(key == one or key.startswith(f"{one}.") for one in VLLM_ONLY)]
-    if named and engine != "vllm":
-        yield f"{', '.join(named)} {'has' if len(named) == 1 else 'have'} no effect with {ROLLOUT}.name={engine}."
 
 
 def overruled_micro_batches(given: dict[str, Any], config: Config) -> Iterator[str]:

@@ -1,10 +1,9 @@
 """verl's keys that Steepest does not have, each with the reason and the nearest thing that it has.
 
-Three kinds:
+Two kinds:
 - `REFUSED`: the key, or everything below it, is answered by name. A value that asks for what Steepest does anyway
   (`agrees`: `use_remove_padding=True`, `param_offload=False`) is let through, so that verl's commands run.
 - `NO_EFFECT`: harmless keys that are let through with one printed warning.
-- `VLLM_ONLY`: options of the vLLM engine, which no other engine has.
 `ALIASES` are second names of keys that Steepest has.
 """
 
@@ -162,7 +161,7 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     # rollout
     (f"{ROLLOUT}.mode", "Generation runs in the step; every response is on-policy.", ("async", "sync")),
     (
-        f"{ROLLOUT}.{{tensor_model_parallel_size,data_parallel_size,expert_parallel_size,pipeline_model_parallel_size}}",
+        f"{ROLLOUT}.{{data_parallel_size,expert_parallel_size,pipeline_model_parallel_size}}",
         f"{_ONE_PROCESS}: the engine is not split.",
         (1,),
     ),
@@ -182,6 +181,14 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     (f"{ROLLOUT}.trace", "Responses are written by trainer.rollout_data_dir.", _OFF),
     (f"{ROLLOUT}.{{enable_rollout_routing_replay,moe_load_balance_metrics_interval}}", "Not for MoE yet.", (False, 0)),
     (f"{ROLLOUT}.prometheus", "Metrics go to trainer.logger.", _OFF),
+    (f"{ROLLOUT}.load_format", "vLLM starts empty and gets the actor's weights from memory.", ("dummy", "auto")),
+    (f"{ROLLOUT}.layered_summon", "Weights go to vLLM tensor by tensor.", (True, False)),
+    (f"{ROLLOUT}.multi_stage_wake_up", "Weights wake before they are replaced, the KV cache after.", (True, False)),
+    (f"{ROLLOUT}.skip_tokenizer_init", "Token ids go in and out; the engine needs no tokenizer.", (True, False)),
+    (f"{ROLLOUT}.disable_log_stats", "Metrics go to trainer.logger.", (True,)),
+    (f"{ROLLOUT}.scheduling_policy", "A batch is generated whole.", ("fcfs",)),
+    (f"{ROLLOUT}.cudagraph_capture_sizes", f"An entry of {ROLLOUT}.engine_kwargs.vllm: compilation_config.", (None,)),
+    (f"{ROLLOUT}.{{quantization,quantization_config_file}}", "Generation runs in rollout.dtype.", (None,)),
     (f"{ROLLOUT}.disaggregation", "Prefill and decoding run together.", _OFF),
     # critic, algorithm
     ("algorithm.{use_pf_ppo,pf_ppo}", "PF-PPO is not part of this version.", _OFF),
@@ -225,27 +232,6 @@ NO_EFFECT = {
     f"{ROLLOUT}.agent.num_workers": "there are no agent processes",
     "critic.model.tokenizer_path": "the critic reads the policy's token ids",
     "critic.model.custom_chat_template": "the critic reads the policy's token ids",
-}
-
-VLLM_ONLY = {
-    f"{ROLLOUT}.{name}"
-    for name in [
-        "enforce_eager",
-        "free_cache_engine",
-        "enable_chunked_prefill",
-        "enable_prefix_caching",
-        "max_num_batched_tokens",
-        "load_format",
-        "layered_summon",
-        "disable_log_stats",
-        "cudagraph_capture_sizes",
-        "scheduling_policy",
-        "skip_tokenizer_init",
-        "multi_stage_wake_up",
-        "quantization",
-        "quantization_config_file",
-        "engine_kwargs.vllm",
-    ]
 }
 
 SFT_REFUSED = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from steepest.config.environment import hub_from_environment
 from steepest.config.tree import get, put
 
 IsSet = Callable[[str], bool]
@@ -51,7 +52,7 @@ def resolve_ppo(tree: dict[str, Any], is_set: IsSet) -> dict[str, str]:
     """Fill in the PPO job's tree."""
     d = Deriver(tree)
     longest = d["data.max_prompt_length"] + d["data.max_response_length"]
-    _resolve_models(d)
+    _resolve_models(d, is_set)
     batch = d["data.train_batch_size"]
     d.fill(f"{ACTOR}.ppo_mini_batch_size", batch if batch % MINI_BATCH else MINI_BATCH, "data.train_batch_size")
     d.copy(f"{ACTOR}.clip_ratio", f"{ACTOR}.clip_ratio_low", f"{ACTOR}.clip_ratio_high")
@@ -69,12 +70,23 @@ def resolve_ppo(tree: dict[str, Any], is_set: IsSet) -> dict[str, str]:
     return d.derived
 
 
-def _resolve_models(d: Deriver) -> None:
+def _resolve_hub(d: Deriver, key: str, is_set: IsSet) -> None:
+    """The hub that the environment asks for, where the user gave none."""
+    hub, chosen_by = hub_from_environment()
+    if chosen_by is not None and not is_set(key):
+        put(d.tree, key, hub)
+        d.derived[key] = chosen_by
+
+
+def _resolve_models(d: Deriver, is_set: IsSet) -> None:
+    _resolve_hub(d, f"{MODEL}.hub", is_set)
     d.copy("data.tokenizer", f"{MODEL}.tokenizer_path")
     d.fill(f"{MODEL}.tokenizer_path", d[f"{MODEL}.path"] or None, f"{MODEL}.path")
     d.copy(f"{MODEL}.trust_remote_code", "data.trust_remote_code", "critic.model.trust_remote_code")
     d.fill("critic.model.path", d[f"{MODEL}.path"] or None, f"{MODEL}.path")
     d.copy(f"{MODEL}.hub", "critic.model.hub")
+    if d["critic.model.path"] == d[f"{MODEL}.path"] and d["critic.model.hub"] == d[f"{MODEL}.hub"]:
+        d.copy(f"{MODEL}.revision", "critic.model.revision")
     d.copy(f"{MODEL}.enable_gradient_checkpointing", "critic.model.enable_gradient_checkpointing")
 
 
@@ -125,6 +137,7 @@ def _resolve_trainer(d: Deriver) -> None:
 def resolve_sft(tree: dict[str, Any], is_set: IsSet) -> dict[str, str]:
     """Fill in the SFT job's tree."""
     d = Deriver(tree)
+    _resolve_hub(d, "model.hub", is_set)
     d.fill("model.tokenizer_path", d["model.path"] or None, "model.path")
     d.fill("data.max_token_len_per_gpu", max(TOKEN_BUDGET, d["data.max_length"]), "data.max_length")
     _resolve_trainer(d)

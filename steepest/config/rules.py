@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from steepest.config.environment import switch_problems
 from steepest.config.resolve import ACTOR, REF, ROLLOUT, IsSet
 from steepest.config.schema import Config
 from steepest.config.schema_sft import SFTConfig
@@ -69,11 +70,63 @@ def training_samples(c: Config, is_set: IsSet) -> Iterator[str]:
         )
 
 
-# the one place that says so: remove this rule when the vLLM engine exists
-@rule(f"{ROLLOUT}.name")
-def vllm_is_not_here_yet(c: Config, is_set: IsSet) -> Iterator[str]:
-    if c.actor_rollout_ref.rollout.name == "vllm":
-        yield f"{ROLLOUT}.name=vllm: not part of this version yet; use {ROLLOUT}.name=builtin."
+@rule(f"{ROLLOUT}.tensor_model_parallel_size", "trainer.nnodes", "trainer.n_gpus_per_node")
+def rollout_fits_the_cards(c: Config, is_set: IsSet) -> Iterator[str]:
+    size, cards = c.actor_rollout_ref.rollout.tensor_model_parallel_size, c.trainer.nnodes * c.trainer.n_gpus_per_node
+    if size > cards:
+        yield (
+            f"{ROLLOUT}.tensor_model_parallel_size={size}: the run has {cards} "
+            f"card{'s' if cards > 1 else ''} (trainer.nnodes times trainer.n_gpus_per_node). Use at most {cards}."
+        )
+
+
+@rule(f"{ROLLOUT}.max_num_batched_tokens", f"{ROLLOUT}.max_num_seqs", f"{ROLLOUT}.enable_chunked_prefill")
+def one_pass_of_vllm_is_large_enough(c: Config, is_set: IsSet) -> Iterator[str]:
+    rollout = c.actor_rollout_ref.rollout
+    tokens, longest = rollout.max_num_batched_tokens, c.data.max_prompt_length + c.data.max_response_length
+    if rollout.name != "vllm":
+        return
+    if tokens < rollout.max_num_seqs:
+        yield (
+            f"{ROLLOUT}.max_num_batched_tokens={tokens}: each of {ROLLOUT}.max_num_seqs={rollout.max_num_seqs} "
+            "sequences takes a token of a pass. Raise the one or lower the other."
+        )
+    if not rollout.enable_chunked_prefill and tokens < longest:
+        yield (
+            f"{ROLLOUT}.max_num_batched_tokens={tokens} with {ROLLOUT}.enable_chunked_prefill=False: a sequence of "
+            f"{longest} tokens (data.max_prompt_length + data.max_response_length) does not fit. "
+            f"Use at least {longest}."
+        )
+
+
+OWNED_BY_KEYS = {
+    "model": "actor_rollout_ref.model.path",
+    "tokenizer": "actor_rollout_ref.model.tokenizer_path",
+    "skip_tokenizer_init": None,
+    "load_format": None,
+    "logprobs_mode": None,
+    "seed": f"{ROLLOUT}.seed",
+    "dtype": f"{ROLLOUT}.dtype",
+    "quantization": None,
+    "max_model_len": f"{ROLLOUT}.max_model_len",
+    "max_num_seqs": f"{ROLLOUT}.max_num_seqs",
+    "max_num_batched_tokens": f"{ROLLOUT}.max_num_batched_tokens",
+    "gpu_memory_utilization": f"{ROLLOUT}.gpu_memory_utilization",
+    "tensor_parallel_size": f"{ROLLOUT}.tensor_model_parallel_size",
+    "enforce_eager": f"{ROLLOUT}.enforce_eager",
+    "enable_chunked_prefill": f"{ROLLOUT}.enable_chunked_prefill",
+    "enable_prefix_caching": f"{ROLLOUT}.enable_prefix_caching",
+    "enable_sleep_mode": f"{ROLLOUT}.free_cache_engine",
+}
+"""Arguments of vllm.LLM that have a key of their own; None: that Steepest sets itself."""
+
+
+@rule(f"{ROLLOUT}.engine_kwargs.vllm")
+def engine_arguments_are_free(c: Config, is_set: IsSet) -> Iterator[str]:
+    for name in c.actor_rollout_ref.rollout.engine_kwargs.vllm:
+        if name in OWNED_BY_KEYS:
+            key = OWNED_BY_KEYS[name]
+            yield f"{ROLLOUT}.engine_kwargs.vllm.{name}: " + (f"use {key}." if key else "Steepest sets it. Remove it.")
 
 
 @rule("trainer.nnodes", "trainer.n_gpus_per_node")
@@ -206,6 +259,12 @@ def validation_sampling_agrees(c: Config, is_set: IsSet) -> Iterator[str]:
         yield f"{key}.do_sample=False with {key}.temperature={val.temperature:g}: greedy is temperature=0."
     if val.n > 1 and val.temperature == 0:
         yield f"{key}.n={val.n} with {key}.temperature=0: the same answer {val.n} times. Set a temperature."
+
+
+@rule("actor_rollout_ref.model.hub")
+@rule("model.hub", table=SFT_RULES)
+def hub_switches_are_clear(c: Config | SFTConfig, is_set: IsSet) -> Iterator[str]:
+    yield from switch_problems()
 
 
 @rule("data.tokenizer", "actor_rollout_ref.model.tokenizer_path")

@@ -13,12 +13,12 @@ from typing import Annotated, Literal
 
 from steepest.config.schema_model import (
     ComputeConfig,
-    ComputeDtype,
     CriticComputeConfig,
     CriticModelConfig,
     ModelConfig,
     OptimConfig,
 )
+from steepest.config.schema_rollout import RolloutConfig
 from steepest.config.schema_types import (
     DERIVED,
     Bounds,
@@ -136,57 +136,6 @@ class ActorConfig:
     """Seed of that shuffle."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     fsdp_config: ComputeConfig = field(default_factory=ComputeConfig)
-
-
-@dataclass(frozen=True)
-class ValKwargsConfig:
-    """`actor_rollout_ref.rollout.val_kwargs`: sampling in validation."""
-
-    temperature: NonNegativeFloat = 0.0
-    """0: greedy."""
-    top_p: PositiveShare = 1.0
-    """Sample from the smallest set of tokens with this probability; 1: all."""
-    top_k: Annotated[int, MinusOneOr(1)] = -1
-    """Sample from the most probable tokens, this many; -1: all."""
-    n: Positive = 1
-    """Responses a validation prompt; their scores are averaged."""
-    do_sample: bool = DERIVED
-    """Must agree with `temperature`: false is greedy; null: what `temperature` says."""
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """`actor_rollout_ref.rollout`: generation, and the pass that computes old log-probs."""
-
-    name: Literal["builtin", "hf", "vllm"] = "builtin"
-    """Engine: builtin (in process, the actor's own weights) or hf (transformers' generate, slow). vllm: not yet."""
-    temperature: NonNegativeFloat = 1.0
-    """Sampling temperature in training, above 0; log-probs everywhere are those at this temperature."""
-    top_p: PositiveShare = 1.0
-    """Sample from the smallest set of tokens with this probability; 1: all."""
-    top_k: Annotated[int, MinusOneOr(1)] = -1
-    """Sample from the most probable tokens, this many; -1: all."""
-    n: Positive = 1
-    """Responses a prompt."""
-    ignore_eos: bool = False
-    """Generate to the length limit even after an end token."""
-    seed: Seed = 42
-    """Seed of sampling: the same seed gives the same tokens."""
-    val_kwargs: ValKwargsConfig = field(default_factory=ValKwargsConfig)
-    log_prob_micro_batch_size_per_gpu: Positive | None = None
-    """Sequences a forward of the old-log-prob pass; null: filled to the token budget."""
-    log_prob_use_dynamic_bsz: bool = DERIVED
-    """Fill that pass's micro-batches to a token budget; null: on unless the key above is given."""
-    log_prob_max_token_len_per_gpu: Positive = DERIVED
-    """Tokens a micro-batch of that pass; null: `actor.ppo_max_token_len_per_gpu`."""
-    dtype: ComputeDtype = DERIVED
-    """dtype of generation; null: `actor.fsdp_config.dtype`."""
-    gpu_memory_utilization: PositiveShare = 0.5
-    """Share of all memory (of the card; on CPU of the machine) that the engine may use for its KV cache."""
-    max_num_seqs: Positive = 256
-    """Sequences decoded at once, at most: a small `gpu_memory_utilization` allows fewer."""
-    max_model_len: Positive = DERIVED
-    """Longest sequence in tokens, prompt and response; null: `max_prompt_length + max_response_length`."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ class ModelConfig:
     path: RequiredFile = ""
     """Folder in Hugging Face layout, GGUF file, or hub id."""
     hub: Hub = "huggingface"
-    """Which hub a `path` that is no local folder is fetched from."""
+    """Hub of a `path` that is no local folder. With VERL_USE_MODELSCOPE=True in the environment: modelscope."""
+    revision: str | None = None
+    """Branch, tag or commit of `path` on the hub; null: the newest. A resumed run keeps the commit it began with."""
     tokenizer_path: File = DERIVED
     """Folder or hub id of the tokenizer; null: `path` (in PPO `data.tokenizer`, if that is given)."""
     custom_chat_template: str | None = None
@@ -49,6 +51,8 @@ class CriticModelConfig:
     """Folder in Hugging Face layout, GGUF file, or hub id; null: `actor_rollout_ref.model.path`."""
     hub: Hub = DERIVED
     """Hub of `path`; null: the actor's."""
+    revision: str | None = None
+    """Branch, tag or commit of `path` on the hub; null: the actor's if `path` is the same, else the newest."""
     trust_remote_code: bool = DERIVED
     """Run Python code that comes with the model folder; null: the actor's."""
     override_config: Mapping = field(default_factory=dict)

@@ -11,15 +11,18 @@ from typing import Any
 
 from steepest.config.load import config_dict, save_config
 from steepest.config.schema import Config, TrainerConfig
-from steepest.config.schema_model import Hub, ModelConfig
+from steepest.config.schema_model import ModelConfig
 from steepest.config.schema_sft import SFTConfig, SFTTrainerConfig
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.devices.api import Device, select_device
 from steepest.errors import CheckpointError, ConfigError, ModelError
+from steepest.hub import TOKENIZER_FILES
 from steepest.loggers.api import Loggers, check_loggers, make_loggers
-from steepest.models.load import load_tokenizer, resolve_model
+from steepest.models.load import load_tokenizer
+from steepest.trainer.compute import check_attention
 from steepest.trainer.run import changed_values, say
+from steepest.trainer.sources import ModelSources
 from steepest.training.checkpoint import CheckpointStore
 
 
@@ -38,6 +41,7 @@ def begin(config: Config | SFTConfig, *, seed: int) -> Device:
         POLICY_LOSSES.get(config.actor_rollout_ref.actor.policy_loss.loss_mode)
         ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator)
     device = select_device(config.trainer.device)
+    check_attention(config, device)
     device.seed(seed)
     return device
 
@@ -60,12 +64,6 @@ def _cannot_write(folder: Path) -> str | None:
     return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
 
 
-def model_folder(key: str, path: str, hub: Hub) -> Path:
-    """The local folder (or GGUF file) of a model. Raises ModelError that names the configuration key."""
-    with naming(key):
-        return resolve_model(path, hub=hub)
-
-
 @contextmanager
 def naming(key: str) -> Iterator[None]:
     """Put the configuration key of a model before what is wrong with it."""
@@ -75,11 +73,14 @@ def naming(key: str) -> Iterator[None]:
         raise ModelError(f"{key}: {error}") from error
 
 
-def open_tokenizer(model: ModelConfig, key: str, folder: Path, *, trust_remote_code: bool) -> Any:
+def open_tokenizer(
+    model: ModelConfig, key: str, folder: Path, sources: ModelSources, *, trust_remote_code: bool
+) -> Any:
     """The tokenizer of `model`, whose section of the configuration is `key` and whose weights lie in `folder`."""
-    same = model.tokenizer_path == model.path
+    if model.tokenizer_path != model.path:  # `model.revision` is one of `path`
+        folder = sources.folder(f"{key}.tokenizer_path", model.tokenizer_path, model.hub, files=TOKENIZER_FILES)
     return load_tokenizer(
-        folder if same else model_folder(f"{key}.tokenizer_path", model.tokenizer_path, model.hub),
+        folder,
         custom_chat_template=model.custom_chat_template,
         trust_remote_code=trust_remote_code,
     )
@@ -109,9 +110,16 @@ def open_store(folder: Path, keep: int | None) -> CheckpointStore:
 
 
 def open_run_folder(
-    config: Config | SFTConfig, trainer: TrainerConfig | SFTTrainerConfig, folder: Path, *, total: int, start: int
+    config: Config | SFTConfig,
+    trainer: TrainerConfig | SFTTrainerConfig,
+    folder: Path,
+    sources: ModelSources,
+    *,
+    total: int,
+    start: int,
 ) -> Loggers:
-    """The loggers of the run, and `config.yaml`. A run that goes on says what changed since its last start.
+    """The loggers of the run, `config.yaml` and `models.json`. A run that goes on says what changed since its last
+    start.
 
     Raises CheckpointError for a folder that cannot be written, a full disk for example.
     """
@@ -122,6 +130,7 @@ def open_run_folder(
             say("the configuration differs from that of the run's last start: " + "; ".join(changed))
         folder.mkdir(parents=True, exist_ok=True)
         save_config(config, path)
+        sources.save(folder)
         return make_loggers(
             trainer.logger,
             folder,

@@ -123,9 +123,8 @@ REFUSED = [
         f"1e-6 is lost when it is added to a bfloat16 weight. The dtype of compute is {ACTOR}.fsdp_config.dtype.",
     ),
     (
-        f"{ROLLOUT}.tensor_model_parallel_size=2",
-        f"{ROLLOUT}.tensor_model_parallel_size=2: must be 1. This version runs in one process: the engine is not "
-        "split.",
+        f"{ROLLOUT}.data_parallel_size=2",
+        f"{ROLLOUT}.data_parallel_size=2: must be 1. This version runs in one process: the engine is not split.",
     ),
     (
         f"{ACTOR}.grad_clip=1.0",
@@ -212,7 +211,19 @@ RULES = [
     ([f"{ROLLOUT}.temperature=0"],
      f"{ROLLOUT}.temperature=0: temperature 0 is not a policy one can train. Use a value above 0, e.g. 1.0; "
      f"{ROLLOUT}.val_kwargs.temperature is the one for validation."),
-    ([f"{ROLLOUT}.name=vllm"], f"{ROLLOUT}.name=vllm: not part of this version yet; use {ROLLOUT}.name=builtin."),
+    ([f"{ROLLOUT}.tensor_model_parallel_size=2"],
+     f"{ROLLOUT}.tensor_model_parallel_size=2: the run has 1 card (trainer.nnodes times trainer.n_gpus_per_node). Use "
+     "at most 1."),
+    ([f"{ROLLOUT}.name=vllm", f"{ROLLOUT}.max_num_batched_tokens=128"],
+     f"{ROLLOUT}.max_num_batched_tokens=128: each of {ROLLOUT}.max_num_seqs=256 sequences takes a token of a pass. "
+     "Raise the one or lower the other."),
+    ([f"{ROLLOUT}.name=vllm", f"{ROLLOUT}.max_num_batched_tokens=512", f"{ROLLOUT}.enable_chunked_prefill=False"],
+     f"{ROLLOUT}.max_num_batched_tokens=512 with {ROLLOUT}.enable_chunked_prefill=False: a sequence of 1024 tokens "
+     "(data.max_prompt_length + data.max_response_length) does not fit. Use at least 1024."),
+    ([f"{ROLLOUT}.name=vllm", f"{ROLLOUT}.engine_kwargs.vllm={{dtype:half}}"],
+     f"{ROLLOUT}.engine_kwargs.vllm.dtype: use {ROLLOUT}.dtype."),
+    ([f"{ROLLOUT}.name=vllm", f"{ROLLOUT}.engine_kwargs.vllm={{load_format:auto}}"],
+     f"{ROLLOUT}.engine_kwargs.vllm.load_format: Steepest sets it. Remove it."),
     (["trainer.n_gpus_per_node=8"],
      "trainer.nnodes=1 times trainer.n_gpus_per_node=8 is 8: one process in this version. Set both to 1."),
     (["trainer.resume_mode=resume_path"],
@@ -281,6 +292,7 @@ def test_every_rule_has_a_case() -> None:
             config, _ = _loaded(tuple(words))
             if list(rule.check(config, lambda key, words=words: any(w.startswith(f"{key}=") for w in words))):
                 seen.add(rule.check.__name__)
+    seen.add("hub_switches_are_clear")  # reads the environment: test_environment.py
     assert seen == {rule.check.__name__ for rule in PPO_JOB.rules}
 
 
@@ -334,9 +346,11 @@ WARNINGS = [
      [f"{ACTOR}.clip_ratio has no effect: clip_ratio_low and clip_ratio_high are both given."]),
     (["trainer.max_actor_ckpt_to_keep=3"],
      ["trainer.max_actor_ckpt_to_keep has no effect: trainer.save_freq=-1 writes no checkpoints."]),
-    ([f"{ROLLOUT}.enforce_eager=True", f"{ROLLOUT}.free_cache_engine=False", f"+{ROLLOUT}.engine_kwargs.vllm.x=1"],
-     [f"{ROLLOUT}.enforce_eager, {ROLLOUT}.free_cache_engine, {ROLLOUT}.engine_kwargs.vllm.x have no effect with "
-      f"{ROLLOUT}.name=builtin."]),
+    ([f"{ROLLOUT}.enforce_eager=True", f"{ROLLOUT}.engine_kwargs.vllm={{x:1}}"],
+     [f"{ROLLOUT}.enforce_eager, {ROLLOUT}.engine_kwargs.vllm have no effect: they are vLLM's, and {ROLLOUT}.name is "
+      "another engine."]),
+    ([f"{ROLLOUT}.name=hf", f"{ROLLOUT}.free_cache_engine=True"],
+     [f"{ROLLOUT}.free_cache_engine has no effect: {ROLLOUT}.name=hf holds nothing between rollouts."]),
     (["trainer.balance_batch=True"],
      ["trainer.balance_batch has no effect: there is one process, so there is nothing to balance."]),
     (["trainer.log_val_generations=3", "trainer.val_before_train=False"],
@@ -405,7 +419,7 @@ def test_every_key_of_verl_is_ours_or_answered_by_name() -> None:
 def test_no_key_is_both_ours_and_refused_and_every_pointer_exists() -> None:
     for job in (PPO_JOB, SFT_JOB):
         book = job.book
-        assert not set(book.leaves) & (set(book.refused) | set(book.no_effect) | set(book.vllm_only))
+        assert not set(book.leaves) & (set(book.refused) | set(book.no_effect))
         assert set(book.aliases.values()) <= set(book.leaves)
         for refusal in book.refused.values():
             for key in re.findall(

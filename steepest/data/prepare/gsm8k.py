@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
+from steepest.config.environment import default_hub
+from steepest.config.schema_model import Hub
 from steepest.data.files import Table, WrittenFile, read_tables, write_parquet
 from steepest.errors import ConfigError, DataError
+from steepest.hub import Source, find
 
 DATA_SOURCE = "openai/gsm8k"
 COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
 INSTRUCTION = 'Let\'s think step by step and output the final answer after "####".'
 SPLITS = ("train", "test")
-HUBS = ("huggingface", "modelscope")
-MODELSCOPE_ID = "AI-ModelScope/gsm8k"
+HUBS: tuple[str, ...] = get_args(Hub)
+GSM8K_ON: dict[Hub, str] = {"huggingface": DATA_SOURCE, "modelscope": "AI-ModelScope/gsm8k"}
 HUB_FILE = "main/{split}-00000-of-00001.parquet"
+HUB_FILES = ("main/*.parquet", *(f"{split}.jsonl" for split in SPLITS))
 _FINAL = re.compile(r"#### (\-?[0-9\.\,]+)")
 
 
 def prepare_gsm8k(
     save_dir: str | Path,
     local_path: str | Path | None = None,
-    hub: str = "huggingface",
+    hub: str | None = None,
     *,
     note: Callable[[str], None] = print,
 ) -> dict[str, WrittenFile]:
@@ -32,15 +35,18 @@ def prepare_gsm8k(
 
     `local_path`: a folder with train.jsonl and test.jsonl, a downloaded copy of the hub's folder, or one file, whose
     name says its split; no network is used then. `hub`: where the files come from otherwise, "huggingface" or
-    "modelscope"; `note` is told before that. Returns split -> path and number of rows. Both splits are read and
-    checked before the first is written.
+    "modelscope"; None: what the environment chooses, else huggingface. `note` is told what was taken from there.
+    Returns split -> path and number of rows. Both splits are read and checked before the first is written.
 
-    Raises DataError: nothing found at `local_path`, a row that is no GSM8K row, no network, a folder that cannot be
-    written.
+    Raises DataError: nothing found at `local_path`, a row that is no GSM8K row, a hub that does not give the files, a
+    folder that cannot be written.
     """
-    if hub not in HUBS:
+    if hub is not None and hub not in HUBS:
         raise ConfigError(f"--hub={hub!r}: no such hub. Known: {', '.join(HUBS)}.")
-    sources = _local_files(Path(local_path).expanduser()) if local_path is not None else _hub_files(hub, note)
+    if local_path is not None:
+        sources = _local_files(Path(local_path).expanduser())
+    else:
+        sources = _from_hub(cast(Hub, hub) if hub is not None else default_hub(), note)
     folder = Path(save_dir).expanduser()
     rows = {split: _split_rows(split, path) for split, path in sources.items()}
     return {split: write_parquet(folder / f"{split}.parquet", rows[split], row_schema()) for split in rows}
@@ -116,6 +122,11 @@ def _local_files(path: Path) -> dict[str, Path]:
             f"--local_dataset_path={path}: there is no such file or folder. "
             f"Expected a folder with train.jsonl and test.jsonl, or one of these files."
         )
+    return _split_files(path, f"--local_dataset_path={path}")
+
+
+def _split_files(path: Path, named: str) -> dict[str, Path]:
+    """The file of each split in the original folder, or in a copy of a hub's."""
     found = {}
     for split in SPLITS:
         places = (f"{split}.jsonl", HUB_FILE.format(split=split), Path(HUB_FILE.format(split=split)).name)
@@ -123,55 +134,21 @@ def _local_files(path: Path) -> dict[str, Path]:
         if not hits:
             here = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
             raise DataError(
-                f"--local_dataset_path={path}: the folder has no {split} split (looked for {', '.join(places)}; found "
+                f"{named}: the folder has no {split} split (looked for {', '.join(places)}; found "
                 f"{here}). Name one file to convert only its split."
             )
         found[split] = hits[0]
     return found
 
 
-def _hub_files(hub: str, note: Callable[[str], None]) -> dict[str, Path]:
-    fetch = _fetch_huggingface if hub == "huggingface" else _modelscope_fetcher()
-    note(f"fetching GSM8K from {hub}")
-    return {split: _download(hub, fetch, HUB_FILE.format(split=split)) for split in SPLITS}
-
-
-def _download(hub: str, fetch: Any, file: str) -> Path:
-    other = next(name for name in HUBS if name != hub)
-    try:
-        return Path(fetch(file))
-    except Exception as error:  # the hubs' clients raise what their HTTP library raises: any kind means "not fetched"
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise DataError(
-            f"cannot fetch {file} of GSM8K from {hub}: {type(error).__name__}: {reason}\n"
-            f"Use --local_dataset_path FOLDER with the original train.jsonl and test.jsonl (from "
-            f"https://github.com/openai/grade-school-math), or --hub {other}"
-            + (", or set HF_ENDPOINT to a mirror." if hub == "huggingface" else ".")
-        ) from error
-
-
-def _fetch_huggingface(file: str) -> str:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import logging
-
-    # the client warns at every retry; when all fail, our error says it once
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        return hf_hub_download(DATA_SOURCE, file, repo_type="dataset")
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def _modelscope_fetcher() -> Any:
-    # the full client and the slim one offer the same function under two names
-    for module in ("modelscope.hub.file_download", "modelscope_hub.compat.file_download"):
-        try:
-            download = importlib.import_module(module).dataset_file_download
-        except ImportError:
-            continue
-        return lambda file: download(MODELSCOPE_ID, file)
-    raise DataError(
-        "--hub=modelscope: no ModelScope client is installed. Install one with `pip install 'steepest[modelscope]'` "
-        "(or `pip install modelscope`), or use --hub huggingface or --local_dataset_path FOLDER."
+def _from_hub(hub: Hub, note: Callable[[str], None]) -> dict[str, Path]:
+    source = Source(
+        GSM8K_ON[hub],
+        hub,
+        key=f"GSM8K (--hub {hub})",
+        hub_option="--hub ",
+        local_option="--local_dataset_path FOLDER with the original train.jsonl and test.jsonl (from "
+        "https://github.com/openai/grade-school-math)",
+        noun="data set",
     )
+    return _split_files(find(source, kind="dataset", files=HUB_FILES, note=note).path, source.label)

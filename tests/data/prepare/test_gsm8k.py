@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import subprocess
 import sys
-import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from steepest.data.prepare import gsm8k
 from steepest.data.prepare.gsm8k import prepare_gsm8k
 from steepest.data.prompts import load_prompts
 from steepest.errors import ConfigError, DataError
+from tests.hub.fake_hub import FakeHub, Fault
+from tests.hub.world import turn_to, without_waiting
 
 SCRIPT = Path(__file__).parents[3] / "examples" / "data_preprocess" / "gsm8k.py"
 TRAIN = {"question": "How many clips?", "answer": "48/2 = <<48/2=24>>24\n#### 1,024"}
@@ -142,66 +146,103 @@ def test_a_wrong_row_stops_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_hub_files_are_used(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str, str]] = []
+def parquet(row: dict[str, str]) -> bytes:
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), sink)
+    return sink.getvalue()
 
-    def download(repo: str, file: str, *, repo_type: str) -> str:
-        asked.append((repo, file, repo_type))
-        return str(source / ("train.jsonl" if "train" in file else "test.jsonl"))
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    without_waiting(monkeypatch)
+    with FakeHub() as hub:
+        turn_to(hub.url, tmp_path / "cache", monkeypatch)
+        yield hub
+
+
+def put_gsm8k(hub: FakeHub, name: str) -> None:
+    files = {f"main/{split}-00000-of-00001.parquet": parquet(row) for split, row in (("train", TRAIN), ("test", TEST))}
+    hub.commit("datasets", name, {**files, "socratic/train-00000-of-00001.parquet": b"not needed", "README.md": b""})
+
+
+@pytest.mark.parametrize(("where", "name"), gsm8k.GSM8K_ON.items())
+def test_both_hubs_are_downloaded_from(hub: FakeHub, tmp_path: Path, where: str, name: str) -> None:
+    put_gsm8k(hub, name)
     notes: list[str] = []
-    assert prepare_gsm8k(tmp_path / "out", note=notes.append)["train"].num_rows == 2
-    assert notes == ["fetching GSM8K from huggingface"]
-    assert asked == [
-        ("openai/gsm8k", "main/train-00000-of-00001.parquet", "dataset"),
-        ("openai/gsm8k", "main/test-00000-of-00001.parquet", "dataset"),
-    ]
+    written = prepare_gsm8k(tmp_path / "out", hub=where, note=notes.append)
+    assert {split: file.num_rows for split, file in written.items()} == {"train": 1, "test": 1}
+    (row,) = pyarrow.parquet.read_table(written["train"].path).to_pylist()
+    assert row["reward_model"]["ground_truth"] == "1024" and row["extra_info"]["question"] == "How many clips?"
+    assert notes[0].startswith(f"GSM8K (--hub {where})={name}: downloading ") and len(notes) == 2
+    assert not hub.asked("socratic/train") and hub.asked("main/train")
+    hub.log.clear()
+    prepare_gsm8k(tmp_path / "again", hub=where, note=notes.append)
+    assert notes[2].endswith("in the cache") and not hub.asked("main/train")
 
 
-def test_no_network_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(*_: Any, **__: Any) -> str:
-        raise ConnectionError("Network is unreachable\nlong tail")
+def test_a_hub_may_hold_the_original_files(hub: FakeHub, tmp_path: Path) -> None:
+    hub.commit("datasets", "AI-ModelScope/gsm8k", {f"{s}.jsonl": json.dumps(TEST).encode() for s in ("train", "test")})
+    assert prepare_gsm8k(tmp_path / "out", hub="modelscope", note=lambda _: None)["test"].num_rows == 1
+    hub.commit("datasets", "AI-ModelScope/gsm8k", {"train.jsonl": json.dumps(TEST).encode()})
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(DataError, match=r"^GSM8K \(--hub modelscope\)=AI-ModelScope/gsm8k: .* has no test split"):
+        prepare_gsm8k(tmp_path / "out", hub="modelscope", note=lambda _: None)
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+
+def test_a_hub_that_does_not_give_it_names_the_remedies(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DataError) as caught:
         prepare_gsm8k(tmp_path / "out")
     assert str(caught.value) == (
-        "cannot fetch main/train-00000-of-00001.parquet of GSM8K from huggingface: ConnectionError: Network is "
-        "unreachable\n"
-        "Use --local_dataset_path FOLDER with the original train.jsonl and test.jsonl (from "
-        "https://github.com/openai/grade-school-math), or --hub modelscope, or set HF_ENDPOINT to a mirror."
+        "GSM8K (--hub huggingface)=openai/gsm8k: Hugging Face has no such data set, or it is private, and there is no "
+        "such folder here (HTTP 404). Check the name (owner/name). For a private one run `hf auth login` or set "
+        "HF_TOKEN. ModelScope may have it: --hub modelscope."
     )
+    hub.faults.append(Fault("/api/", status=503))
+    with pytest.raises(DataError, match=r"Hugging Face may have it: --hub huggingface\.$"):
+        prepare_gsm8k(tmp_path / "out", hub="modelscope")
+    turn_to("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
+    with pytest.raises(DataError, match=r"give its folder: --local_dataset_path FOLDER with the original train\.jsonl"):
+        prepare_gsm8k(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("package", ["modelscope.hub.file_download", "modelscope_hub.compat.file_download"])
-def test_modelscope(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    asked: list[tuple[str, str]] = []
-
-    def download(dataset: str, file: str) -> str:
-        asked.append((dataset, file))
-        if "test" in file and len(asked) > 2:
-            raise TimeoutError("no answer")
-        return str(source / ("train.jsonl" if "train" in file else "test.jsonl"))
-
-    parts = package.split(".")
-    for count in range(1, len(parts) + 1):
-        monkeypatch.setitem(sys.modules, ".".join(parts[:count]), types.ModuleType(".".join(parts[:count])))
-    monkeypatch.setattr(sys.modules[package], "dataset_file_download", download, raising=False)
-    assert prepare_gsm8k(tmp_path / "out", hub="modelscope")["test"].num_rows == 1
-    assert asked[0] == ("AI-ModelScope/gsm8k", "main/train-00000-of-00001.parquet")
-    with pytest.raises(DataError, match=r"from modelscope: TimeoutError: no answer\n.*--hub huggingface\.$"):
-        prepare_gsm8k(tmp_path / "out", hub="modelscope")
-
-
-def test_modelscope_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("modelscope", "modelscope_hub"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(DataError, match=r"no ModelScope client is installed.*pip install 'steepest\[modelscope\]'"):
-        prepare_gsm8k(tmp_path / "out", hub="modelscope")
+def test_the_environment_chooses_the_hub(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_gsm8k(hub, "AI-ModelScope/gsm8k")
+    monkeypatch.setenv("VERL_USE_MODELSCOPE", "True")
+    assert prepare_gsm8k(tmp_path / "out", note=lambda _: None)["train"].num_rows == 1
+    with pytest.raises(DataError, match="openai/gsm8k: Hugging Face has no such data set"):  # what is asked for wins
+        prepare_gsm8k(tmp_path / "out", hub="huggingface")
+    monkeypatch.setenv("VERL_USE_MODELSCOPE", "maybe")
+    with pytest.raises(ConfigError, match="VERL_USE_MODELSCOPE='maybe' in the environment: expected True or False"):
+        prepare_gsm8k(tmp_path / "out")
     with pytest.raises(ConfigError, match="--hub='modelscop': no such hub. Known: huggingface, modelscope."):
         prepare_gsm8k(tmp_path / "out", hub="modelscop")
+
+
+@pytest.mark.parametrize("line", [[str(SCRIPT)], ["-m", "steepest", "prepare", "gsm8k"]], ids=["script", "command"])
+@pytest.mark.parametrize(("where", "name"), gsm8k.GSM8K_ON.items())
+def test_the_commands_fetch_by_the_settings_of_the_environment(
+    tmp_path: Path, line: list[str], where: str, name: str
+) -> None:
+    with FakeHub() as hub:
+        put_gsm8k(hub, name)
+        settings = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "MODELSCOPE_ENDPOINT": hub.url,
+            "MODELSCOPE_CACHE": str(tmp_path / "ms"),
+            "MODELSCOPE_HOME": str(tmp_path / "ms-home"),
+            "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": str(SCRIPT.parents[2]),
+            "HOME": str(tmp_path),
+        }
+        command = [sys.executable, *line, "--hub", where, "--local_save_dir", str(tmp_path / "out")]
+        done = subprocess.run(command, capture_output=True, text=True, env=settings)
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {tmp_path / 'out' / 'test.parquet'} (1 rows)" in done.stdout
+    assert list((tmp_path / ("hf" if where == "huggingface" else "ms")).rglob("train-00000-of-00001.parquet"))
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,88 @@
+"""Files of a repository on a hub: which of them are wanted, their checksums, and the room they need."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Literal
+
+from steepest.hub.faults import HubFault
+
+Kind = Literal["model", "dataset"]
+TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
+"""Configs and tokenizers, and remote code (which runs only when trusted)."""
+MODEL_FILES = ("*.safetensors", *TOKENIZER_FILES)
+"""The same with weights, as safetensors only."""
+_BLOCK = 1 << 20
+_SPARE = 64 << 20
+"""Bytes that stay free on the disk of the cache."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the hub lists it. `digest` is `sha256:...` or `git-sha1:...`, empty where the hub tells none."""
+
+    path: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a repository at one commit."""
+
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+    def wanted(self, patterns: Sequence[str]) -> tuple[RemoteFile, ...]:
+        """The files that match one of the patterns; `*` also matches `/`."""
+        return tuple(file for file in self.files if any(fnmatch(file.path, pattern) for pattern in patterns))
+
+
+def what_is_wrong(path: Path, file: RemoteFile) -> str | None:
+    """Compare a file on the disk with what the hub lists, by size and checksum; None when they agree."""
+    size = path.stat().st_size
+    if size != file.size:
+        return f"{file.path} has {size} bytes instead of {file.size}"
+    kind, _, want = file.digest.partition(":")
+    found = checksum(path, kind) if want else want
+    return None if found == want else f"{file.path}: {kind} {found[:12]}... instead of {want[:12]}..."
+
+
+def checksum(path: Path, kind: str) -> str:
+    """The hex digest of a file: `sha256`, or `git-sha1`, git's name of a blob."""
+    if kind == "sha256":
+        digest = hashlib.sha256()
+    else:
+        digest = hashlib.sha1(usedforsecurity=False)
+        digest.update(f"blob {path.stat().st_size}\0".encode())
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Raises HubFault when the disk of `folder`, which need not exist yet, has no room for `needed` more bytes."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed > 0 and needed + _SPARE > free:
+        raise HubFault("space", f"{human(needed)} are needed in {folder}, {human(free)} are free")
+
+
+def total(files: Iterable[RemoteFile]) -> int:
+    """Bytes of all files."""
+    return sum(file.size for file in files)
+
+
+def human(size: float) -> str:
+    """A number of bytes in words: 988.1 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

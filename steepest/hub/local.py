@@ -1,0 +1,34 @@
+"""Models that lie on this machine: which paths are taken, and what is said of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from steepest.errors import ModelError
+
+
+def looks_like_a_path(text: str) -> bool:
+    """Whether the text can only mean a place on this machine, never a hub id."""
+    return text.startswith(("/", ".", "~")) or text.endswith(".gguf") or text.count("/") > 1
+
+
+def local_model(path: Path | str) -> Path:
+    """A model folder or .gguf file that is there; a folder without config.json that holds exactly one .gguf file
+    stands for that file.
+
+    Raises ModelError for anything else.
+    """
+    local = Path(path).expanduser()
+    if not local.exists():
+        raise ModelError(f"{path}: there is no such folder or file (looked for {local.absolute()}).")
+    if local.is_file():
+        if local.suffix != ".gguf":
+            raise ModelError(f"{local}: a model is a Hugging Face folder, a .gguf file or a hub id, not this file.")
+        return local
+    if (local / "config.json").is_file():
+        return local
+    files = sorted(local.glob("*.gguf"))
+    if len(files) == 1:
+        return files[0]
+    held = f"it holds {len(files)} .gguf files: name one of them" if files else "it has no config.json"
+    raise ModelError(f"{local}: not a model folder: {held}.")

@@ -1,0 +1,83 @@
+"""How each model computes: device, dtype, attention, and the size of a pass. From configuration keys to settings."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from steepest.config.schema import Config
+from steepest.config.schema_model import CriticModelConfig, ModelConfig
+from steepest.config.schema_sft import SFTConfig
+from steepest.devices.api import Device
+from steepest.models.varlen import OVERRIDE, Attention, choose_attention
+from steepest.training.micro_batches import MicroBatches
+from steepest.training.trainable import ComputeSettings
+
+ACTOR_MODEL, CRITIC_MODEL, SFT_MODEL = "actor_rollout_ref.model", "critic.model", "model"
+"""Sections of the configuration with a model."""
+
+
+def compute_dtype(name: str, device: Device) -> str:
+    """`auto` is bfloat16 where the hardware computes in it, else float32."""
+    return str(device.default_dtype()).removeprefix("torch.") if name == "auto" else name
+
+
+def compute_settings(
+    model: ModelConfig | CriticModelConfig, section: str, dtype: str, device: Device, *, trained: bool = True
+) -> ComputeSettings:
+    """Of the model in `section`. One that is only read has no backward pass and so no gradient checkpointing."""
+    return ComputeSettings(
+        device=device.torch_device(),
+        dtype=cast(Any, compute_dtype(dtype, device)),
+        gradient_checkpointing=trained and model.enable_gradient_checkpointing,
+        attention=attention(model, section, dtype, device),
+        model_key=section,
+        length_key="data.max_length" if section == SFT_MODEL else "data.max_response_length or data.max_prompt_length",
+    )
+
+
+def attention(model: ModelConfig | CriticModelConfig, section: str, dtype: str, device: Device) -> Attention:
+    """The device's best, or what `override_config.attn_implementation` asks for."""
+    asked = model.override_config.get(OVERRIDE)
+    computed = getattr(torch, compute_dtype(dtype, device))
+    return choose_attention(
+        None if asked is None else str(asked), device, computed, f"{section}.override_config.{OVERRIDE}"
+    )
+
+
+def check_attention(config: Config | SFTConfig, device: Device) -> None:
+    """Raises ConfigError for an attention that cannot run, before anything is loaded."""
+    if isinstance(config, SFTConfig):
+        attention(config.model, SFT_MODEL, config.engine.dtype, device)
+        return
+    actor = config.actor_rollout_ref
+    attention(actor.model, ACTOR_MODEL, actor.actor.fsdp_config.dtype, device)
+    attention(config.critic.model, CRITIC_MODEL, config.critic.fsdp.dtype, device)
+
+
+def overrides(model: ModelConfig | CriticModelConfig) -> dict[str, Any]:
+    """What replaces entries of the model's config.json: `override_config` without the choice of attention."""
+    return {name: value for name, value in model.override_config.items() if name != OVERRIDE}
+
+
+def micro_batches(
+    section: str,
+    rows: int | None,
+    dynamic: bool | None,
+    tokens: int | None,
+    *,
+    keys: tuple[str, str] = ("ppo_micro_batch_size_per_gpu", "ppo_max_token_len_per_gpu"),
+) -> MicroBatches:
+    """Rows a pass when they are given and the token budget is not asked for; else the token budget.
+
+    `keys` are those of the two numbers within `section`; messages name the one that counts.
+    """
+    if dynamic or rows is None:
+        return MicroBatches(tokens=tokens, key=f"{section}.{keys[1]}")
+    return MicroBatches(rows=rows, tokens=None, key=f"{section}.{keys[0]}")
+
+
+LOG_PROB_KEYS = ("log_prob_micro_batch_size_per_gpu", "log_prob_max_token_len_per_gpu")
+FORWARD_KEYS = ("forward_micro_batch_size_per_gpu", "forward_max_token_len_per_gpu")
+SFT_KEYS = ("micro_batch_size_per_gpu", "max_token_len_per_gpu")

@@ -1,0 +1,90 @@
+"""Where a run's models come from: each is looked up once, and what it was is kept in the run folder (`models.json`).
+
+A resumed run takes its weights from the checkpoint, but the reference, the tokenizer and the end tokens come from the
+start model again. The pin makes sure that this is the same one, whatever happened on the hub in between.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from steepest.config.schema import TrainerConfig
+from steepest.config.schema_model import Hub
+from steepest.config.schema_sft import SFTTrainerConfig
+from steepest.errors import CheckpointError
+from steepest.hub import MODEL_FILES, Found, Pin, Source, find
+from steepest.trainer.run import say
+
+FILE = "models.json"
+
+
+class ModelSources:
+    """Finds the folders of a run's models. `earlier`: configuration key -> pin of the run that goes on."""
+
+    def __init__(self, earlier: Mapping[str, Pin] | None = None) -> None:
+        self.earlier = dict(earlier or {})
+        self.pins: dict[str, Pin] = {}
+        self._found: dict[tuple[Source, tuple[str, ...], Pin | None], Found] = {}
+
+    def folder(
+        self, key: str, path: str, hub: Hub, revision: str | None = None, *, files: Sequence[str] = MODEL_FILES
+    ) -> Path:
+        """The local folder (or GGUF file) of the model under `key`. Raises ModelError that names the key."""
+        section = key.rpartition(".")[0]
+        source = Source(path, hub, key, f"{section}.hub=", revision=revision, revision_option=f"{section}.revision=")
+        pin = self.earlier.get(key)
+        if pin is not None and (pin.name, pin.hub, pin.revision) != (path, hub, revision):
+            pin = None  # the configuration now names another model, and the run says so
+        asked = replace(source, key="", hub_option="", revision_option=""), tuple(files), pin
+        if asked not in self._found:  # the critic mostly starts from the actor's model
+            self._found[asked] = find(source, files=files, pin=pin, note=say)
+        found = self._found[asked]
+        if found.pin is not None:
+            self.pins[key] = found.pin
+        return found.path
+
+    def save(self, folder: Path) -> None:
+        """Write `models.json` into the run folder; without a model from a hub, none."""
+        if not self.pins:
+            return
+        rows = {
+            key: {
+                "path": pin.name,
+                "hub": pin.hub,
+                "revision": pin.revision,
+                "commit": pin.commit,
+                "files": dict(pin.digests),
+            }
+            for key, pin in self.pins.items()
+        }
+        beside = folder / f".{FILE}.tmp"
+        beside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        beside.replace(folder / FILE)
+
+
+def sources_of(trainer: TrainerConfig | SFTTrainerConfig) -> ModelSources:
+    """With the pins of the run that this start goes on from, if it does.
+
+    Raises CheckpointError for a `models.json` that cannot be read: without it the reference might be another model.
+    """
+    folder = Path(str(trainer.default_local_dir))
+    if trainer.resume_mode == "resume_path":
+        folder = Path(str(trainer.resume_from_path)).parent
+    goes_on = trainer.resume_mode == "resume_path" or any(folder.glob("global_step_*"))
+    if trainer.resume_mode == "disable" or not goes_on or not (folder / FILE).exists():
+        return ModelSources()
+    try:
+        rows = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        pins = {
+            str(key): Pin(row["path"], row["hub"], row["revision"], row["commit"], tuple(row["files"].items()))
+            for key, row in rows.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / FILE} says which models this run began with, and it cannot be read ({error!r}). Restore it, or "
+            "delete it: then the models are looked up anew, and the reference may be another one."
+        ) from error
+    return ModelSources(pins)
