@@ -67,6 +67,7 @@ def main() -> None:
             max_num_seqs=args.max_num_seqs,
             max_model_len=args.prompt_length + args.max_tokens,
         )
+        engine.load_weights(0)
         for _ in range(args.repeats):
             report(name, engine, prompts, sampling)
         if args.profile:

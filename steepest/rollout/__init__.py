@@ -26,3 +26,11 @@ def hf(model: Any, **options: Any) -> RolloutEngine:
     from steepest.rollout.hf import HFEngine
 
     return HFEngine(model, **options)
+
+
+@ROLLOUT_ENGINES.register("vllm", settings=True)
+def vllm(model: Any, **options: Any) -> RolloutEngine:
+    """vLLM in the trainer's process; see vllm.VLLMEngine."""
+    from steepest.rollout.vllm import start_engine
+
+    return start_engine(model, **options)

@@ -61,6 +61,9 @@ class Completion:
 class RolloutEngine(Protocol):
     """Turns prompts into responses with the policy's current weights."""
 
+    notes: tuple[str, ...]
+    """What the user should know about the engine, said once at start."""
+
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts. Raises RolloutError."""
         ...
@@ -70,11 +73,7 @@ class RolloutEngine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Give memory back until the next wake; weights stay usable."""
-        ...
-
-    def wake(self) -> None:
-        """Undo sleep."""
+        """Give memory back until the next load_weights, where the engine can."""
         ...
 
 

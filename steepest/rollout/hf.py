@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from steepest.devices.api import device_of
+from steepest.devices.memory import GOES_ON, memory_guard
 from steepest.errors import RolloutError
 from steepest.models.attention import attention_implementation
 from steepest.models.causal_lm import CausalLM
@@ -46,7 +49,9 @@ class HFEngine:
         self._model, self._pad = model, pad_token_id
         self._ends = sorted(set(end_token_ids))
         self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
+        self._device = device_of(next(model.parameters()).device)
         self.version = 0
+        self.notes: tuple[str, ...] = ()
 
     def load_weights(self, version: int) -> None:
         """Note the version; the weights are the policy's own."""
@@ -54,9 +59,6 @@ class HFEngine:
 
     def sleep(self) -> None:
         """Nothing is held between calls."""
-
-    def wake(self) -> None:
-        """Nothing to do."""
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[list[Completion]]:
         """See RolloutEngine."""
@@ -66,13 +68,27 @@ class HFEngine:
         self._model.eval()
         made: list[Completion] = []
         try:
-            with torch.random.fork_rng(), quiet_transformers(), attention_implementation(self._model.hf, "sdpa"):
+            with self._own_random_numbers(), quiet_transformers(), attention_implementation(self._model.hf, "sdpa"):
                 torch.manual_seed(sampling.seed)
                 for start in range(0, len(rows), self._max_num_seqs):
-                    made += self._generate_rows(rows[start : start + self._max_num_seqs], sampling)
+                    with memory_guard(self._device, self._doing):
+                        made += self._generate_rows(rows[start : start + self._max_num_seqs], sampling)
         finally:
             self._model.train(training)
         return [made[i * sampling.n : (i + 1) * sampling.n] for i in range(len(prompts))]
+
+    def _own_random_numbers(self) -> AbstractContextManager[None]:
+        """What the body draws and seeds, on the CPU and on every card, is put back after it."""
+        kind = self._device.type
+        return torch.random.fork_rng([] if kind == "cpu" else range(self._device.count()), device_type=kind)
+
+    def _doing(self) -> tuple[str, str]:
+        """What generate does and what to lower, for when memory runs out."""
+        return (
+            f"rollout: {self._max_num_seqs} sequence(s) at once",
+            f"Lower actor_rollout_ref.rollout.max_num_seqs (now {self._max_num_seqs}) or data.max_response_length. "
+            f"{GOES_ON}",
+        )
 
     @torch.no_grad()
     def _generate_rows(self, rows: list[list[int]], sampling: SamplingParams) -> list[Completion]:
@@ -89,6 +105,7 @@ class HFEngine:
         tokens = out.sequences[:, width:]
         scores = torch.stack(out.scores, 1).float()  # (rows, T, V), after temperature, top-k and top-p
         log_probs = scores.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+        tokens, log_probs = tokens.cpu(), log_probs.cpu()
         return [self._completion(t, p, len(r), sampling) for t, p, r in zip(tokens, log_probs, rows, strict=True)]
 
     def _config(self, sampling: SamplingParams) -> GenerationConfig:

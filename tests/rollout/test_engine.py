@@ -168,9 +168,10 @@ def test_tokens_do_not_depend_on_how_many_run_at_once_nor_on_max_tokens():
     assert [c.token_ids for c in flatten(shorter)] == [ids[:7] for ids in want]
 
 
-def test_dropping_rows_late_changes_nothing():
-    """An accelerator looks every eighth step only; rows that have ended run on until then."""
-    model, sampling = tiny_lm(), SamplingParams(30, n=3, seed=2)
+@pytest.mark.parametrize("ignore_eos", [False, True], ids=["ending", "to the last place"])
+def test_dropping_rows_late_changes_nothing(ignore_eos):
+    """An accelerator looks every eighth step only; rows that have ended, or are as long as can be, stay until then."""
+    model, sampling = tiny_lm(), SamplingParams(30, n=3, seed=2, ignore_eos=ignore_eos)
     want = engine_for(model, max_num_seqs=9).generate(PROMPTS, sampling)
     from steepest.rollout.builtin import engine as module
 
@@ -274,7 +275,6 @@ def test_kv_buffers_are_reused_and_sleep_frees_them():
     assert engine.stats.kv_bytes == held
     engine.sleep()
     assert engine._cache.allocated_bytes == 0
-    engine.wake()
     assert engine.generate(PROMPTS, SamplingParams(20)) == first
 
 

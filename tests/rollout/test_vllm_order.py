@@ -1,0 +1,250 @@
+"""Our side of vLLM, against a stand-in that raises when the order of calls is wrong and counts what was asked."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from steepest.errors import RolloutError
+from steepest.models.packing import pack_sequences
+from steepest.rollout import vllm_versions, weight_check
+from steepest.rollout.api import SamplingParams
+from steepest.rollout.vllm import VLLMEngine, row_seed, start_engine
+from tests.rollout.fake_vllm import FakeLLM, FakeParams, OutOfOrder
+from tests.tiny import END, OTHER_END, random_ids, tiny_lm
+
+PROMPTS = random_ids([3, 9, 5])
+TIED = {"tie_word_embeddings": True}
+
+
+@pytest.fixture(autouse=True)
+def fake_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("vllm")
+    module.SamplingParams = FakeParams  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+
+
+def engine_for(model, dtype=torch.float32, *, sleep_level=None, **options):
+    fake = FakeLLM(model, dtype, **options)
+    engine = VLLMEngine(
+        fake, model, end_token_ids=[END, OTHER_END], dtype=dtype, max_model_len=32, sleep_level=sleep_level
+    )
+    return engine, fake
+
+
+def update(model, size=1e-2, name=""):
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if name in key:
+                parameter += size * torch.randn_like(parameter)
+
+
+def test_weights_wake_then_are_replaced_then_the_cache_wakes():
+    model = tiny_lm()
+    engine, fake = engine_for(model, sleep_level=2)
+    engine.load_weights(0)
+    engine.generate(PROMPTS, SamplingParams(4))
+    engine.sleep()
+    engine.sleep()
+    update(model)
+    fake.calls.clear()
+    engine.load_weights(1)
+    assert fake.calls == ["wake weights", "load", "wake kv_cache", "reset", "generate"]
+    engine.generate(PROMPTS, SamplingParams(4))
+    assert engine.version == 1
+
+
+def test_the_stand_in_minds_the_order():
+    _, fake = engine_for(tiny_lm(), sleep_level=1)
+    fake.sleep(level=1)
+    with pytest.raises(OutOfOrder, match="written while they slept"):
+        fake.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(())})
+    fake.wake_up(tags=["weights", "kv_cache"])
+    with pytest.raises(OutOfOrder, match="woke before"):
+        fake.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(())})
+    fake.sleep(level=1)
+    with pytest.raises(OutOfOrder, match="generated while kv_cache, weights slept"):
+        fake.generate([{"prompt_token_ids": [3]}], [FakeParams(seed=0, max_tokens=1, stop_token_ids=[])], False)
+
+
+def test_a_worker_without_a_reload_of_its_own_gets_the_weights_through_the_models_loader():
+    model = tiny_lm(**TIED)
+    engine, fake = engine_for(model, sleep_level=1, has_reload=False)
+    for version in range(3):
+        engine.load_weights(version)
+        engine.generate(PROMPTS, SamplingParams(4))
+        engine.sleep()
+        update(model)
+    assert fake.calls.count("load") == 3
+
+
+def test_without_a_sleep_level_nothing_sleeps():
+    engine, fake = engine_for(tiny_lm())
+    engine.load_weights(0)
+    engine.sleep()
+    engine.generate(PROMPTS, SamplingParams(4))
+    assert not [call for call in fake.calls if "sleep" in call or "wake" in call]
+
+
+@pytest.mark.parametrize("what", ["before the first load", "after an update", "asleep"])
+def test_generation_on_weights_that_are_not_the_policys_is_refused(what):
+    model = tiny_lm()
+    engine, _ = engine_for(model, sleep_level=1)
+    if what != "before the first load":
+        engine.load_weights(3)
+    if what == "after an update":
+        update(model, 0.0)  # also an update that changes no value
+    if what == "asleep":
+        engine.sleep()
+    with pytest.raises(RolloutError, match="sample from old weights. Call load_weights"):
+        engine.generate(PROMPTS, SamplingParams(4))
+
+
+def test_cached_prefixes_do_not_outlive_an_update():
+    model = tiny_lm()
+    engine, fake = engine_for(model)
+    engine.load_weights(0)
+    engine.generate(PROMPTS, SamplingParams(4))
+    fake.calls.clear()
+    update(model)
+    engine.load_weights(1)
+    assert fake.calls[:2] == ["load", "reset"]
+    fake.refuses_reset = True
+    with pytest.raises(RolloutError, match="kept cached prefixes"):
+        engine.load_weights(2)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_weight_arrives(family, dtype, tied):
+    model = tiny_lm(family, tie_word_embeddings=tied)
+    engine, fake = engine_for(model, dtype)
+    for version in range(3):
+        engine.load_weights(version)
+        for name, weight in model.hf.state_dict().items():
+            assert torch.equal(weight.to(dtype).float(), fake.policy.hf.state_dict()[name]), name
+        update(model)
+
+
+@pytest.mark.parametrize("lost, block", [
+    ("layers.1.mlp.up_proj", "layers.1"), ("layers.0.self_attn.v_proj.weight", "layers.0"),
+    ("layers.0.self_attn.k_proj.bias", "layers.0"), ("layers.1.input_layernorm", "layers.1"), ("model.norm", "rest"),
+    ("embed_tokens", "embedding, head"),
+])  # fmt: skip
+def test_a_weight_that_is_lost_on_its_way_is_an_error_that_names_its_block(lost, block):
+    model = tiny_lm("qwen2", **TIED)
+    engine, fake = engine_for(model)
+    engine.load_weights(0)
+    update(model, 1e-6, lost)  # as small as an update of one step
+    fake.drop = lost
+    with pytest.raises(RolloutError, match=f"vLLM's weights differ from the policy's in: {block}. It would sample"):
+        engine.load_weights(1)
+    with pytest.raises(RolloutError, match="old weights"):
+        engine.generate(PROMPTS, SamplingParams(4))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_a_tied_head_that_the_reload_leaves_behind_is_put_right(family):
+    model = tiny_lm(family, **TIED)
+    engine, _ = engine_for(model, keeps_old_head=True)
+    for version in range(3):
+        engine.load_weights(version)
+        [[answer], *_] = engine.generate(PROMPTS, SamplingParams(6, seed=version))
+        assert answer.log_probs == pytest.approx(own_log_probs(model, PROMPTS[0], answer.token_ids), abs=1e-5)
+        update(model, 0.1)
+
+
+def test_without_the_repair_a_stale_head_is_found(monkeypatch):
+    monkeypatch.setattr("steepest.rollout.vllm._finish_head", lambda model: None)
+    model = tiny_lm("llama", **TIED)
+    engine, _ = engine_for(model, keeps_old_head=True)
+    with pytest.raises(RolloutError, match="differ from the policy's in: head"):
+        engine.load_weights(0)
+    monkeypatch.setattr(VLLMEngine, "_compare_bits", lambda self: None)
+    with pytest.raises(RolloutError, match=r"log-probs differ from the policy's by [\d.]+ nats a token on average"):
+        engine.load_weights(0)
+
+
+def own_log_probs(model, prompt, ids):
+    packed = pack_sequences([[*prompt, *ids]], [[False] * len(prompt) + [True] * len(ids)])
+    with torch.no_grad():
+        return model.log_probs(packed)[0].tolist()
+
+
+def test_requests_carry_everything_that_decides_about_tokens():
+    engine, fake = engine_for(tiny_lm())
+    engine.load_weights(0)
+    sampling = SamplingParams(30, temperature=0.7, top_p=0.9, top_k=5, n=2, seed=11)
+    answers = engine.generate(PROMPTS, sampling)
+    assert [len(group) for group in answers] == [2, 2, 2]
+    first = fake.requests[0]
+    assert (first.temperature, first.top_p, first.top_k, first.logprobs) == (0.7, 0.9, 5, 0)
+    assert (first.stop_token_ids, first.ignore_eos, first.detokenize) == ([END, OTHER_END], True, False)
+    assert [r.max_tokens for r in fake.requests] == [29, 29, 23, 23, 27, 27]  # within max_model_len 32
+    seeds = [r.seed for r in fake.requests]
+    assert len(set(seeds)) == 6 and seeds == [row_seed(11, row) for row in range(6)]
+    engine.generate(PROMPTS, SamplingParams(4, ignore_eos=True))
+    assert fake.requests[0].stop_token_ids == []
+
+
+def test_answers_are_checked_before_they_are_believed():
+    engine, fake = engine_for(tiny_lm())
+    engine.load_weights(0)
+    real = fake.generate
+    fake.generate = lambda *a, **k: real(*a, **k)[:-1]
+    with pytest.raises(RolloutError, match="answered 2 requests of 3"):
+        engine.generate(PROMPTS, SamplingParams(4))
+    fake.generate = lambda *a, **k: real(*a, **k)[::-1]
+    with pytest.raises(RolloutError, match="out of order"):
+        engine.generate(PROMPTS, SamplingParams(4))
+
+    def spoilt(change):
+        def generate(*a, **k):
+            outputs = real(*a, **k)
+            change(outputs[1].outputs[0])
+            return outputs
+
+        return generate
+
+    fake.generate = spoilt(lambda answer: setattr(answer, "finish_reason", "abort"))
+    with pytest.raises(RolloutError, match="ended the response to prompt 1 with 'abort'"):
+        engine.generate(PROMPTS, SamplingParams(4))
+    fake.generate = spoilt(lambda answer: setattr(answer.logprobs[0][answer.token_ids[0]], "logprob", float("nan")))
+    with pytest.raises(RolloutError, match="NaN or infinite logits for prompt 1 in vLLM"):
+        engine.generate(PROMPTS, SamplingParams(4))
+
+
+def test_the_columns_looked_at_cover_a_matrix_in_time():
+    assert weight_check.columns(97, 0) == [0, 24, 48, 72]
+    assert {c for version in range(25) for c in weight_check.columns(97, version)} == set(range(97))
+    assert weight_check.columns(2, 5) == [1, 0]
+
+
+def test_bits_tell_any_change_and_no_order():
+    x = torch.randn(50)
+    assert weight_check.bits(x) == weight_check.bits(x.flip(0))
+    y = x.clone()
+    y[7] = torch.nextafter(y[7], torch.tensor(9.0))
+    assert weight_check.bits(y) != weight_check.bits(x)
+    assert weight_check.bits(torch.tensor([-0.0])) == weight_check.bits(torch.tensor([0.0])) == 0
+
+
+def test_versions(monkeypatch):
+    assert vllm_versions.warning("0.32.0+cpu") is None and vllm_versions.refusal("0.32.0") is None
+    assert "0.99.1 is not among the versions tested" in vllm_versions.warning("0.99.1")
+    assert "0.9.2 is older than" in vllm_versions.refusal("0.9.2")
+    assert vllm_versions.refusal("dev") is None and "dev" in vllm_versions.warning("dev")
+    options = {"end_token_ids": [1], "pad_token_id": 0, "max_model_len": 16}
+    monkeypatch.setattr(vllm_versions, "installed", lambda: ("vllm", "0.9.2"))
+    with pytest.raises(RolloutError, match="rollout.name=vllm: vLLM 0.9.2 is older"):
+        start_engine(tiny_lm(), **options)
+    monkeypatch.setattr(vllm_versions, "installed", lambda: ("vllm", "0.32.0"))
+    with pytest.raises(RolloutError, match="vllm 0.32.0 cannot run on cpu: it is built for cards"):
+        start_engine(tiny_lm(), **options)
+    monkeypatch.setattr(vllm_versions, "installed", lambda: None)
+    with pytest.raises(RolloutError, match="vLLM is not installed. On CUDA: pip install"):
+        start_engine(tiny_lm(), **options)
