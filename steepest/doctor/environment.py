@@ -1,0 +1,29 @@
+"""Variables that change what a run does without a word."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from steepest.doctor.report import Line, ok, warning
+
+AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+WAITING = "OMP_WAIT_POLICY"
+ACTIVATED = "VIRTUAL_ENV"
+
+
+def variables() -> list[Line]:
+    """Those that are set so; one line saying so when none is."""
+    lines = []
+    autoload, waiting, activated = (os.environ.get(name, "") for name in (AUTOLOAD, WAITING, ACTIVATED))
+    if autoload not in ("", "0"):
+        text = f"{AUTOLOAD}={autoload}: torch loads every device plug-in, and a broken one ends each run"
+        lines.append(warning(AUTOLOAD, text, f"unset {AUTOLOAD}; Steepest sets it to 0"))
+    if waiting.lower() == "active":
+        text = f"{WAITING}={waiting}: threads that wait keep their cores busy, which is slow beside other programs"
+        lines.append(warning(WAITING, text, f"unset {WAITING}; Steepest sets it to PASSIVE"))
+    if activated and Path(activated).resolve() != Path(sys.prefix).resolve():
+        text = f"{ACTIVATED}={activated} is activated, but this Python is that of {sys.prefix}"
+        lines.append(warning(ACTIVATED, text, "run `python -m steepest doctor`, or activate the other environment"))
+    return lines or [ok("variables", "none is set that would change a run unasked")]

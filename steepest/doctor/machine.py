@@ -1,0 +1,125 @@
+"""The machine: system, cores and threads, memory, disk."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steepest.doctor.ask import Answers
+from steepest.doctor.report import Line, ok, problem, warning
+
+TESTED_PYTHON = ((3, 10), (3, 13))
+GIB = 1024**3
+LITTLE_MEMORY = 4 * GIB
+LITTLE_DISK = 10 * GIB
+NO_DISK = 1 * GIB
+LITTLE_SHARED_MEMORY = 1 * GIB
+SHARED_MEMORY = Path("/dev/shm")
+CGROUP = Path("/sys/fs/cgroup")
+THREADS = "OMP_NUM_THREADS"
+
+
+def system() -> list[Line]:
+    """Operating system and Python."""
+    version = platform.python_version()
+    first, last = (".".join(map(str, limit)) for limit in TESTED_PYTHON)
+    where = f"{version} ({sys.executable})"
+    lines = [ok("system", f"{platform.system()} {platform.release()}, {platform.machine()}")]
+    if sys.version_info[:2] > TESTED_PYTHON[1]:
+        return [*lines, warning("python", f"{where} is newer than the tested {first} to {last}", f"use Python {last}")]
+    return [*lines, ok("python", where)]
+
+
+def processors(answers: Answers) -> list[Line]:
+    """Cores that this process may use, and how many threads torch starts on them."""
+    cores = usable_cores()
+    total = os.cpu_count() or cores
+    lines = [ok("cores", f"{cores} usable" + (f" of {total} in the machine" if total != cores else ""))]
+    given, threads = os.environ.get(THREADS), answers.torch.get("threads")
+    told = f"{THREADS}={given}" if given else f"{THREADS} is unset"
+    if given and not given.split(",")[0].strip().isdigit():
+        return [*lines, warning("threads", f"{THREADS}={given} is no number", f"export {THREADS}={cores}")]
+    if threads is None:
+        return [*lines, ok("threads", told)]
+    text = f"torch computes with {threads} on {cores} cores ({told})"
+    if threads > cores:
+        return [*lines, warning("threads", f"{text}: more threads than cores are slow", f"export {THREADS}={cores}")]
+    if threads < cores // 2 or (threads == 1 and cores > 1):
+        return [*lines, warning("threads", f"{text}: a CPU run leaves cores idle", f"export {THREADS}={cores}")]
+    return [*lines, ok("threads", text)]
+
+
+def usable_cores(root: Path = CGROUP) -> int:
+    """Cores this process may run on: by its affinity, and by the container's share of time."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    share = _container_cores(root)
+    return cores if share is None else min(cores, max(1, math.ceil(share)))
+
+
+def _container_cores(root: Path) -> float | None:
+    """The container's quota in cores, by version 2 and version 1 of control groups; None without one."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        except OSError:
+            return None
+    return int(quota) / int(period) if quota.strip().isdigit() and int(period) else None
+
+
+def memory(answers: Answers) -> list[Line]:
+    """Main memory; what a container may take counts."""
+    facts: Mapping[str, Any] = answers.devices.get("cpu", {})
+    if "memory_total" not in facts:
+        return []  # torch cannot be imported; said with the versions
+    free = facts["memory_available"]
+    text = f"{gib(free)} free of {gib(facts['memory_total'])}"
+    if free < LITTLE_MEMORY:
+        return [warning("memory", f"{text}: little for a model", "end other programs, or take a larger machine")]
+    return [ok("memory", text)]
+
+
+def disk() -> list[Line]:
+    """Where runs are written by default, and shared memory."""
+    lines = [folder_line("working folder", Path.cwd())]
+    if SHARED_MEMORY.is_dir():
+        total, _, free = shutil.disk_usage(SHARED_MEMORY)
+        text = f"{gib(free)} free of {gib(total)} in {SHARED_MEMORY}"
+        if total < LITTLE_SHARED_MEMORY:
+            remedy = "start the container with --shm-size=16g, if several processes are to work together"
+            lines.append(warning("shared memory", f"{text}: little for several processes", remedy))
+        else:
+            lines.append(ok("shared memory", text))
+    return lines
+
+
+def folder_line(name: str, folder: Path, *, needed: bool = True) -> Line:
+    """Whether a folder (where it is still to be made, the one above it) can be written, and its free space.
+
+    A folder that is not needed by every run is never more than a warning.
+    """
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    remedy = "set trainer.default_local_dir to another folder" if needed else "point its variable at another folder"
+    bad = problem if needed else warning
+    if not os.access(there, os.W_OK | os.X_OK):
+        return bad(name, f"{folder} cannot be written to", remedy)
+    total, _, free = shutil.disk_usage(there)
+    text = f"{gib(free)} free of {gib(total)} in {folder}"
+    if free < NO_DISK:
+        return bad(name, f"{text}: too little for a model", remedy)
+    if free < LITTLE_DISK:
+        return warning(name, f"{text}: little for models and checkpoints", remedy)
+    return ok(name, text)
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB with one decimal."""
+    return f"{size / GIB:.1f} GiB"

@@ -1,0 +1,111 @@
+"""The report: groups of lines, and its form as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Status = Literal["ok", "warning", "problem"]
+STATUSES: tuple[Status, ...] = ("ok", "warning", "problem")
+"""From good to bad."""
+
+SCHEMA = 1
+"""Of the JSON form. It grows when a field or a line's name goes or changes its meaning; new ones may come any time."""
+
+EXIT_OK = 0
+EXIT_PROBLEM = 1
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing looked at."""
+
+    name: str
+    """Stable within its group: programs look lines up by it."""
+    status: Status
+    text: str
+    """What was found, in words."""
+    remedy: str | None = None
+    """What to do; None where nothing has to be done."""
+
+
+def ok(name: str, text: str, remedy: str | None = None) -> Line:
+    """A line without fault. A remedy says how to get what is absent without being missed."""
+    return Line(name, "ok", text, remedy)
+
+
+def warning(name: str, text: str, remedy: str) -> Line:
+    """Works, but may not do what is wanted."""
+    return Line(name, "warning", text, remedy)
+
+
+def problem(name: str, text: str, remedy: str) -> Line:
+    """Something that is installed or set up does not work."""
+    return Line(name, "problem", text, remedy)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Lines under one heading."""
+
+    name: str
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole."""
+
+    version: str
+    device: str | None
+    """What an unset trainer.device takes; None when no device can be asked."""
+    devices: dict[str, dict[str, Any]]
+    """By name: what each device says about itself, as plain values."""
+    groups: list[Group]
+    seconds: float = field(default=0.0, compare=False)
+
+    def lines(self) -> Iterator[Line]:
+        """All lines, in order."""
+        return (line for group in self.groups for line in group.lines)
+
+    def count(self, status: Status) -> int:
+        """How many lines have this status."""
+        return sum(line.status == status for line in self.lines())
+
+    @property
+    def status(self) -> Status:
+        """The worst of the lines."""
+        return max((line.status for line in self.lines()), key=STATUSES.index, default="ok")
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command: warnings do not fail it."""
+        return EXIT_PROBLEM if self.status == "problem" else EXIT_OK
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `steepest doctor --json`; docs/doctor.md describes it."""
+        return {
+            "schema": SCHEMA,
+            "steepest": self.version,
+            "status": self.status,
+            "counts": {status: self.count(status) for status in STATUSES},
+            "seconds": round(self.seconds, 2),
+            "device": self.device,
+            "devices": self.devices,
+            "groups": [
+                {"name": group.name, "lines": [vars(line).copy() for line in group.lines]} for group in self.groups
+            ],
+        }
+
+
+def group(name: str, *parts: Callable[[], list[Line]]) -> Group:
+    """The lines of all parts. A part that fails is a line too: one fault may not take the rest of the report away."""
+    lines: list[Line] = []
+    for part in parts:
+        try:
+            lines += part()
+        except Exception as error:
+            text = f"this part of the report failed: {type(error).__name__}: {error}"
+            lines.append(problem(part.__name__, text, "report it with the output of `steepest doctor --json`"))
+    return Group(name, lines)
