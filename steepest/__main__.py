@@ -116,7 +116,10 @@ def prepare_gsm8k(
             help="Folder with GSM8K's own train.jsonl and test.jsonl; without it, the hub is asked.",
         ),
     ] = None,
-    hub: Annotated[Literal["huggingface", "modelscope"], typer.Option(help="Where to download from.")] = "huggingface",
+    hub: Annotated[
+        Literal["huggingface", "modelscope"] | None,
+        typer.Option(help="Where to download from; default huggingface, or modelscope with VERL_USE_MODELSCOPE=True."),
+    ] = None,
 ) -> None:
     """GSM8K, the grade-school problems of the reference job.
 
@@ -152,6 +155,25 @@ def prepare_arithmetic(
 
         counts = {"num_train": num_train, "num_test": num_test, "num_sft": num_sft}
         _tell(run(save_dir, **counts, seed=seed, right_share=right_share))
+
+    raise typer.Exit(guarded(call))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
+) -> None:
+    """Look at this machine, its devices, packages, engines and hubs, and say what is wrong and how to mend it.
+
+    Exit code 0 without a problem, 1 with one. Warnings do not count.
+
+    Example: [bold]steepest doctor[/bold]
+    """
+
+    def call() -> int:
+        from steepest.doctor.command import main as run
+
+        return run(as_json=as_json)
 
     raise typer.Exit(guarded(call))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -18,12 +18,23 @@ from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.core.mismatch import mismatch_metrics
 from steepest.core.policy_losses import POLICY_LOSSES
-from steepest.devices.api import Device
+from steepest.devices.api import Accelerator, Device
 from steepest.models.load import end_token_ids, load_causal_lm, load_value_model
 from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine, SamplingParams
+from steepest.rollout.vllm import VLLMSettings
 from steepest.trainer.algorithm import Advantages, KLController, KLShapedRewards, plain_rewards, with_options
-from steepest.trainer.metrics import batch_metrics
-from steepest.trainer.ppo import ActorAfterWarmup, ActorOfOneUpdate, NoCritic, NoReference, PPOStep
+from steepest.trainer.compute import (
+    ACTOR_MODEL,
+    CRITIC_MODEL,
+    FORWARD_KEYS,
+    LOG_PROB_KEYS,
+    compute_dtype,
+    compute_settings,
+    micro_batches,
+    overrides,
+)
+from steepest.trainer.metrics import batch_metrics, memory_metrics
+from steepest.trainer.ppo import ActorAfterWarmup, ActorOfOneUpdate, NoCritic, NoReference, PPOStep, Timer
 from steepest.trainer.resume import Start
 from steepest.training.actor import Actor, ActorLossSettings
 from steepest.training.critic import Critic, CriticLossSettings
@@ -32,25 +43,7 @@ from steepest.training.micro_batches import MicroBatches
 from steepest.training.mini_batches import UpdateSettings
 from steepest.training.optim import OptimSettings
 from steepest.training.reference import Reference
-from steepest.training.trainable import ComputeSettings
-
-
-def compute_dtype(name: str, device: Device) -> str:
-    """`auto` is bfloat16 where the hardware computes in it, else float32."""
-    return str(device.default_dtype()).removeprefix("torch.") if name == "auto" else name
-
-
-def compute_settings(dtype: str, device: Device, gradient_checkpointing: bool) -> ComputeSettings:
-    return ComputeSettings(
-        device=device.torch_device(),
-        dtype=cast(Any, compute_dtype(dtype, device)),
-        gradient_checkpointing=gradient_checkpointing,
-    )
-
-
-def micro_batches(rows: int | None, dynamic: bool | None, tokens: int | None) -> MicroBatches:
-    """Rows a pass when they are given and the token budget is not asked for; else the token budget."""
-    return MicroBatches(tokens=tokens) if dynamic or rows is None else MicroBatches(rows=rows, tokens=None)
+from steepest.training.rng import rng_state, set_rng_state
 
 
 def optim_settings(optim: OptimConfig, *, total_steps: int, warmup_steps: int) -> OptimSettings:
@@ -107,14 +100,17 @@ def build_actor(config: Config, plan: Plan, folder: Path, device: Device) -> Act
         "clip_ratio_c": actor.clip_ratio_c,
     }
     return Actor(
-        load_causal_lm(folder, trust_remote_code=model.trust_remote_code, override_config=dict(model.override_config)),
+        load_causal_lm(folder, trust_remote_code=model.trust_remote_code, override_config=overrides(model)),
         with_options(POLICY_LOSSES.get(actor.policy_loss.loss_mode).value, options),
-        compute=compute_settings(actor.fsdp_config.dtype, device, model.enable_gradient_checkpointing),
+        compute=compute_settings(model, ACTOR_MODEL, actor.fsdp_config.dtype, device),
         optim=optim_settings(actor.optim, total_steps=plan.total_steps, warmup_steps=plan.actor_warmup_steps),
         update=UpdateSettings(
             mini_batch_rows=plan.mini_batch_rows,
             micro=micro_batches(
-                actor.ppo_micro_batch_size_per_gpu, actor.use_dynamic_bsz, actor.ppo_max_token_len_per_gpu
+                "actor_rollout_ref.actor",
+                actor.ppo_micro_batch_size_per_gpu,
+                actor.use_dynamic_bsz,
+                actor.ppo_max_token_len_per_gpu,
             ),
             epochs=actor.ppo_epochs,
             shuffle=actor.shuffle,
@@ -129,9 +125,11 @@ def build_actor(config: Config, plan: Plan, folder: Path, device: Device) -> Act
             kl_loss_type=actor.kl_loss_type,
         ),
         forward=micro_batches(
+            "actor_rollout_ref.rollout",
             rollout.log_prob_micro_batch_size_per_gpu,
             rollout.log_prob_use_dynamic_bsz,
             rollout.log_prob_max_token_len_per_gpu,
+            keys=LOG_PROB_KEYS,
         ),
         temperature=rollout.temperature,
     )
@@ -143,14 +141,17 @@ def build_critic(config: Config, plan: Plan, folder: Path, device: Device) -> Cr
         load_value_model(
             folder,
             trust_remote_code=critic.model.trust_remote_code,
-            override_config=dict(critic.model.override_config),
+            override_config=overrides(critic.model),
         ),
-        compute=compute_settings(critic.fsdp.dtype, device, critic.model.enable_gradient_checkpointing),
+        compute=compute_settings(critic.model, CRITIC_MODEL, critic.fsdp.dtype, device),
         optim=optim_settings(critic.optim, total_steps=plan.total_steps, warmup_steps=plan.critic_lr_warmup_steps),
         update=UpdateSettings(
             mini_batch_rows=plan.critic_mini_batch_rows,
             micro=micro_batches(
-                critic.ppo_micro_batch_size_per_gpu, critic.use_dynamic_bsz, critic.ppo_max_token_len_per_gpu
+                "critic",
+                critic.ppo_micro_batch_size_per_gpu,
+                critic.use_dynamic_bsz,
+                critic.ppo_max_token_len_per_gpu,
             ),
             epochs=critic.ppo_epochs,
             shuffle=critic.shuffle,
@@ -167,7 +168,11 @@ def build_critic(config: Config, plan: Plan, folder: Path, device: Device) -> Cr
 
 def _critic_forward(critic: CriticConfig) -> MicroBatches:
     return micro_batches(
-        critic.forward_micro_batch_size_per_gpu, critic.use_dynamic_bsz, critic.forward_max_token_len_per_gpu
+        "critic",
+        critic.forward_micro_batch_size_per_gpu,
+        critic.use_dynamic_bsz,
+        critic.forward_max_token_len_per_gpu,
+        keys=FORWARD_KEYS,
     )
 
 
@@ -175,10 +180,16 @@ def build_reference(config: Config, folder: Path, device: Device) -> Reference:
     """The start model, never the checkpoint's: the KL is measured against where the run began."""
     ref, model = config.actor_rollout_ref.ref, config.actor_rollout_ref.model
     return Reference(
-        load_causal_lm(folder, trust_remote_code=model.trust_remote_code, override_config=dict(model.override_config)),
-        compute=compute_settings(config.actor_rollout_ref.actor.fsdp_config.dtype, device, False),
+        load_causal_lm(folder, trust_remote_code=model.trust_remote_code, override_config=overrides(model)),
+        compute=compute_settings(
+            model, ACTOR_MODEL, config.actor_rollout_ref.actor.fsdp_config.dtype, device, trained=False
+        ),
         forward=micro_batches(
-            ref.log_prob_micro_batch_size_per_gpu, ref.log_prob_use_dynamic_bsz, ref.log_prob_max_token_len_per_gpu
+            "actor_rollout_ref.ref",
+            ref.log_prob_micro_batch_size_per_gpu,
+            ref.log_prob_use_dynamic_bsz,
+            ref.log_prob_max_token_len_per_gpu,
+            keys=LOG_PROB_KEYS,
         ),
         temperature=config.actor_rollout_ref.rollout.temperature,
     )
@@ -191,10 +202,51 @@ def longest_sequence(config: Config) -> int:
     )
 
 
-def build_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, device: Device) -> RolloutEngine:
-    """The rollout engine over the actor's weights."""
+def frees_engine(config: Config, device: Device) -> bool:
+    """Whether the engine gives its memory back while the models train; by default where memory is a card's."""
+    wanted = config.actor_rollout_ref.rollout.free_cache_engine
+    return isinstance(device, Accelerator) if wanted is None else wanted
+
+
+def publish_weights(engine: RolloutEngine, device: Device, version: int) -> None:
+    """Wake the engine with the new weights. It may have an allocator of its own, so what torch's keeps of the training
+    for later goes back to the device first."""
+    device.empty_cache()
+    engine.load_weights(version)
+
+
+def vllm_settings(config: Config, device: Device) -> VLLMSettings:
+    """What the configuration and the device say to vLLM."""
     rollout = config.actor_rollout_ref.rollout
-    return ROLLOUT_ENGINES.get(rollout.name).value(
+    eager = rollout.enforce_eager
+    return VLLMSettings(
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        tensor_parallel_size=rollout.tensor_model_parallel_size,
+        enforce_eager=not isinstance(device, Accelerator) if eager is None else eager,
+        enable_chunked_prefill=rollout.enable_chunked_prefill,
+        enable_prefix_caching=rollout.enable_prefix_caching,
+        max_num_batched_tokens=rollout.max_num_batched_tokens,
+        usual_rows=config.data.train_batch_size * rollout.n,
+        sleep_level=device.sleep_level if frees_engine(config, device) else None,
+        environment=device.rollout_environment(),
+        extra=rollout.engine_kwargs.vllm,
+    )
+
+
+def build_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, device: Device) -> RolloutEngine:
+    """The rollout engine over the actor's weights. What its start does to random numbers is undone."""
+    random = rng_state(device)
+    try:
+        return _make_engine(config, actor, tokenizer, folder, device)
+    finally:
+        set_rng_state(random, device)
+
+
+def _make_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, device: Device) -> RolloutEngine:
+    rollout = config.actor_rollout_ref.rollout
+    entry = ROLLOUT_ENGINES.get(rollout.name)
+    more = {"settings": vllm_settings(config, device)} if entry.facts.get("settings") else {}
+    return entry.value(
         actor.model,
         end_token_ids=end_token_ids(folder, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
@@ -203,6 +255,7 @@ def build_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, dev
         max_model_len=longest_sequence(config),
         # Of the memory there is, not of the memory that is free: a resumed run must batch as the first one did.
         kv_memory_bytes=int(rollout.gpu_memory_utilization * device.memory().total),
+        **more,
     )
 
 
@@ -257,8 +310,7 @@ def describe_batch(batch: Batch, *, device: Device, compare_engines: bool) -> Me
     if compare_engines and batch.rollout_log_probs is not None and batch.old_log_probs is not None:
         metrics |= mismatch_metrics(batch.rollout_log_probs, batch.old_log_probs, batch.response_mask)
     metrics["tokens"] = float(batch.lengths.sum())
-    metrics["perf/max_memory_gb"] = device.memory().peak / 2**30
-    return metrics
+    return metrics | memory_metrics(device)
 
 
 def unfiltered(sampling: SamplingParams) -> bool:
@@ -291,6 +343,9 @@ def build_step(
         if algorithm.use_kl_in_reward
         else plain_rewards,
         estimate_advantages=build_advantages(config),
-        publish_weights=engine.load_weights,
+        publish_weights=partial(publish_weights, engine, device)
+        if frees_engine(config, device)
+        else engine.load_weights,
         describe=partial(describe_batch, device=device, compare_engines=compare),
+        timed=Timer(device.synchronize),
     )

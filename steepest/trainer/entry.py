@@ -1,6 +1,7 @@
 """How a command starts and ends: exit codes, error messages, and what must be set before torch is imported.
 
-An entry point (`main_ppo`, `main_sft`, ...) imports this module first and torch only inside its functions.
+An entry point (`main_ppo`, `main_sft`, ...) imports this module first and torch only inside its functions. What keeps
+a broken torch-npu from ending every run is set in `steepest/__init__.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 
 from steepest.errors import ConfigError, SteepestError
-
-# With torch-npu installed and CANN missing, `import torch` itself fails unless this is set. The NPU device imports
-# torch_npu by itself, when it is asked for.
-os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 # OpenMP threads that wait for work sleep instead of spinning. On 2 cores, a step of the quickstart's model took 0.07 s
 # instead of 0.06 s on an idle machine, but 0.09 s instead of 0.19 s beside two busy processes, and spinning gets worse

@@ -31,7 +31,8 @@ from steepest.trainer.resume import Start, find_start, require_work
 from steepest.trainer.rollouts import StepRollouts
 from steepest.trainer.run import Run, say, validation_history, write_jsonl
 from steepest.trainer.scoring import Scorer, StepScorer
-from steepest.trainer.start import begin, hold, model_folder, naming, open_run_folder, open_store, open_tokenizer
+from steepest.trainer.sources import ModelSources, sources_of
+from steepest.trainer.start import begin, hold, naming, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.summary import end_summary, start_summary
 from steepest.training.checkpoint import CheckpointStore
 from steepest.training.rng import rng_state, set_rng_state
@@ -64,11 +65,12 @@ def run_ppo(config: Config) -> Result:
     with build_pool(config) as pool:
         pool.check({prompt.data_source for prompt in (*rows.train, *rows.val)})
         model = config.actor_rollout_ref.model
-        folders = {"actor": model_folder("actor_rollout_ref.model.path", model.path, model.hub)}
+        sources, section = sources_of(config.trainer), "actor_rollout_ref.model"
+        folders = {"actor": sources.folder(f"{section}.path", model.path, model.hub, model.revision)}
         trust = config.data.trust_remote_code
-        tokenizer = open_tokenizer(model, "actor_rollout_ref.model", folders["actor"], trust_remote_code=trust)
+        tokenizer = open_tokenizer(model, section, folders["actor"], sources, trust_remote_code=trust)
         data = encode_rows(config, rows, tokenizer)
-        job = Job(config, device, pool, folders, tokenizer, data)
+        job = Job(config, device, pool, sources, folders, tokenizer, data)
         with hold(job.folder):
             return job.run(began)
 
@@ -125,8 +127,16 @@ class Job:
     """The parts of one run, from its data to its end summary."""
 
     def __init__(
-        self, config: Config, device: Device, pool: RewardPool, folders: dict[str, Path], tokenizer: Any, data: Data
+        self,
+        config: Config,
+        device: Device,
+        pool: RewardPool,
+        sources: ModelSources,
+        folders: dict[str, Path],
+        tokenizer: Any,
+        data: Data,
     ) -> None:
+        self.sources = sources
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
         self.scorer = Scorer(pool, tokenizer)
         self.folder = Path(str(config.trainer.default_local_dir))
@@ -146,6 +156,8 @@ class Job:
             require_work(start, self.plan.total_steps)
         models = self._load_models(start)
         engine = build.build_engine(config, models.actor, self.tokenizer, self.folders["actor"], self.device)
+        for note in engine.notes:
+            say(note)
         engine.load_weights(start.step)
         say(start_summary(config, self.plan, self.data.notes, self.device, models, str(self.folder)))
         controller = build.build_controller(config)
@@ -165,7 +177,7 @@ class Job:
     def _load_models(self, start: Start) -> build.Models:
         if self.plan.needs_critic:
             critic = self.config.critic.model
-            self.folders["critic"] = model_folder("critic.model.path", critic.path, critic.hub)
+            self.folders["critic"] = self.sources.folder("critic.model.path", critic.path, critic.hub, critic.revision)
         models = build.build_models(self.config, self.plan, start, self.folders, self.device)
         longest = build.longest_sequence(self.config)
         for key, part in (("actor_rollout_ref.model", models.actor), ("critic.model", models.critic)):
@@ -181,7 +193,8 @@ class Job:
         trainer = self.config.trainer
         history = validation_history(self.folder / "metrics.jsonl")
         kept = self._records_kept(start)
-        loggers = open_run_folder(self.config, trainer, self.folder, total=self.plan.total_steps, start=kept)
+        total = self.plan.total_steps
+        loggers = open_run_folder(self.config, trainer, self.folder, self.sources, total=total, start=kept)
         return Run(
             folder=self.folder,
             loggers=loggers,
@@ -237,7 +250,12 @@ class Job:
             models,
             controller,
             generate=StepRollouts(
-                engine, self.data.train, self.sampler, build.train_sampling(self.config), self.tokenizer.pad_token_id
+                engine,
+                self.data.train,
+                self.sampler,
+                build.train_sampling(self.config),
+                self.tokenizer.pad_token_id,
+                **({"release": engine.sleep} if build.frees_engine(self.config, self.device) else {}),
             ),
             score=StepScorer(self.scorer, self._rollout_writer()),
             engine=engine,

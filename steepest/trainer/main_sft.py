@@ -15,6 +15,9 @@ from steepest.trainer.entry import run_entry
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job that the overrides describe. Returns 0; raises SteepestError for what the user can mend."""
     config = load_sft_config(list(sys.argv[1:] if argv is None else argv))
+    from steepest.devices import hide_unusable
+
+    hide_unusable(config.trainer.device)  # before transformers is imported
     from steepest.trainer.sft import run_sft
 
     run_sft(config)

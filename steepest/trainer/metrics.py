@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from steepest.core.batch import Batch
+from steepest.devices.api import Device
 from steepest.training.meters import Metrics
 
 
@@ -66,3 +67,17 @@ def speed_metrics(num_tokens: int, seconds: float) -> Metrics:
         "perf/time_per_step": seconds,
         "perf/throughput": num_tokens / seconds if seconds > 0 else 0.0,
     }
+
+
+def memory_metrics(device: Device) -> Metrics:
+    """Peak memory since the process started, as verl has it: never set back, so the last step's number is the run's.
+
+    `perf/max_memory_gb` is what a card has held in tensors, or the resident size of the process on the CPU. Cards have
+    verl's two names too: held, and taken from the card by torch's allocator.
+    """
+    memory = device.memory()
+    metrics: Metrics = {"perf/max_memory_gb": memory.peak / 2**30}
+    if memory.peak_reserved is not None:
+        metrics["perf/max_memory_allocated_gb"] = memory.peak / 2**30
+        metrics["perf/max_memory_reserved_gb"] = memory.peak_reserved / 2**30
+    return metrics

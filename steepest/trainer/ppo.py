@@ -83,8 +83,10 @@ class ActorAfterWarmup:
 
 @dataclass
 class Timer:
-    """Seconds spent in named parts of a step."""
+    """Seconds spent in named parts of a step. A device works behind the program's back: it is waited for at the end of
+    each part, or its time would count for a later one."""
 
+    synchronize: Callable[[], None] = lambda: None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -92,6 +94,7 @@ class Timer:
         start = time.perf_counter()
         try:
             yield
+            self.synchronize()
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from steepest.core.batch import Batch
@@ -60,8 +60,12 @@ class StepRollouts:
     sampler: PromptSampler
     sampling: SamplingParams
     pad_id: int
+    release: Callable[[], None] = lambda: None
+    """Called when the responses are there: `engine.sleep`, or nothing."""
 
     def __call__(self, step: int) -> Batch:
         rows = [self.prompts[i] for i in self.sampler.indices(step - 1)]
         sampling = replace(self.sampling, seed=step_seed(self.sampling.seed, step))
-        return generate_batch(self.engine, rows, sampling, pad_id=self.pad_id)
+        batch = generate_batch(self.engine, rows, sampling, pad_id=self.pad_id)
+        self.release()
+        return batch

@@ -18,10 +18,13 @@ from steepest.errors import DataError, ModelError
 from steepest.loggers.api import Loggers
 from steepest.models.load import check_vocabulary, end_token_ids, load_causal_lm
 from steepest.trainer import build
+from steepest.trainer.compute import SFT_KEYS, SFT_MODEL, compute_settings, micro_batches, overrides
+from steepest.trainer.metrics import memory_metrics
 from steepest.trainer.ppo import Schedule, Timer, run_steps
 from steepest.trainer.resume import Start, find_start, require_work
 from steepest.trainer.run import say
-from steepest.trainer.start import begin, hold, model_folder, open_run_folder, open_store, open_tokenizer
+from steepest.trainer.sources import ModelSources, sources_of
+from steepest.trainer.start import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.summary import count, count_parameters, duration, table
 from steepest.training.checkpoint import CheckpointStore
 from steepest.training.meters import Metrics
@@ -44,12 +47,14 @@ class SFTStep:
     examples: Sequence[SFTExample]
     sampler: PromptSampler
     timed: Timer
+    device: Device
 
     def __call__(self, step: int) -> Metrics:
         with self.timed("step"):
             chosen = [self.examples[i] for i in self.sampler.indices(step - 1)]
             metrics = self.model.update(chosen)
-        return {**metrics, "perf/total_num_tokens": float(sum(len(example.token_ids) for example in chosen))}
+        metrics["perf/total_num_tokens"] = float(sum(len(example.token_ids) for example in chosen))
+        return metrics | memory_metrics(self.device)
 
 
 @dataclass
@@ -113,8 +118,9 @@ def _run_sft(config: SFTConfig) -> SFTResult:
     )
     train = load(data.train_files, max_samples=data.train_max_samples)
     val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files") if data.val_files else []
-    folder = model_folder("model.path", model.path, model.hub)
-    tokenizer = open_tokenizer(model, "model", folder, trust_remote_code=model.trust_remote_code)
+    sources = sources_of(config.trainer)
+    folder = sources.folder("model.path", model.path, model.hub, model.revision)
+    tokenizer = open_tokenizer(model, "model", folder, sources, trust_remote_code=model.trust_remote_code)
     encode = partial(
         encode_sft,
         tokenizer=tokenizer,
@@ -129,7 +135,7 @@ def _run_sft(config: SFTConfig) -> SFTResult:
     if val:
         say(f"validation: {val_report.describe()}")
     with hold(Path(config.trainer.default_local_dir)):
-        result = _train(config, device, folder, tokenizer, train_examples, val_examples)
+        result = _train(config, device, sources, folder, tokenizer, train_examples, val_examples)
     say(f"finished in {duration(time.perf_counter() - began)}; the model is in {result.model}")
     return result
 
@@ -137,6 +143,7 @@ def _run_sft(config: SFTConfig) -> SFTResult:
 def _train(
     config: SFTConfig,
     device: Device,
+    sources: ModelSources,
     folder: Path,
     tokenizer: object,
     train: Sequence[SFTExample],
@@ -156,9 +163,9 @@ def _train(
     say(_summary(config, plan, model, device, len(train)))
     # Without a frequency the model is saved once, at the end: a fine-tuned model that is not written is no result.
     schedule = Schedule(total, trainer.save_freq if trainer.save_freq > 0 else total, trainer.test_freq)
-    with open_run_folder(config, trainer, run_folder, total=total, start=start.step) as loggers:
+    with open_run_folder(config, trainer, run_folder, sources, total=total, start=start.step) as loggers:
         run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, schedule, {})
-        step = SFTStep(model, train, sampler, Timer())
+        step = SFTStep(model, train, sampler, Timer(device.synchronize), device)
         run_steps(step, step.timed, schedule, run, start.step)
     return SFTResult(run_folder / f"global_step_{total}" / "actor", run.history)
 
@@ -168,11 +175,13 @@ def _load(config: SFTConfig, plan: SFTPlan, device: Device, start: Start, folder
         load_causal_lm(
             start.folder("actor", folder),
             trust_remote_code=config.model.trust_remote_code,
-            override_config=dict(config.model.override_config),
+            override_config=overrides(config.model),
         ),
-        compute=build.compute_settings(config.engine.dtype, device, config.model.enable_gradient_checkpointing),
+        compute=compute_settings(config.model, SFT_MODEL, config.engine.dtype, device),
         optim=build.optim_settings(config.optim, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps),
-        micro=build.micro_batches(config.data.micro_batch_size_per_gpu, None, config.data.max_token_len_per_gpu),
+        micro=micro_batches(
+            "data", config.data.micro_batch_size_per_gpu, None, config.data.max_token_len_per_gpu, keys=SFT_KEYS
+        ),
     )
     if start.checkpoint is not None:
         model.load_optimizer(start.checkpoint / "actor")
@@ -184,6 +193,7 @@ def _summary(config: SFTConfig, plan: SFTPlan, model: Supervised, device: Device
         ("device", device.describe()),
         ("model", f"{config.model.path}: {count(count_parameters(model))}"),
         ("compute", f"{model.compute.dtype} over float32 weights"),
+        ("attention", model.compute.attention.describe()),
         ("steps", f"{plan.total_steps} of {config.data.train_batch_size} samples, {num_examples} samples in all"),
         *(("note", note) for note in plan.notes),
         ("run folder", config.trainer.default_local_dir),

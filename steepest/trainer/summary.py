@@ -94,7 +94,7 @@ def start_summary(config: Config, plan: Plan, notes: Sequence[str], device: Devi
         actor=sizes["actor"],
         critic=sizes["critic"],
         reference=sizes["reference"],
-        engine_copy_bytes=sizes["actor"] * width if width == 2 else 0,
+        engine_copy_bytes=sizes["actor"] * width if width == 2 or rollout.name == "vllm" else 0,
         kv_cache_bytes=kv_cache_bytes(
             models.actor.model.config,
             rollout.max_num_seqs,
@@ -108,6 +108,7 @@ def start_summary(config: Config, plan: Plan, notes: Sequence[str], device: Devi
         ("model", config.actor_rollout_ref.model.path),
         ("parameters", ", ".join(f"{role} {count(number)}" for role, number in sizes.items() if number)),
         ("compute", f"{compute} over float32 weights"),
+        ("attention", attentions(models)),
         *(("data", note) for note in notes),
         ("steps", f"{plan.total_steps} ({plan.steps_per_epoch} an epoch), {config.data.train_batch_size} prompts x "
                   f"{rollout.n} response(s) each, {plan.updates_per_step} update(s) a step"),
@@ -119,6 +120,14 @@ def start_summary(config: Config, plan: Plan, notes: Sequence[str], device: Devi
         ("run folder", folder),
     ]  # fmt: skip
     return table(f"steepest {steepest.__version__}", rows)
+
+
+def attentions(models: Any) -> str:
+    """What the actor attends with; the critic too where it differs."""
+    actor = models.actor.compute.attention.describe()
+    if models.critic is None or models.critic.compute.attention.describe() == actor:
+        return actor
+    return f"actor {actor}; critic {models.critic.compute.attention.describe()}"
 
 
 def _switches(config: Config) -> str:

@@ -15,8 +15,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from steepest.data.prepare.gsm8k import prepare_gsm8k
-
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 
@@ -37,13 +35,6 @@ def command(data: Path, model: Path, folder: Path) -> list[str]:
         trainer.total_training_steps=3 data.val_max_samples=16 trainer.default_local_dir={folder}
     """
     return [sys.executable, "-m", "steepest.trainer.main_ppo", *overrides.split()]
-
-
-@pytest.fixture(scope="module")
-def data(shared, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("gsm8k")
-    prepare_gsm8k(folder, local_path=shared / "gsm8k")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ def shuffled(data_source, solution_str, ground_truth, extra_info):
 '''
 
 
-def make_toy(folder: Path, *, num_rows: int = 512) -> dict[str, Path]:
-    """Rows, a reward file and a model of about 20,000 parameters in `folder`."""
+def make_toy(folder: Path, *, num_rows: int = 512, hidden_size: int = 32) -> dict[str, Path]:
+    """Rows, a reward file and a model of about 20,000 parameters in `folder`; its 4 heads share `hidden_size`."""
     rows = [
         {
             "data_source": "toy",
@@ -34,7 +34,7 @@ def make_toy(folder: Path, *, num_rows: int = 512) -> dict[str, Path]:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     reward.write_text(REWARD)
     texts = ["say" + "".join(f" {digit}" for digit in range(10))]
-    model = build_tiny_model(folder / "model", texts, hidden_size=32, intermediate_size=64, num_layers=2)
+    model = build_tiny_model(folder / "model", texts, hidden_size=hidden_size, intermediate_size=64, num_layers=2)
     return {"data": data, "reward": reward, "model": model}
 
 
