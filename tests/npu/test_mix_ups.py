@@ -1,0 +1,110 @@
+"""A tensor that the product leaves on the CPU, of all that it moves, ends the run at once instead of training wrongly.
+
+The stand-in and a card both raise, so what is deliberately broken here would be seen by every test of this folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from steepest.core.batch import Batch
+from steepest.rollout.api import SamplingParams
+from steepest.rollout.builtin import engine as engine_module
+from steepest.rollout.builtin.engine import BuiltinEngine
+from steepest.training import trainable
+from steepest.training.actor import Actor, ActorLossSettings
+from steepest.training.trainable import ComputeSettings
+from tests.training.helpers import make_actor, make_batch, make_critic, policy, with_log_probs
+
+pytestmark = pytest.mark.npu
+
+NPU = ComputeSettings(device="npu")
+KL = ActorLossSettings(use_kl_loss=True)
+
+ACTOR_READS = ("response_mask", "advantages", "old_log_probs", "ref_log_probs")
+CRITIC_READS = ("response_mask", "values", "returns")
+PACKED_READS = ("input_ids", "position_ids", "predict_index", "targets")
+
+
+def batch_of(actor: Actor) -> Batch:
+    return with_log_probs(make_batch(), actor, shift=0.1)
+
+
+def leave_behind(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    """The product's `move`, with one line dropped: this field stays on the CPU."""
+    move = trainable.move
+
+    def forgetful(record: Any, device: torch.device) -> Any:
+        moved = move(record, device)
+        names = {item.name for item in dataclasses.fields(record)}
+        return dataclasses.replace(moved, **{field: getattr(record, field)}) if field in names else moved
+
+    monkeypatch.setattr(trainable, "move", forgetful)
+
+
+@pytest.mark.parametrize("field", [*ACTOR_READS, *PACKED_READS])
+def test_the_actors_update_raises_for_each_field_left_behind(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    actor = make_actor(compute=NPU, loss=KL)
+    batch = batch_of(actor)
+    assert actor.update(batch, step=1)["actor/grad_norm"] > 0  # the control
+    leave_behind(monkeypatch, field)
+    with pytest.raises(RuntimeError, match="same device|on the same|device type"):
+        actor.update(batch, step=2)
+
+
+@pytest.mark.parametrize("field", [*CRITIC_READS, *PACKED_READS[:3]])
+def test_the_critics_update_raises_for_each_field_left_behind(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    critic = make_critic(compute=NPU)
+    assert critic.update(make_batch(), step=1)["critic/grad_norm"] > 0
+    leave_behind(monkeypatch, field)
+    with pytest.raises(RuntimeError, match="same device|on the same|device type"):
+        critic.update(make_batch(), step=2)
+
+
+def test_a_model_left_on_the_cpu_raises() -> None:
+    actor = make_actor(compute=NPU)
+    actor.model.to("cpu")
+    with pytest.raises(RuntimeError, match="same device|on the same"):
+        actor.log_probs(make_batch())
+
+
+def engine() -> BuiltinEngine:
+    return BuiltinEngine(policy().to("npu"), end_token_ids=(), pad_token_id=0, max_model_len=32)
+
+
+BROKEN_ENGINE: dict[str, Callable[[Any], Any]] = {
+    "uniforms": lambda run: setattr(run, "_uniforms", run._uniforms.cpu()),
+    "tokens": lambda run: setattr(run, "_tokens", run._tokens.cpu()),
+    "log_probs": lambda run: setattr(run, "_log_probs", run._log_probs.cpu()),
+    "goes_on": lambda run: setattr(run, "_goes_on", run._goes_on.cpu()),
+    "slots": lambda run: setattr(run, "_slots", run._slots.cpu()),
+    "limit": lambda run: setattr(run, "_limit", run._limit.cpu()),
+}
+
+
+@pytest.mark.parametrize("part", BROKEN_ENGINE)
+def test_generation_raises_for_each_part_left_behind(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    sampling = SamplingParams(max_tokens=4)
+    assert len(engine().generate([[1, 2], [3, 4, 5]], sampling)) == 2  # the control
+    start = engine_module.BuiltinEngine._start
+
+    def broken(self: BuiltinEngine, prompts: Any, sampling: SamplingParams) -> Any:
+        run = start(self, prompts, sampling)
+        BROKEN_ENGINE[part](run)
+        return run
+
+    monkeypatch.setattr(engine_module.BuiltinEngine, "_start", broken)
+    with pytest.raises(RuntimeError, match="same device|on the same|device type"):
+        engine().generate([[1, 2], [3, 4, 5]], sampling)
+
+
+def test_a_generator_of_the_cpu_draws_nothing_on_the_device() -> None:
+    with pytest.raises(RuntimeError, match="generator"):
+        torch.randn(3, device="npu", generator=torch.Generator())
+    with pytest.raises(RuntimeError, match="generator"):
+        torch.rand(3, device="npu").bernoulli_(0.5, generator=torch.Generator())
