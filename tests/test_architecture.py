@@ -20,7 +20,9 @@ LAYERS = {
     "__init__": 0.0,
     "errors": 0.1,
     "registry": 0.2,
+    "versions": 0.2,
     "config": 0.3,
+    "hub": 0.5,
     "core": 1.0,
     "rewards": 1.0,
     "data": 1.0,
@@ -32,6 +34,7 @@ LAYERS = {
     "cluster": 4.0,
     "trainer": 5.0,
     "report": 5.0,
+    "doctor": 5.0,
     "__main__": 6.0,
 }
 """A module imports from lower layers or from its own folder; folders of one layer do not import each other."""
@@ -47,15 +50,16 @@ HOMES = {
     "torch.cuda": ("devices/",),
     "torch.npu": ("devices/",),
     "torch_npu": ("devices/",),
-    "modelscope": ("models/hub.py", "data/prepare/"),
-    "modelscope_hub": ("models/hub.py", "data/prepare/"),
+    "huggingface_hub": ("hub/",),
+    "modelscope": ("hub/",),
+    "modelscope_hub": ("hub/",),
 }
 """Module or attribute -> the only files (or folders, with a slash) that may name it."""
 
-WITHOUT_TORCH = ("config", "rewards", "data")
+WITHOUT_TORCH = ("config", "hub", "rewards", "data")
 """Folders that never import torch."""
 
-WITHOUT_TORCH_AT_IMPORT = ("loggers", "__init__", "__main__", "errors", "registry")
+WITHOUT_TORCH_AT_IMPORT = ("loggers", "doctor", "versions", "__init__", "__main__", "errors", "registry")
 """Places that may import torch inside a function only."""
 
 
@@ -199,6 +203,10 @@ FORBIDDEN = [
     ("training/actor.py", "import torch_npu\n", 1, "torch_npu may be named only in devices/"),
     ("rewards/gsm8k.py", "def f():\n    import torch\n", 2, "rewards does without torch"),
     ("data/chat.py", "from torch.utils.data import Dataset\n", 1, "data does without torch"),
+    ("hub/find.py", "def f():\n    import torch\n", 2, "hub does without torch"),
+    ("hub/find.py", "from steepest.models.load import load_tokenizer\n", 1, "layer 2"),
+    ("data/prepare/gsm8k.py", "from modelscope_hub import HubApi\n", 1, "modelscope_hub may be named only in hub/"),
+    ("models/load.py", "import huggingface_hub\n", 1, "huggingface_hub may be named only in hub/"),
     ("loggers/jsonl.py", "import torch\n", 1, "loggers imports torch inside functions only"),
     ("somewhere/new.py", "", 1, "has no layer"),
 ]
@@ -223,7 +231,9 @@ ALLOWED = [
     ("loggers/tensorboard.py", "def f():\n    from torch.utils.tensorboard import SummaryWriter\n"),
     ("trainer/ppo.py", "from steepest import __version__\nfrom . import evaluate\n"),
     ("__main__.py", "from steepest import __version__\nfrom steepest.trainer.entry import run_entry\n"),
-    ("models/load.py", "import raylib\nimport torchvision\n"),
+    ("models/load.py", "import raylib\nimport torchvision\nfrom steepest.hub import local_model\n"),
+    ("data/prepare/gsm8k.py", "from steepest.hub import find\n"),
+    ("hub/huggingface.py", "from huggingface_hub import HfApi\nfrom steepest.config.schema_model import Hub\n"),
 ]
 
 

@@ -48,6 +48,7 @@ JOBS = [
     for line in commands(page)
     for start, load in (
         (["python", "-m", "steepest.trainer.main_ppo"], load_config),
+        (["python3", "-m", "steepest.trainer.main_ppo"], load_config),
         (["python", "-m", "steepest.trainer.main_sft"], load_sft_config),
         (["steepest", "ppo"], load_config),
         (["steepest", "sft"], load_sft_config),
