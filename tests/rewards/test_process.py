@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -100,12 +101,19 @@ print(*pool.worker_pids(), flush=True)
 """
 
 
+def heed_ctrl_c() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_parent(then: str) -> tuple[subprocess.Popen[str], list[int]]:
     """A parent without `if __name__ == "__main__"`, as scripts and notebooks are."""
     code = textwrap.dedent(SCRIPT).format(functions=FUNCTIONS, then=then)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    parent = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed_ctrl_c
+    )
     assert parent.stdout is not None
     return parent, [int(pid) for pid in parent.stdout.readline().split()]
 
