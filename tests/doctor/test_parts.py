@@ -288,7 +288,16 @@ def test_a_file_that_hides_a_package_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "tokenizers", raising=False)
     line = by_name(packages.packages(answers()))["tokenizers"]
-    assert line.status == "warning" and f"Python would import {tmp_path}/tokenizers.py" in line.text
+    assert line.status == "problem" and f"Python would import {tmp_path}/tokenizers.py" in line.text
+
+
+def test_a_folder_of_that_name_may_be_the_package_from_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizers").mkdir()
+    (tmp_path / "tokenizers" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tokenizers", raising=False)
+    line = by_name(packages.packages(answers()))["tokenizers"]
+    assert line.status == "warning" and f"Python would import {tmp_path}/tokenizers/__init__.py" in line.text
 
 
 def test_what_packages_ask_of_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

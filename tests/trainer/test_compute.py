@@ -10,6 +10,7 @@ import torch
 from steepest.config.load import load_config
 from steepest.devices import CPUDevice, MemoryStats
 from steepest.models.causal_lm import CausalLM
+from steepest.rollout import vllm_versions
 from steepest.trainer.compute import check_attention
 from steepest.trainer.entry import run_entry
 from steepest.trainer.job import run_ppo
@@ -54,6 +55,13 @@ def test_an_attention_that_cannot_run_ends_the_run_before_a_row_is_read(toy, tmp
     assert run_entry(main, argv) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {key}={asked}: ") and words in said
+
+
+def test_an_engine_that_is_not_installed_ends_the_run_before_a_row_is_read(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(vllm_versions, "installed", lambda: None)
+    argv = [*toy_overrides(toy, tmp_path / "run", *SHORT, "actor_rollout_ref.rollout.name=vllm")]
+    assert run_entry(main, [*argv, "data.train_files=nowhere.parquet"]) == 2
+    assert capsys.readouterr().err.startswith("error: actor_rollout_ref.rollout.name=vllm: vLLM is not installed; ")
 
 
 def test_sft_has_the_same_key(toy, tmp_path, capsys):

@@ -258,7 +258,7 @@ def test_the_script(source: Path, tmp_path: Path) -> None:
         f"wrote {tmp_path / 'out' / 'test.parquet'} (1 rows)",
     ]
     done = run_script("--local_save_dir", str(tmp_path / "out"), "--local_dataset_path", "/nowhere")
-    assert done.returncode == 1 and done.stdout == ""
+    assert done.returncode == 2 and done.stdout == ""
     assert (
         done.stderr.startswith("error: --local_dataset_path=/nowhere: there is no such file")
         and "Trace" not in done.stderr
