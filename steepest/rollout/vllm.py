@@ -7,6 +7,7 @@ Only this file imports vLLM, and only inside functions; what differs between ver
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import tempfile
@@ -340,7 +341,8 @@ def _start(model: CausalLM, options: dict[str, Any], environment: Mapping[str, s
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="steepest-vllm-") as folder, _restored_process(), catch_warnings():
         simplefilter("ignore", FutureWarning)  # of vLLM about torch, nothing a user could mend
-        config = model.hf.config
+        config = copy.deepcopy(model.hf.config)
+        config.__dict__.pop("quantization_config", None)  # of the file it came from; the weights here are plain
         config.architectures = [type(model.hf).__name__]
         config.save_pretrained(folder)
         try:
@@ -358,8 +360,8 @@ def _start(model: CausalLM, options: dict[str, Any], environment: Mapping[str, s
 
 
 def _words(error: Exception) -> str:
-    """The last line of an error, which says what happened; vLLM's own reports are pages long."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The last line of an error, which says what happened (below it pydantic names its manual)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "For further information" not in line]
     text = lines[-1] if lines else type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."
 

@@ -191,9 +191,19 @@ def test_the_process_is_left_as_it_was():
     engine.generate(PROMPTS, GREEDY)
 
 
+def test_a_model_from_a_quantised_file_is_plain_in_vllm():
+    model = model_of("llama")
+    model.hf.config.quantization_config = {"quant_method": "gguf"}
+    engine = engine_for(model)
+    del model.hf.config.quantization_config
+    assert tokens(engine.generate(PROMPTS, GREEDY)) == tokens(
+        BuiltinEngine(model, **options()).generate(PROMPTS, GREEDY)
+    )
+
+
 def test_vllms_own_words_reach_the_user(monkeypatch):
     with pytest.raises(RolloutError, match="vLLM could not start: .*no_such_argument.*steepest doctor"):
         start_engine(model_of(), **options(settings=VLLMSettings(extra={"no_such_argument": 1})))
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    with pytest.raises(RolloutError, match="VLLM_ENABLE_V1_MULTIPROCESSING is set"):
+    with pytest.raises(RolloutError, match="VLLM_ENABLE_V1_MULTIPROCESSING=1 in the environment"):
         start_engine(model_of(), **options())

@@ -13,7 +13,7 @@ from steepest.errors import RolloutError
 from steepest.models.packing import pack_sequences
 from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import SamplingParams
-from steepest.rollout.vllm import VLLMEngine, check_install, row_seed, start_engine
+from steepest.rollout.vllm import VLLMEngine, _words, check_install, row_seed, start_engine
 from tests.rollout.fake_vllm import FakeLLM, FakeParams, OutOfOrder
 from tests.tiny import END, OTHER_END, random_ids, tiny_lm
 
@@ -232,6 +232,13 @@ def test_bits_tell_any_change_and_no_order():
     y[7] = torch.nextafter(y[7], torch.tensor(9.0))
     assert weight_check.bits(y) != weight_check.bits(x)
     assert weight_check.bits(torch.tensor([-0.0])) == weight_check.bits(torch.tensor([0.0])) == 0
+
+
+def test_of_a_long_report_the_line_that_says_what_happened_is_told():
+    happened = "  Value error, no such model [type=value_error]"
+    report = f"1 validation error for ModelConfig\n{happened}\n    For further information visit https://x\n"
+    assert _words(ValueError(report)) == "Value error, no such model [type=value_error]."
+    assert _words(KeyError()) == "KeyError." and _words(RuntimeError("a\n\nOut of it!\n")) == "Out of it!"
 
 
 def test_versions(monkeypatch):
