@@ -137,7 +137,8 @@ def fusion_attention(
 def _causal_mask(device: torch.device) -> Tensor:
     """True where a key is hidden. One for all layers; made outside inference mode, since the backward pass keeps it."""
     with torch.inference_mode(False):
-        return torch.ones(_MASK_SIZE, _MASK_SIZE, dtype=torch.bool, device=device).triu_(1)
+        # triu on the CPU: which data types a card's own takes is not known here
+        return torch.ones(_MASK_SIZE, _MASK_SIZE, dtype=torch.bool).triu_(1).to(device)
 
 
 def hide_unusable(wanted: str | None = None) -> None:

@@ -25,7 +25,7 @@ from steepest.devices.memory import GOES_ON, memory_guard
 from steepest.errors import RolloutError
 from steepest.models.causal_lm import CausalLM
 from steepest.models.packing import pack_sequences
-from steepest.rollout import vllm_versions, weight_check
+from steepest.rollout import vllm_memory, vllm_versions, weight_check
 from steepest.rollout.api import Completion, SamplingParams, check_prompts
 
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -37,8 +37,6 @@ _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are this process's too
 }
 _LOWER = f"Lower {ROLLOUT}.gpu_memory_utilization, {ROLLOUT}.max_num_seqs or data.max_response_length. {GOES_ON}"
-_BLOCK = 128
-"""Tokens of a KV block on the CPU; the last block of a sequence may be nearly empty."""
 _PROBE_PROMPT, _PROBE_TOKENS = 8, 8
 """Tokens of the sequence that is scored after each update."""
 _TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5}
@@ -94,12 +92,13 @@ class VLLMEngine:
         Raises RolloutError when vLLM then holds other weights than the policy has.
         """
         self._loaded = None
-        if self._asleep:
-            self._llm.wake_up(tags=["weights"])
-        self._weights.replace(self._model, self._dtype)
-        if self._asleep:
-            self._llm.wake_up(tags=["kv_cache"])
-            self._asleep = False
+        with self._told("taking over the policy's weights"):
+            if self._asleep:
+                self._llm.wake_up(tags=["weights"])
+            self._weights.replace(self._model, self._dtype)
+            if self._asleep:
+                self._llm.wake_up(tags=["kv_cache"])
+                self._asleep = False
         if self._llm.reset_prefix_cache() is False:
             raise RolloutError("vLLM kept cached prefixes of the old weights: reset_prefix_cache() was refused.")
         self.version, self._loaded = version, self._fingerprint()
@@ -136,15 +135,21 @@ class VLLMEngine:
         return [made[i : i + sampling.n] for i in range(0, len(made), sampling.n)]
 
     def _ask(self, requests: list[Any], params: list[Any]) -> list[Any]:
-        with memory_guard(self._device, lambda: (f"rollout by vLLM: {len(requests)} requests", _LOWER)):
+        with self._told(f"generating for {len(requests)} requests"):
+            return self._llm.generate(requests, params, use_tqdm=False)
+
+    @contextmanager
+    def _told(self, doing: str) -> Iterator[None]:
+        """Say in our words what vLLM raises in the body."""
+        with memory_guard(self._device, lambda: (f"rollout by vLLM: {doing}", _LOWER)):
             try:
-                return self._llm.generate(requests, params, use_tqdm=False)
+                yield
             except Exception as error:  # of any of vLLM's layers
                 if self._device.is_out_of_memory(error):
                     raise
                 raise RolloutError(
-                    f"vLLM failed while generating: {_words(error)} If it cannot run "
-                    f"this model, use {ROLLOUT}.name=builtin."
+                    f"vLLM failed while {doing}: {_words(error)} If it cannot run this model, "
+                    f"use {ROLLOUT}.name=builtin."
                 ) from error
 
     def _request(self, prompt_length: int, sampling: SamplingParams, row: int) -> Any:
@@ -173,8 +178,9 @@ class VLLMEngine:
         if wrong:
             raise RolloutError(
                 f"after the update to version {version}, vLLM's weights differ from the policy's in: "
-                f"{', '.join(wrong)}. It would sample from another model. This version of vLLM does not take weights "
-                f"as expected; tested are {', '.join(vllm_versions.TESTED)}. Or use {ROLLOUT}.name=builtin."
+                f"{', '.join(wrong)}. It would sample from another model. This version of vLLM, or its class for "
+                f"{type(self._model.hf).__name__}, does not take weights as expected; tested are "
+                f"{', '.join(vllm_versions.TESTED)}. Or use {ROLLOUT}.name=builtin."
             )
 
     def _compare_log_probs(self) -> None:
@@ -187,13 +193,16 @@ class VLLMEngine:
         [[answer]] = self.generate([prompt], sampling)
         mask = [[False] * length + [True] * len(answer.token_ids)]
         packed = pack_sequences([[*prompt, *answer.token_ids]], mask).to(device)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+        # A fused attention knows no float32, whatever vLLM computes in.
+        half = self._dtype == torch.bfloat16 or self._model.attention.kernel is not None
+        limit = _TOLERANCE[torch.bfloat16 if half else torch.float32]
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
             mine, _ = self._model.log_probs(packed)
         difference = float((mine.cpu() - torch.tensor(answer.log_probs)).abs().mean())
-        if not difference <= _TOLERANCE.get(self._dtype, 0.5):  # also refuses NaN
+        if not difference <= limit:  # also refuses NaN
             raise RolloutError(
                 f"after the update to version {self.version}, vLLM's log-probs differ from the policy's by "
-                f"{difference:.3g} nats a token on average (at most {_TOLERANCE.get(self._dtype, 0.5):g}), with equal "
+                f"{difference:.3g} nats a token on average (at most {limit:g}), with equal "
                 f"weights: it computes another model. Use {ROLLOUT}.name=builtin, and please report it."
             )
 
@@ -293,10 +302,12 @@ def start_engine(
     }
     if device.type == "cpu":
         rows = min(max_num_seqs, settings.usual_rows or max_num_seqs)
-        options["kv_cache_memory_bytes"] = _cpu_kv_bytes(model, dtype, rows, max_model_len, kv_memory_bytes)
+        options["kv_cache_memory_bytes"] = vllm_memory.cpu_kv_bytes(model, dtype, rows, max_model_len, kv_memory_bytes)
         notes.append("vLLM has no sleep mode on the CPU: its weights and KV cache stay in memory while models train.")
+    llm = _start(model, {**options, **settings.extra}, settings.environment)
+    _check_class(llm, model)
     return VLLMEngine(
-        _start(model, {**options, **settings.extra}, settings.environment),
+        llm,
         model,
         end_token_ids=end_token_ids,
         dtype=dtype,
@@ -359,6 +370,16 @@ def _start(model: CausalLM, options: dict[str, Any], environment: Mapping[str, s
             ) from error
 
 
+def _check_class(llm: Any, model: CausalLM) -> None:
+    """Raises RolloutError where vLLM has no class for the model: it then takes transformers' and changes it in place,
+    and the trainer's own model, which is of that class, can no longer run (seen in 0.32.0 with OLMo 2)."""
+    if any(name.startswith("Transformers") for name in llm.apply_model(lambda held: type(held).__name__)):
+        raise RolloutError(
+            f"{ROLLOUT}.name=vllm: this vLLM has no class of its own for {type(model.hf).__name__}. "
+            f"Use {ROLLOUT}.name=builtin."
+        )
+
+
 def _words(error: Exception) -> str:
     """The last line of an error, which says what happened (below it pydantic names its manual)."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and "For further information" not in line]
@@ -376,16 +397,3 @@ def _restored_process() -> Iterator[None]:
         torch.set_num_threads = set_num_threads
         if torch.get_num_threads() != num_threads:
             torch.set_num_threads(num_threads)
-
-
-def _cpu_kv_bytes(
-    model: CausalLM, dtype: torch.dtype, rows: int, max_model_len: int, limit: int | None
-) -> int:  # fmt: skip
-    """Bytes for `rows` sequences of max_model_len tokens, at most `limit`."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * size * dtype.itemsize
-    blocks = -(-max_model_len // _BLOCK) + 1
-    wanted = per_token * rows * blocks * _BLOCK
-    return wanted if limit is None else min(wanted, limit)

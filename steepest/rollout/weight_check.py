@@ -33,9 +33,12 @@ def columns(width: int, version: int) -> list[int]:
 
 
 def bits(values: Tensor) -> int:
-    """The sum of the bit patterns of `values` as float32. Adding 0 makes -0.0, which a product may turn into 0.0,
-    the same number; NaN counts like any other pattern."""
-    return int((values.detach().float() + 0.0).contiguous().view(torch.int32).to(torch.int64).sum())
+    """The sum of the bit patterns of `values` as float32. A product may turn -0.0 into 0.0, the same number, and
+    numbers below the smallest normal one into 0 (as bf16 units of processors do), so these count as 0. NaN counts like
+    any other pattern."""
+    plain = values.detach().float()
+    plain = plain.masked_fill(plain.abs() < torch.finfo(torch.float32).tiny, 0.0)
+    return int(plain.contiguous().view(torch.int32).to(torch.int64).sum())
 
 
 def block_of(name: str) -> str:

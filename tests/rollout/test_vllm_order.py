@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from steepest.devices import CPUDevice
-from steepest.errors import RolloutError
+from steepest.errors import DeviceMemoryError, RolloutError
+from steepest.models.attention import PackedContext
 from steepest.models.packing import pack_sequences
+from steepest.models.varlen import Attention
 from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.vllm import VLLMEngine, _words, check_install, row_seed, start_engine
@@ -232,6 +234,58 @@ def test_bits_tell_any_change_and_no_order():
     y[7] = torch.nextafter(y[7], torch.tensor(9.0))
     assert weight_check.bits(y) != weight_check.bits(x)
     assert weight_check.bits(torch.tensor([-0.0])) == weight_check.bits(torch.tensor([0.0])) == 0
+    assert weight_check.bits(torch.tensor([1e-40, -1e-40])) == 0 != weight_check.bits(torch.tensor([1.2e-38]))
+    assert weight_check.bits(torch.tensor([float("nan")])) != 0
+
+
+@pytest.mark.parametrize("error, kind, said", [
+    (KeyError("experts.gate_up_proj"), RolloutError,
+     "vLLM failed while taking over the policy's weights: 'experts.gate_up_proj'. .* use .*name=builtin"),
+    (torch.OutOfMemoryError("no more"), DeviceMemoryError,
+     r"rollout by vLLM: taking over the policy's weights: out of memory on cpu .*Lower .*gpu_memory_utilization"),
+])  # fmt: skip
+@pytest.mark.parametrize("call", ["wake_up", "collective_rpc"])
+def test_what_fails_while_weights_are_taken_over_is_told_in_words(call, error, kind, said):
+    engine, fake = engine_for(tiny_lm(), sleep_level=2)
+    engine.load_weights(0)
+    engine.sleep()
+
+    def fails(*args, **kwargs):
+        raise error
+
+    setattr(fake, call, fails)
+    with pytest.raises(kind, match=said):
+        engine.load_weights(1)
+    with pytest.raises(RolloutError, match="old weights"):
+        engine.generate(PROMPTS, SamplingParams(4))
+
+
+def test_a_fused_attention_without_float32_scores_the_probe_in_bfloat16():
+    """Actor in bf16 with the fused attention, rollout.dtype=float32: the kernel must not get float32."""
+    model, seen = tiny_lm(), []
+
+    def kernel(query, key, value, *, ends, lengths, scale):
+        seen.append(query.dtype)
+        parts = [x.transpose(0, 1) for x in (query, key, value)]
+        return PackedContext(lengths).attend(0, *parts, scale)
+
+    model.attention = Attention(kernel=kernel)
+    engine, _ = engine_for(model)
+    engine.load_weights(0)
+    assert seen and set(seen) == {torch.bfloat16}
+
+
+def test_a_model_that_vllm_would_run_by_transformers_class_is_refused(monkeypatch):
+    """vLLM changes that class in place, and the trainer's model is of it."""
+    model = tiny_lm()
+    fake = FakeLLM(model, torch.float32)
+    monkeypatch.setattr("steepest.rollout.vllm.check_install", lambda device: "fine")
+    monkeypatch.setattr("steepest.rollout.vllm._start", lambda *args: fake)
+    options = {"end_token_ids": [END], "pad_token_id": 0, "max_model_len": 16}
+    assert start_engine(model, **options).notes[0] == "fine"
+    fake.model = type("TransformersForCausalLM", (torch.nn.Module,), {})()
+    with pytest.raises(RolloutError, match=r"no class of its own for Qwen2ForCausalLM\. Use .*name=builtin"):
+        start_engine(model, **options)
 
 
 def test_of_a_long_report_the_line_that_says_what_happened_is_told():
