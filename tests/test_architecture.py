@@ -21,6 +21,7 @@ LAYERS = {
     "errors": 0.1,
     "registry": 0.2,
     "versions": 0.2,
+    "checks": 0.2,
     "config": 0.3,
     "hub": 0.5,
     "core": 1.0,
@@ -59,7 +60,7 @@ HOMES = {
 WITHOUT_TORCH = ("config", "hub", "rewards", "data")
 """Folders that never import torch."""
 
-WITHOUT_TORCH_AT_IMPORT = ("loggers", "doctor", "versions", "__init__", "__main__", "errors", "registry")
+WITHOUT_TORCH_AT_IMPORT = ("loggers", "doctor", "versions", "checks", "__init__", "__main__", "errors", "registry")
 """Places that may import torch inside a function only."""
 
 

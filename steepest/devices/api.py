@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from steepest.devices.checks import Check
+from steepest.checks import Check
 from steepest.errors import ConfigError, DeviceError
 from steepest.registry import Registry
 

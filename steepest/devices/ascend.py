@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from steepest.checks import Check
 from steepest.devices import hiding
-from steepest.devices.checks import Check
 from steepest.versions import UNKNOWN, build, installed, public, release, satisfies
 
 PACKAGES = ("torch", "torch-npu", "vllm", "vllm-ascend", "triton-ascend", "transformers")

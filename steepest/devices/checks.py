@@ -1,25 +1,11 @@
-"""What a device has to say about the software and the settings around it; `steepest doctor` prints it."""
+"""What several devices look at in the settings around them."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from glob import glob
-from typing import Literal
 
-Status = Literal["ok", "warning", "problem"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at."""
-
-    name: str
-    status: Status
-    text: str
-    """What was found."""
-    remedy: str | None = None
-    """What to do about it; None where nothing has to be done."""
+from steepest.checks import Check
 
 
 def device_files(*patterns: str) -> list[str]:

@@ -8,8 +8,9 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from steepest.checks import Check
 from steepest.devices.api import DEVICES, Accelerator, VarlenAttention, visible_devices
-from steepest.devices.checks import Check, device_files, waits_for_every_kernel
+from steepest.devices.checks import device_files, waits_for_every_kernel
 from steepest.versions import build
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from steepest.checks import Check
 from steepest.devices import ascend, hiding
 from steepest.devices.api import DEVICES, Accelerator, VarlenAttention, visible_devices
 from steepest.devices.ascend import CPU_INDEX, cann_version, source_command
-from steepest.devices.checks import Check, device_files, waits_for_every_kernel
+from steepest.devices.checks import device_files, waits_for_every_kernel
 from steepest.devices.hiding import PACKAGE
 from steepest.versions import installed, public, release
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from functools import partial, update_wrapper
 
 from steepest import __version__
+from steepest.checks import Check
 from steepest.doctor import device, engines, environment, hubs, machine, packages
 from steepest.doctor.ask import Answers, Probe
-from steepest.doctor.report import Line, Report, group
+from steepest.doctor.report import Report, group
 from steepest.doctor.text import show
 
 
@@ -35,7 +36,7 @@ def examine() -> Report:
     ]
     answers = probe.answers()
 
-    def of(part: Callable[[Answers], list[Line]]) -> Callable[[], list[Line]]:
+    def of(part: Callable[[Answers], list[Check]]) -> Callable[[], list[Check]]:
         return update_wrapper(partial(part, answers), part)
 
     groups = [

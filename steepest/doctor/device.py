@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from steepest.checks import Check
 from steepest.doctor.ask import Answers
 from steepest.doctor.machine import gib
-from steepest.doctor.report import Line, ok, problem, warning
+from steepest.doctor.report import ok, problem, warning
 from steepest.versions import installed
 
 Facts = Mapping[str, Any]
@@ -16,7 +17,7 @@ LITTLE_FREE = 0.5
 """Share of an accelerator's memory below which somebody else seems to use it."""
 
 
-def devices(answers: Answers) -> list[Line]:
+def devices(answers: Answers) -> list[Check]:
     """The choice, then each device."""
     if "error" in answers.torch:
         return [problem("choice", "no device can be asked, since torch cannot be imported", "see 'torch' below")]
@@ -28,7 +29,7 @@ def devices(answers: Answers) -> list[Line]:
     return lines
 
 
-def _choice(answers: Answers) -> Line:
+def _choice(answers: Answers) -> Check:
     choice = answers.choice
     if "device" not in choice:
         text = f"not known: {choice.get('error') or answers.died}"
@@ -36,7 +37,7 @@ def _choice(answers: Answers) -> Line:
     return ok("choice", f"{choice['device']} ({choice['why']})")
 
 
-def _device(name: str, facts: Facts) -> list[Line]:
+def _device(name: str, facts: Facts) -> list[Check]:
     if "error" in facts:
         return [problem(name, f"asking it failed: {facts['error']}", "see that its driver and packages fit torch")]
     if not facts["available"]:
@@ -51,7 +52,7 @@ def _device(name: str, facts: Facts) -> list[Line]:
     return lines
 
 
-def _absent(name: str, facts: Facts) -> Line:
+def _absent(name: str, facts: Facts) -> Check:
     why, _, remedy = facts["reason"].rpartition("; ")
     remedy = remedy.rstrip(".")
     variable = facts["visible_devices_variable"]
@@ -62,7 +63,7 @@ def _absent(name: str, facts: Facts) -> Line:
     return ok(name, f"not here: {why}")
 
 
-def _memory(name: str, facts: Facts) -> Line:
+def _memory(name: str, facts: Facts) -> Check:
     free, total = facts["memory_available"], facts["memory_total"]
     text = f"{gib(free)} free of {gib(total)}"
     if name != "cpu" and free < LITTLE_FREE * total:
@@ -72,7 +73,7 @@ def _memory(name: str, facts: Facts) -> Line:
     return ok(f"{name} memory", text)
 
 
-def _processes(name: str, facts: Facts) -> Line:
+def _processes(name: str, facts: Facts) -> Check:
     """What counts when several processes share the devices."""
     parts = [f"distributed backend {facts['distributed_backend']}", f"Ray resource {facts['ray_resource']}"]
     variable = facts["visible_devices_variable"]
@@ -82,7 +83,7 @@ def _processes(name: str, facts: Facts) -> Line:
     return ok(f"{name} processes", ", ".join(parts))
 
 
-def _variables(name: str, wanted: Mapping[str, str], otherwise: Callable[[str, str, str], Line]) -> list[Line]:
+def _variables(name: str, wanted: Mapping[str, str], otherwise: Callable[[str, str, str], Check]) -> list[Check]:
     """Variables with the values that Steepest wants, and whether the environment says otherwise."""
     if not wanted:
         return []
@@ -94,7 +95,7 @@ def _variables(name: str, wanted: Mapping[str, str], otherwise: Callable[[str, s
     return [otherwise(name, f"the environment has {found}; wanted is {text}", f"unset {' '.join(other)}")]
 
 
-def _rollout(name: str, facts: Facts) -> list[Line]:
+def _rollout(name: str, facts: Facts) -> list[Check]:
     """What vLLM needs here: its sleep mode, and an allocator that goes with it."""
     level, variable = facts["sleep_level"], facts["allocator_variable"]
     lines = _variables(f"{name} rollout", facts["rollout_environment"], problem)
@@ -114,6 +115,6 @@ def _rollout(name: str, facts: Facts) -> list[Line]:
     return [*lines, (problem if has_vllm else warning)(f"{name} allocator", text, remedy)]
 
 
-def setup(answers: Answers) -> list[Line]:
+def setup(answers: Answers) -> list[Check]:
     """What the devices find wrong in the environment."""
-    return [Line(**check) for check in answers.checks("setup")]
+    return [Check(**check) for check in answers.checks("setup")]

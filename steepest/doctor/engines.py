@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 
+from steepest.checks import Check
 from steepest.doctor.ask import Answers
-from steepest.doctor.report import Line, ok, problem, warning
+from steepest.doctor.report import ok, problem, warning
 from steepest.versions import installed
 
 BUILTIN, HF, VLLM = "builtin", "hf", "vllm"
@@ -14,18 +15,18 @@ IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _INSTALL_VLLM = "see docs/vllm.md"
 
 
-def engines(answers: Answers) -> list[Line]:
+def engines(answers: Answers) -> list[Check]:
     """One line an engine that `actor_rollout_ref.rollout.name` takes."""
     return [_builtin(answers), _hf(answers), _vllm(answers)]
 
 
-def _builtin(answers: Answers) -> Line:
+def _builtin(answers: Answers) -> Check:
     if "error" in answers.torch:
         return problem(BUILTIN, "torch cannot be imported", "see 'torch'")
     return ok(BUILTIN, f"can run on {_places(answers)}")
 
 
-def _hf(answers: Answers) -> Line:
+def _hf(answers: Answers) -> Check:
     if "error" in answers.torch:
         return problem(HF, "torch cannot be imported", "see 'torch'")
     if installed("transformers") is None:
@@ -33,7 +34,7 @@ def _hf(answers: Answers) -> Line:
     return ok(HF, f"can run on {_places(answers)}, slowly: for comparing with")
 
 
-def _vllm(answers: Answers) -> Line:
+def _vllm(answers: Answers) -> Check:
     from steepest.rollout import vllm_versions
 
     found, device = vllm_versions.installed(), str(answers.choice.get("device"))

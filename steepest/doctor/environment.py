@@ -6,14 +6,15 @@ import os
 import sys
 from pathlib import Path
 
-from steepest.doctor.report import Line, ok, warning
+from steepest.checks import Check
+from steepest.doctor.report import ok, warning
 
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 WAITING = "OMP_WAIT_POLICY"
 ACTIVATED = "VIRTUAL_ENV"
 
 
-def variables() -> list[Line]:
+def variables() -> list[Check]:
     """Those that are set so; one line saying so when none is."""
     lines = []
     autoload, waiting, activated = (os.environ.get(name, "") for name in (AUTOLOAD, WAITING, ACTIVATED))

@@ -6,14 +6,15 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from steepest.checks import Check
 from steepest.doctor.machine import folder_line
-from steepest.doctor.report import Line, ok, problem, warning
+from steepest.doctor.report import ok, problem, warning
 from steepest.versions import installed
 
 _YES = ("1", "true", "yes", "on")
 
 
-def hub() -> list[Line]:
+def hub() -> list[Check]:
     """Which hub an id without further word means."""
     from steepest.config.environment import hub_from_environment, switch_problems
 
@@ -27,7 +28,7 @@ def hub() -> list[Line]:
     return [ok("hub", f"{name} ({why or 'the default'})")]
 
 
-def huggingface() -> list[Line]:
+def huggingface() -> list[Check]:
     """Hugging Face: HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HF_TOKEN."""
     home = huggingface_home()
     cache = _path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub")
@@ -50,7 +51,7 @@ def huggingface_home() -> Path:
     return _path(os.environ.get("HF_HOME") or f"{base}/huggingface")
 
 
-def modelscope() -> list[Line]:
+def modelscope() -> list[Check]:
     """ModelScope: MODELSCOPE_ENDPOINT, MODELSCOPE_CACHE, MODELSCOPE_API_TOKEN; nothing where none of it is used."""
     used = [name for name in os.environ if name.startswith("MODELSCOPE_")]
     if not used and installed("modelscope-hub", "modelscope") is None:
@@ -64,7 +65,7 @@ def modelscope() -> list[Line]:
     ]
 
 
-def _endpoint(variable: str, default: str) -> Line:
+def _endpoint(variable: str, default: str) -> Check:
     value = os.environ.get(variable)
     if not value:
         return ok(variable, f"unset: {default}")
@@ -84,7 +85,7 @@ def without_secrets(address: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}" if parts.scheme and host else address.rpartition("@")[2]
 
 
-def _token(name: str, variables: tuple[str, ...], file: Path, login: str) -> Line:
+def _token(name: str, variables: tuple[str, ...], file: Path, login: str) -> Check:
     for variable in variables:
         if os.environ.get(variable, "").strip():
             return ok(name, f"present, from {variable}")

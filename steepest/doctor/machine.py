@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from steepest.checks import Check
 from steepest.doctor.ask import Answers
-from steepest.doctor.report import Line, ok, problem, warning
+from steepest.doctor.report import ok, problem, warning
 
 TESTED_PYTHON = ((3, 10), (3, 13))
 GIB = 1024**3
@@ -25,7 +26,7 @@ CGROUP = Path("/sys/fs/cgroup")
 THREADS = "OMP_NUM_THREADS"
 
 
-def system() -> list[Line]:
+def system() -> list[Check]:
     """Operating system and Python."""
     version = platform.python_version()
     first, last = (".".join(map(str, limit)) for limit in TESTED_PYTHON)
@@ -36,7 +37,7 @@ def system() -> list[Line]:
     return [*lines, ok("python", where)]
 
 
-def processors(answers: Answers) -> list[Line]:
+def processors(answers: Answers) -> list[Check]:
     """Cores that this process may use, and how many threads torch starts on them."""
     cores = usable_cores()
     total = os.cpu_count() or cores
@@ -75,7 +76,7 @@ def _container_cores(root: Path) -> float | None:
     return int(quota) / int(period) if quota.strip().isdigit() and int(period) else None
 
 
-def memory(answers: Answers) -> list[Line]:
+def memory(answers: Answers) -> list[Check]:
     """Main memory; what a container may take counts."""
     facts: Mapping[str, Any] = answers.devices.get("cpu", {})
     if "memory_total" not in facts:
@@ -87,7 +88,7 @@ def memory(answers: Answers) -> list[Line]:
     return [ok("memory", text)]
 
 
-def disk() -> list[Line]:
+def disk() -> list[Check]:
     """Where runs are written by default, and shared memory."""
     lines = [folder_line("working folder", Path.cwd())]
     if SHARED_MEMORY.is_dir():
@@ -101,7 +102,7 @@ def disk() -> list[Line]:
     return lines
 
 
-def folder_line(name: str, folder: Path, *, needed: bool = True) -> Line:
+def folder_line(name: str, folder: Path, *, needed: bool = True) -> Check:
     """Whether a folder (where it is still to be made, the one above it) can be written, and its free space.
 
     A folder that is not needed by every run is never more than a warning.

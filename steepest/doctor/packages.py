@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from steepest.checks import Check
 from steepest.doctor.ask import Answers
-from steepest.doctor.report import Line, ok, problem, warning
+from steepest.doctor.report import ok, problem, warning
 from steepest.rollout.vllm_versions import DISTRIBUTIONS
 from steepest.versions import UNKNOWN, build, installed, public, release, requirement, satisfies
 
@@ -68,7 +69,7 @@ EXTRAS = (
 )
 
 
-def packages(answers: Answers) -> list[Line]:
+def packages(answers: Answers) -> list[Check]:
     """torch, then the other packages of the table, then what each device says of its own software."""
     lines = []
     for package in PACKAGES:
@@ -76,10 +77,10 @@ def packages(answers: Answers) -> list[Line]:
         if package.name == "torch" and line.status != "problem":
             line = _torch(answers) or line
         lines.append(line)
-    return [*lines, *_pins(), *_companions(), *(Line(**check) for check in answers.checks("versions"))]
+    return [*lines, *_pins(), *_companions(), *(Check(**check) for check in answers.checks("versions"))]
 
 
-def _package(package: Package) -> Line:
+def _package(package: Package) -> Check:
     name, version = package.name, installed(package.name)
     pip = f"pip install '{name}{package.wanted}'"
     if version is None:
@@ -100,7 +101,7 @@ def _package(package: Package) -> Line:
     return ok(name, version if public(version) == package.tested else f"{version} (tested: {package.tested})")
 
 
-def _torch(answers: Answers) -> Line | None:
+def _torch(answers: Answers) -> Check | None:
     """None when torch imports."""
     error = answers.torch.get("error")
     if error is None:
@@ -128,7 +129,7 @@ def _shadow(name: str) -> str | None:
     return None if origin.is_relative_to(home) else str(origin)
 
 
-def _pins() -> list[Line]:
+def _pins() -> list[Check]:
     """What the packages of the table ask of each other, where that is not met."""
     lines = []
     names = [package.name for package in PACKAGES]
@@ -154,7 +155,7 @@ def build_of(package: str) -> str | None:
     return found[1] if found else None
 
 
-def _companions() -> list[Line]:
+def _companions() -> list[Check]:
     """Packages that torch's build has to fit, which vLLM and transformers import when they find them."""
     torch = build_of("torch") or installed("torch")
     if torch is None:
@@ -176,12 +177,12 @@ def _companions() -> list[Line]:
     return lines
 
 
-def extras() -> list[Line]:
+def extras() -> list[Check]:
     """Optional packages: what they are for, and how to get them."""
     return [_extra(extra) for extra in EXTRAS]
 
 
-def _extra(extra: Extra) -> Line:
+def _extra(extra: Extra) -> Check:
     pip = f"pip install 'steepest[{extra.name}]'"
     found = {name: installed(name) for name in extra.packages}
     other = next((f"{name} {version}" for name in extra.others if (version := installed(name))), None)

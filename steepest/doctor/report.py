@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Status = Literal["ok", "warning", "problem"]
+from steepest.checks import Check, Status
+
 STATUSES: tuple[Status, ...] = ("ok", "warning", "problem")
 """From good to bad."""
 
@@ -17,32 +18,19 @@ EXIT_OK = 0
 EXIT_PROBLEM = 1
 
 
-@dataclass(frozen=True)
-class Line:
-    """One thing looked at."""
-
-    name: str
-    """Stable within its group: programs look lines up by it."""
-    status: Status
-    text: str
-    """What was found, in words."""
-    remedy: str | None = None
-    """What to do; None where nothing has to be done."""
-
-
-def ok(name: str, text: str, remedy: str | None = None) -> Line:
+def ok(name: str, text: str, remedy: str | None = None) -> Check:
     """A line without fault. A remedy says how to get what is absent without being missed."""
-    return Line(name, "ok", text, remedy)
+    return Check(name, "ok", text, remedy)
 
 
-def warning(name: str, text: str, remedy: str) -> Line:
+def warning(name: str, text: str, remedy: str) -> Check:
     """Works, but may not do what is wanted."""
-    return Line(name, "warning", text, remedy)
+    return Check(name, "warning", text, remedy)
 
 
-def problem(name: str, text: str, remedy: str) -> Line:
+def problem(name: str, text: str, remedy: str) -> Check:
     """Something that is installed or set up does not work."""
-    return Line(name, "problem", text, remedy)
+    return Check(name, "problem", text, remedy)
 
 
 @dataclass(frozen=True)
@@ -50,7 +38,7 @@ class Group:
     """Lines under one heading."""
 
     name: str
-    lines: list[Line]
+    lines: list[Check]
 
 
 @dataclass(frozen=True)
@@ -65,7 +53,7 @@ class Report:
     groups: list[Group]
     seconds: float = field(default=0.0, compare=False)
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[Check]:
         """All lines, in order."""
         return (line for group in self.groups for line in group.lines)
 
@@ -99,9 +87,9 @@ class Report:
         }
 
 
-def group(name: str, *parts: Callable[[], list[Line]]) -> Group:
+def group(name: str, *parts: Callable[[], list[Check]]) -> Group:
     """The lines of all parts. A part that fails is a line too: one fault may not take the rest of the report away."""
-    lines: list[Line] = []
+    lines: list[Check] = []
     for part in parts:
         try:
             lines += part()

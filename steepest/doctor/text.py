@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import TextIO
 
-from steepest.doctor.report import Line, Report
+from steepest.checks import Check
+from steepest.doctor.report import Report
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 _NAME_WIDTH = 20
@@ -50,7 +51,7 @@ def render(report: Report, width: int) -> Iterator[tuple[str, str]]:
         yield text, STYLES[report.status]
 
 
-def _line(line: Line, width: int) -> Iterator[tuple[str, str]]:
+def _line(line: Check, width: int) -> Iterator[tuple[str, str]]:
     style = "" if line.status == "ok" else STYLES[line.status]
     head = f"  {line.status:<8} {line.name:<{_NAME_WIDTH}} "
     indent = len(head) if width >= 2 * len(head) and len(line.name) <= _NAME_WIDTH else 11

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from steepest.doctor.report import Group, Line, Report
+from steepest.checks import Check
+from steepest.doctor.report import Group, Report
 from steepest.doctor.text import render
 from tests.doctor.installs import INSTALLS, NEW_RELEASE, ROOT, Ran, doctor
 
@@ -38,7 +39,7 @@ def report_of(printed: Mapping[str, Any], names: Mapping[str, str]) -> Report:
         return text
 
     groups = [
-        Group(group["name"], [Line(**{key: plain(value) for key, value in line.items()}) for line in group["lines"]])
+        Group(group["name"], [Check(**{key: plain(value) for key, value in line.items()}) for line in group["lines"]])
         for group in printed["groups"]
     ]
     return Report(printed["steepest"], printed["device"], printed["devices"], groups, printed["seconds"])
@@ -48,7 +49,7 @@ def faults_of(report: Report) -> Report:
     """What is not ok with devices, versions and engines. That a package is newer than the tested one is no fault of
     the install: it happens on every machine as soon as the package has a new release."""
 
-    def is_fault(line: Line) -> bool:
+    def is_fault(line: Check) -> bool:
         return line.status != "ok" and NEW_RELEASE not in line.text
 
     kept = [Group(g.name, [line for line in g.lines if is_fault(line)]) for g in report.groups if g.name in CARDS]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from steepest.checks import Check
 from steepest.doctor import device, engines, environment, hubs, machine, packages
 from steepest.doctor.ask import Answers
 from steepest.doctor.machine import GIB
-from steepest.doctor.report import Line
 from tests.doctor.installs import ROOT, package
 
 if sys.version_info >= (3, 11):
@@ -28,7 +28,7 @@ def answers(**stages: dict[str, Any]) -> Answers:
     return Answers(stages={"torch": {"version": "2.13.0", "threads": 8}, **stages})
 
 
-def by_name(lines: list[Line]) -> dict[str, Line]:
+def by_name(lines: list[Check]) -> dict[str, Check]:
     return {line.name: line for line in lines}
 
 
@@ -153,7 +153,7 @@ CARD: dict[str, Any] = {
 }
 
 
-def card(**changed: Any) -> dict[str, Line]:
+def card(**changed: Any) -> dict[str, Check]:
     choice = {"device": "card", "why": "the best"}
     return by_name(device.devices(answers(card=CARD | changed, choice=choice)))
 
@@ -215,7 +215,7 @@ def test_a_card_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     line = card(**gone)["card"]
     assert (line.status, line.text) == ("problem", "cannot be used, though /dev/card0 is there: no driver (x; y)")
     assert line.remedy == "install it, or use trainer.device=cpu"
-    assert card(**gone, expected=None)["card"] == Line("card", "ok", "not here: no driver (x; y)")
+    assert card(**gone, expected=None)["card"] == Check("card", "ok", "not here: no driver (x; y)")
     monkeypatch.setenv("CARD_VISIBLE", "")
     assert card(**gone)["card"].status == "warning"  # hidden on purpose
 
@@ -247,7 +247,7 @@ def test_the_tables_are_those_of_pyproject() -> None:
     }
 
 
-def version_of(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, version: str | None) -> Line:
+def version_of(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, version: str | None) -> Check:
     known = next(found for found in packages.PACKAGES if found.name == name)
     if version is None:
         monkeypatch.setattr(packages, "installed", lambda *names: None)
@@ -349,14 +349,14 @@ def test_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = by_name(packages.extras())
     assert lines["wandb"].status == "warning" and lines["wandb"].text.startswith("wandb 0.18.0 is older than")
     assert lines["gguf"].status == "warning" and lines["gguf"].text == "accelerate is missing for models in GGUF files"
-    assert lines["modelscope"] == Line("modelscope", "ok", "modelscope 1.40.2: models and data from ModelScope")
+    assert lines["modelscope"] == Check("modelscope", "ok", "modelscope 1.40.2: models and data from ModelScope")
     assert lines["tensorboard"].text == "tensorboard 2.21.0: trainer.logger=[tensorboard]"
 
 
 # engines
 
 
-def engine(monkeypatch: pytest.MonkeyPatch, found: tuple[str, str] | None, unfit: str | None = None) -> Line:
+def engine(monkeypatch: pytest.MonkeyPatch, found: tuple[str, str] | None, unfit: str | None = None) -> Check:
     monkeypatch.setattr("steepest.rollout.vllm_versions.installed", lambda: found)
     said = answers(card=CARD | {"vllm_problem": unfit}, choice={"device": "card", "why": ""})
     lines = by_name(engines.engines(said))
@@ -414,7 +414,7 @@ def test_hugging_face_with_settings(clean: pytest.MonkeyPatch, tmp_path: Path) -
     clean.setenv("HF_HUB_OFFLINE", "1")
     clean.setenv("HF_TOKEN", "hf_secret")
     lines = by_name(hubs.huggingface())
-    assert lines["HF_ENDPOINT"] == Line("HF_ENDPOINT", "ok", "https://hub.example/path")
+    assert lines["HF_ENDPOINT"] == Check("HF_ENDPOINT", "ok", "https://hub.example/path")
     assert lines["HF cache"].text.endswith(f"in {tmp_path}/hf/hub")
     assert lines["HF offline"].status == "warning" and lines["HF token"].text == "present, from HF_TOKEN"
     assert "secret" not in repr(lines)

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from steepest.checks import Check
 from steepest.doctor.ask import Probe
-from steepest.doctor.report import Group, Line, Report, group, ok, problem, warning
+from steepest.doctor.report import Group, Report, group, ok, problem, warning
 from steepest.doctor.text import render, show
 
 LINES = [
@@ -19,7 +20,7 @@ LINES = [
 ]
 
 
-def report(*lines: Line) -> Report:
+def report(*lines: Check) -> Report:
     return Report("1.2.3", "cpu", {}, [Group("first", list(lines[:1])), Group("second", list(lines[1:]))], 1.26)
 
 
@@ -91,7 +92,7 @@ def test_status_is_the_worst_and_warnings_do_not_fail() -> None:
 
 
 def test_a_part_that_fails_is_a_line() -> None:
-    def broken() -> list[Line]:
+    def broken() -> list[Check]:
         raise KeyError("x")
 
     found = group("g", broken, lambda: [LINES[0]])

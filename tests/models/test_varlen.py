@@ -153,8 +153,15 @@ def trial(chosen):
 
 
 def test_a_right_kernel_passes_its_trial():
-    trial(kernel)
-    trial(None)
+    heads = []
+
+    def counted(query, key, value, **rest):
+        heads.append((query.shape[1], key.shape[1]))
+        return kernel(query, key, value, **rest)
+
+    trial(counted)
+    assert heads and all(query >= key for query, key in heads)
+    assert trial(None) is None, "packed SDPA has no kernel to try"
 
 
 @pytest.mark.parametrize("wrong", [sees_ahead, one_sequence, other_scale, not_a_number, no_gradient_to_values])

@@ -38,7 +38,7 @@ def full(monkeypatch):
     return start
 
 
-def told(call, *words):
+def assert_told(call, *words):
     with pytest.raises(DeviceMemoryError) as caught:
         call()
     text = str(caught.value)
@@ -53,14 +53,14 @@ def test_actor(full):
     batch = with_log_probs(make_batch(), actor)
     before = [p.clone() for p in actor.model.parameters()]
     full()
-    text = told(
+    text = assert_told(
         lambda: actor.update(batch, step=1),
         "actor update: a micro-batch of 7 sequence(s), 61 tokens: out of memory",
         ". Lower some.max_token_len below 61 (now 500), or set some.model.enable_gradient_checkpointing=true, or",
     )
     assert text.endswith("The same command goes on from the last checkpoint, where one was written.")
     assert all(torch.equal(p, q) for p, q in zip(before, actor.model.parameters(), strict=True))
-    text = told(
+    text = assert_told(
         lambda: actor.log_probs(batch),
         "actor log-probs: a micro-batch of 3 sequence(s), 30 tokens: out of memory",
         ". Lower some.micro_batch_size below 3 (now 3), or take a smaller model.",
@@ -71,13 +71,17 @@ def test_checkpointing_that_is_on_is_not_recommended(full):
     actor = make_actor(compute=ComputeSettings(gradient_checkpointing=True, model_key="some.model"))
     batch = with_log_probs(make_batch(), actor)
     full()
-    assert "checkpointing" not in told(lambda: actor.update(batch, step=1), "Lower the size of micro-batches below 61")
+    assert "checkpointing" not in assert_told(
+        lambda: actor.update(batch, step=1), "Lower the size of micro-batches below 61"
+    )
 
 
 def test_a_single_sequence_cannot_be_cut_into_micro_batches(full):
     actor = make_actor(compute=COMPUTE, forward=MicroBatches(rows=1, key="some.micro_batch_size"))
     full()
-    text = told(lambda: actor.log_probs(make_batch()), "of 1 sequence(s)", "too much: lower data.max_length, or take a")
+    text = assert_told(
+        lambda: actor.log_probs(make_batch()), "of 1 sequence(s)", "too much: lower data.max_length, or take a"
+    )
     assert "some.micro_batch_size" not in text
 
 
@@ -85,9 +89,11 @@ def test_reference_and_critic(full):
     reference = Reference(policy(), compute=COMPUTE, forward=ROWS)
     critic = make_critic(compute=COMPUTE, micro=TOKENS, forward=ROWS)
     full()
-    told(lambda: reference.log_probs(make_batch()), "reference log-probs: a micro-batch of 3", "some.micro_batch_size")
-    told(lambda: critic.values(make_batch()), "critic values: a micro-batch of 3", "some.micro_batch_size")
-    told(
+    assert_told(
+        lambda: reference.log_probs(make_batch()), "reference log-probs: a micro-batch of 3", "some.micro_batch_size"
+    )
+    assert_told(lambda: critic.values(make_batch()), "critic values: a micro-batch of 3", "some.micro_batch_size")
+    assert_told(
         lambda: critic.update(make_batch(), step=1), "critic update: a micro-batch of 7", "some.max_token_len below 61"
     )
 
@@ -96,8 +102,10 @@ def test_supervised(full):
     model = Supervised(policy(), compute=COMPUTE, optim=OptimSettings(lr=1e-3), micro=TOKENS)
     examples = [SFTExample("rows:0", [1, 2, 3], [False, True, True])] * 2
     full()
-    told(lambda: model.update(examples), "model update: a micro-batch of 2 sequence(s), 6 tokens", "some.max_token_len")
-    told(lambda: model.evaluate(examples), "model validation: a micro-batch of 2 sequence(s), 6 tokens")
+    assert_told(
+        lambda: model.update(examples), "model update: a micro-batch of 2 sequence(s), 6 tokens", "some.max_token_len"
+    )
+    assert_told(lambda: model.evaluate(examples), "model validation: a micro-batch of 2 sequence(s), 6 tokens")
 
 
 def test_what_stays_on_the_device(monkeypatch):
@@ -107,10 +115,14 @@ def test_what_stays_on_the_device(monkeypatch):
     actor = make_actor(compute=COMPUTE)
     batch = with_log_probs(make_batch(), actor)
     monkeypatch.setattr(Optimizer, "step", use_it_up)
-    told(lambda: actor.update(batch, step=1), "actor optimizer step, with two moments of each weight: out of memory")
+    assert_told(
+        lambda: actor.update(batch, step=1), "actor optimizer step, with two moments of each weight: out of memory"
+    )
     for kind, make in ((CausalLM, make_actor), (ValueModel, make_critic)):
         monkeypatch.setattr(kind, "to", use_it_up)
-        told(make, "weights, on their way to the device: out of memory", "Take a smaller model, or a device with more")
+        assert_told(
+            make, "weights, on their way to the device: out of memory", "Take a smaller model, or a device with more"
+        )
 
 
 def engine(kind, **more):
@@ -122,7 +134,7 @@ def test_rollout(full):
     prompts, sampling = [[3, 4, 5]] * 4, SamplingParams(max_tokens=9)
     builtin.generate(prompts, sampling)
     full()
-    told(
+    assert_told(
         lambda: builtin.generate(prompts, sampling),
         "rollout: 4 sequence(s) at once, each of at most 12 tokens, KV cache 6.00 KiB: out of memory",
         "Lower actor_rollout_ref.rollout.max_num_seqs below 4 (now 6), actor_rollout_ref.rollout.gpu_mem",
@@ -132,7 +144,7 @@ def test_rollout(full):
 def test_rollout_by_transformers(monkeypatch):
     found = engine(HFEngine)
     monkeypatch.setattr(type(found._model.hf), "generate", lambda *args, **kwargs: torch.empty(10**13))
-    told(
+    assert_told(
         lambda: found.generate([[3, 4, 5]], SamplingParams(max_tokens=9)),
         "rollout: 6 sequence(s) at once",
         "Lower actor_rollout_ref.rollout.max_num_seqs (now 6) or data.max_response_length.",
@@ -141,7 +153,7 @@ def test_rollout_by_transformers(monkeypatch):
 
 def test_the_rollout_engines_copy(monkeypatch):
     monkeypatch.setattr(CausalLM, "copy_as", lambda *args: torch.empty(10**13))
-    told(
+    assert_told(
         lambda: engine(BuiltinEngine, dtype=torch.bfloat16),
         "rollout: a copy of the weights in torch.bfloat16: out of memory",
         "Set actor_rollout_ref.rollout.dtype=float32, which generates with the trained weights and no copy",
