@@ -105,6 +105,7 @@ OWNED_BY_KEYS = {
     "skip_tokenizer_init": None,
     "load_format": None,
     "logprobs_mode": None,
+    "disable_log_stats": None,
     "seed": f"{ROLLOUT}.seed",
     "dtype": f"{ROLLOUT}.dtype",
     "quantization": None,

@@ -224,6 +224,8 @@ RULES = [
      f"{ROLLOUT}.engine_kwargs.vllm.dtype: use {ROLLOUT}.dtype."),
     ([f"{ROLLOUT}.name=vllm", f"{ROLLOUT}.engine_kwargs.vllm={{load_format:auto}}"],
      f"{ROLLOUT}.engine_kwargs.vllm.load_format: Steepest sets it. Remove it."),
+    ([f"{ROLLOUT}.name=vllm", f"{ROLLOUT}.engine_kwargs.vllm={{disable_log_stats:false}}"],
+     f"{ROLLOUT}.engine_kwargs.vllm.disable_log_stats: Steepest sets it. Remove it."),
     (["trainer.n_gpus_per_node=8"],
      "trainer.nnodes=1 times trainer.n_gpus_per_node=8 is 8: one process in this version. Set both to 1."),
     (["trainer.resume_mode=resume_path"],
