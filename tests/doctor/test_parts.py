@@ -394,6 +394,8 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch
         if name.startswith(("HF_", "MODELSCOPE_", "HUGGING", "TRANSFORMERS_", "XDG_")) or name.endswith("MODELSCOPE"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+    plenty = SimpleNamespace(total=500 * GIB, used=0, free=500 * GIB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: tuple(vars(plenty).values()))
     return monkeypatch
 
 
