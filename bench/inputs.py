@@ -1,0 +1,169 @@
+"""What every benchmark is given: a model, GSM8K rows, threads, a dtype, a folder for results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bench import limits
+from bench.compare import write_results
+from bench.flops import Shape
+from bench.measure import BenchError
+from bench.workload import INSTRUCTION, gold, read_questions, write_questions
+
+ROOT = Path(__file__).parents[1]
+REMEDY = (
+    "make bench MODEL=DIR DATA=DIR. A model: hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir DIR; "
+    "GSM8K: steepest prepare gsm8k --local-save-dir DIR (or its own train.jsonl)."
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What to run on, checked."""
+
+    model: Path
+    data: Path
+    out: Path
+    threads: int
+    dtype: str
+    """float32 or bfloat16, never auto."""
+    tiny: bool
+    rounds: int
+    steps: int
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The same for ours and for a peer: threads, and threads that sleep while they wait (a busy neighbour would
+        make spinning ones wait for each other)."""
+        threads = str(self.threads)
+        quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", **quiet}
+
+    @cached_property
+    def shape(self) -> Shape:
+        return Shape.of(self.model)
+
+    @cached_property
+    def limits(self) -> dict[str, float]:
+        """This machine's rates at the model's shapes: once a run, kept in the results folder."""
+        file = self.out / "limits.json"
+        rates = _kept(file, self)
+        if rates is None:
+            dtypes = ("float32", "bfloat16")
+            rates = limits.measure(self.shape, self.threads, seconds=0.02 if self.tiny else 0.25, dtypes=dtypes)
+            about = {**limits.machine(self.threads), "model": self.model.name, "limits": rates}
+            write_results(self.out, "limits", machine=about, about={}, tables={"limits": limits.rows_of(rates)})
+        return rates
+
+    @property
+    def rate(self) -> float:
+        """FLOP/s of products with many rows in the run's dtype: the limit that shares are of."""
+        return self.limits[f"training_{self.dtype}"] * 1e9
+
+    def machine(self) -> dict[str, Any]:
+        return {**limits.machine(self.threads), "model": self.model.name, "dtype": self.dtype, "limits": self.limits}
+
+    def questions(self, number: int) -> list[dict[str, str]]:
+        return read_questions(self.data, number)
+
+
+def _kept(file: Path, inputs: Inputs) -> dict[str, float] | None:
+    """The rates in `file`, if they are those of this model and number of threads, measured today."""
+    if not file.is_file():
+        return None
+    about = json.loads(file.read_text(encoding="utf-8"))["machine"]
+    now = {**limits.machine(inputs.threads), "model": inputs.model.name}
+    rates: dict[str, float] = about["limits"]
+    return rates if all(about.get(key) == value for key, value in now.items()) else None
+
+
+def parser(about: str | None, *, rounds: int = 1, steps: int = 2) -> argparse.ArgumentParser:
+    """The options that all benchmarks share."""
+    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--model", default="", help="Hugging Face model folder with a chat template")
+    made.add_argument("--data", default="", help="GSM8K: train.jsonl, train.parquet, or a folder with one of them")
+    made.add_argument("--tiny", action="store_true", help="a random model and made-up problems: shows that it runs")
+    made.add_argument("--threads", type=int, default=os.cpu_count())
+    made.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: bfloat16 where "
+                      "the processor has it, for ours and for the peer; else float32 for both")  # fmt: skip
+    made.add_argument("--rounds", type=int, default=rounds, help="ours and the peer in alternation, this often")
+    made.add_argument("--steps", type=int, default=steps, help="measured steps of a training run; one more goes before")
+    made.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder for results and logs")
+    return made
+
+
+def inputs_of(args: argparse.Namespace) -> Inputs:
+    """Check what was given; raises BenchError with the remedy."""
+    out = args.out.resolve()
+    if args.tiny:
+        model, data = tiny_inputs(out / "tiny")
+    else:
+        missing = [name.upper() for name in ("model", "data") if not getattr(args, name)]
+        if missing:
+            raise BenchError(
+                f"{' and '.join(missing)} not given: a benchmark needs a real model and real problems. {REMEDY}"
+            )
+        model, data = Path(args.model).expanduser().resolve(), Path(args.data).expanduser().resolve()
+        if not (model / "config.json").is_file():
+            raise BenchError(f"no model at {model}: config.json is missing. {REMEDY}")
+    dtype = args.dtype
+    if dtype == "auto":
+        from steepest.devices.cpu import CPUDevice
+
+        dtype = "bfloat16" if CPUDevice().supports_bf16()[0] else "float32"
+    return Inputs(model, data, out, args.threads, dtype, args.tiny, args.rounds, args.steps)
+
+
+def tiny_inputs(folder: Path) -> tuple[Path, Path]:
+    """A random model of 0.1M parameters and made-up problems in GSM8K's format, made once."""
+    model, data = folder / "model", folder / "train.jsonl"
+    if not data.is_file():
+        from steepest.data.prepare.arithmetic import arithmetic_corpus, make_problems
+        from steepest.models.tiny import build_tiny_model
+
+        build_tiny_model(model, [*arithmetic_corpus(), INSTRUCTION], model_type="llama", num_layers=2, max_length=1024)
+        problems = make_problems(64, "train", seed="bench")
+        rows = [{"question": problem.question, "answer": problem.answer} for problem in problems]
+        write_questions(data, rows)
+    return model, data
+
+
+def write_prompts(path: Path, rows: Sequence[dict[str, str]]) -> Path:
+    """The rows as the parquet file that the trainer reads, with the prompts that the peers get."""
+    from steepest.data.files import write_parquet
+    from steepest.data.prepare.gsm8k import math_row, row_schema
+
+    made = [
+        math_row(
+            "openai/gsm8k",
+            row["question"] + INSTRUCTION,
+            row["answer"],
+            gold(row["answer"]),
+            index=i,
+            split="train",
+            question=row["question"],
+        )
+        for i, row in enumerate(rows)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_parquet(path, made, row_schema())
+    return path
+
+
+def guarded_main(main: Any) -> None:
+    """Run `main()`; what a person has to mend is one message and exit code 2. Asked to end, it ends its child first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        main()
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(2)

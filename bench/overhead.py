@@ -1,0 +1,190 @@
+"""How much of a small model's PPO step is not model arithmetic: the quickstart's step, split part by part.
+
+    python -m bench.overhead                         prepares the quickstart's model once, then measures
+    python -m bench.overhead --folder DIR --steps 10 --threads 1
+
+In the models counts the time inside their calls: forward passes, heads, backward passes, optimizer steps, and the
+rollout engine's forward passes. All else is overhead: packing and batches, sampling and its bookkeeping, decoding to
+text, the round trip to the reward workers, statistics, and after the step the loggers. Both clocks are shown: seconds
+on the wall, and processor seconds of this process, which hardly change when the machine has other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PARTS = ("gen", "reward", "old_log_prob", "ref", "values", "adv", "update_critic", "update_actor", "update_weights",
+         "describe", "log", "step")  # fmt: skip
+TARGET = 0.15
+"""The most that overhead may be of a step."""
+
+
+class Clock:
+    """Wall and processor seconds within the outermost of the functions it is put around."""
+
+    def __init__(self) -> None:
+        self.spent = (0.0, 0.0)
+        self._depth = 0
+
+    def around(self, owner: Any, name: str) -> None:
+        """Replace `owner.name` by itself, timed."""
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def timed(*args: Any, **options: Any) -> Any:
+            if self._depth:
+                return function(*args, **options)
+            self._depth, began = 1, now()
+            try:
+                return function(*args, **options)
+            finally:
+                self._depth = 0
+                self.spent = plus(self.spent, since(began))
+
+        setattr(owner, name, timed)
+
+
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def since(then: tuple[float, float]) -> tuple[float, float]:
+    wall, cpu = now()
+    return wall - then[0], cpu - then[1]
+
+
+def plus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    return a[0] + b[0], a[1] + b[1]
+
+
+class Split:
+    """Seconds of each part of the step, whole and in the models; the first `skip` steps do not count."""
+
+    def __init__(self, models: Clock, skip: int) -> None:
+        self.models, self.skip = models, skip
+        self.steps = -skip
+        self.whole: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+        self.inside: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        began, before = now(), self.models.spent
+        try:
+            yield
+        finally:
+            if self.steps >= (name == "log"):  # a step's logging comes after it
+                spent = self.models.spent
+                self.whole[name] = plus(self.whole[name], since(began))
+                self.inside[name] = plus(self.inside[name], (spent[0] - before[0], spent[1] - before[1]))
+            self.steps += name == "step"
+
+    def share(self, clock: int) -> float:
+        """Overhead, logging included, of a step and its logging."""
+        whole = self.whole["step"][clock] + self.whole["log"][clock]
+        return 1.0 - self.inside["step"][clock] / whole
+
+    def table(self) -> str:
+        """Milliseconds a step."""
+        lines = [f"{'part':<16}{'wall ms':>10}{'models':>10}{'rest':>10}{'cpu ms':>12}{'models':>10}{'rest':>10}"]
+        for name in PARTS:
+            columns = []
+            for clock in (0, 1):
+                whole, inside = (1e3 * found[name][clock] / self.steps for found in (self.whole, self.inside))
+                columns.append(f"{whole:>{10 + 2 * clock}.1f}{inside:>10.1f}{whole - inside:>10.1f}")
+            lines.append(f"{name:<16}{''.join(columns)}")
+        return "\n".join(lines)
+
+
+def put_clock_around_models(clock: Clock) -> None:
+    """Every way into a model, and out of it backwards."""
+    import torch
+
+    from steepest.models import causal_lm, value_head
+    from steepest.rollout.builtin import network
+    from steepest.training.optim import Optimizer
+
+    for module in (causal_lm, value_head):
+        clock.around(module, "run_backbone")
+    clock.around(causal_lm.CausalLM, "score")
+    clock.around(value_head.ValueModel, "head_values")
+    clock.around(torch.Tensor, "backward")
+    clock.around(Optimizer, "step")
+    for kind in vars(network).values():
+        if isinstance(kind, type) and kind.__module__ == network.__name__ and not getattr(kind, "_is_protocol", False):
+            for name in ("hidden_states", "logits"):
+                clock.around(kind, name)
+
+
+def measure(overrides: list[str], skip: int) -> Split:
+    """Run the job that the overrides describe with every part split."""
+    from steepest.config.load import load_config
+    from steepest.trainer import build, job
+    from steepest.trainer.ppo import Timer
+    from steepest.trainer.run import Run
+
+    clock = Clock()
+    put_clock_around_models(clock)
+    split = Split(clock, skip)
+
+    class SplitTimer(Timer):
+        @contextmanager
+        def __call__(self, name: str) -> Iterator[None]:
+            with split.part(name), super().__call__(name):
+                yield
+
+    def log(self: Run, *args: Any, inner: Callable[..., None] = Run.log) -> None:
+        with split.part("log"):
+            inner(self, *args)
+
+    build.Timer = SplitTimer  # type: ignore[misc]
+    Run.log = log  # type: ignore[method-assign]
+    job.run_ppo(load_config(overrides))
+    return split
+
+
+def prepare(folder: Path) -> list[str]:
+    """The quickstart's data and its model after the warm-up, made once; the overrides of its PPO job."""
+    from steepest.trainer import quickstart
+
+    settings = quickstart.Settings(folder=str(folder))
+    warm = folder / "warm"
+    if not warm.exists():
+        quickstart.make_inputs(settings)
+        quickstart.sft(settings).rename(warm)
+    words = quickstart.job_overrides(settings, "bench", warm)
+    return [*words, *quickstart.ppo_overrides(settings)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/bench_overhead"))
+    parser.add_argument("--steps", type=int, default=8, help="steps that count; two more come before them")
+    parser.add_argument("--threads", type=int, help="threads of torch; without it, as a run would have")
+    parser.add_argument("overrides", nargs="*", help="more configuration keys, key=value")
+    given = parser.parse_args()
+    if given.threads:
+        os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    import steepest.trainer.entry  # noqa: F401  sets what a run sets before torch is imported
+
+    skip = 2
+    words = [*prepare(given.folder), f"trainer.total_training_steps={given.steps + skip}", "trainer.test_freq=-1",
+             "trainer.save_freq=-1", "trainer.val_before_train=False", "trainer.resume_mode=disable",
+             *given.overrides]  # fmt: skip
+    split = measure(words, skip)
+    print(f"\nMean of {split.steps} steps, milliseconds; `step` is the sum of the parts above `log`\n{split.table()}")
+    print(
+        f"\nbench: overhead wall_share={split.share(0):.3f} cpu_share={split.share(1):.3f} "
+        f"step_ms={1e3 * split.whole['step'][0] / split.steps:.1f} target={TARGET}"
+    )
+
+
+if __name__ == "__main__":
+    main()

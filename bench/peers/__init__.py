@@ -1,0 +1,1 @@
+"""What runs inside another project's environment, and how that environment is made."""

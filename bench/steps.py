@@ -1,0 +1,176 @@
+"""One training step of ours beside TRL's, in alternation, on the same prompts and lengths.
+
+    python -m bench.steps ppo  --model DIR --data DIR      W1: 16 prompts x 1 response, actor, critic, reference
+    python -m bench.steps grpo --model DIR --data DIR      W2: 4 prompts x 4 responses, actor, reference
+    python -m bench.steps ppo --tiny --rounds 1            shows in a minute that everything runs
+
+Every response has exactly --response tokens, every step the same prompts and one update. Ours keeps weights and Adam in
+float32; TRL holds both in --dtype. TRL 1.12.0 (the last with PPO) and 1.16.0 run in an environment of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.compare import Comparison, markdown, write_results
+from bench.flops import Critic, Group
+from bench.inputs import ROOT, Inputs, guarded_main, inputs_of, parser, write_prompts
+from bench.measure import run_measured
+from bench.ours import GRPO, Kind, Run, check, make_run, operations, overrides, ppo, run_ours
+from bench.peers.clock import read_records
+from bench.peers.environment import TRL, TRL_PPO, peers
+from bench.workload import prompt_ids, write_questions
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Prompts and lengths of a step."""
+
+    algo: str
+    prompts: int
+    group: int
+    response: int
+    kinds: tuple[Kind, ...] = ("full",)
+    lengths: tuple[int, ...] = ()
+    """Tokens of each prompt."""
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.group
+
+    @property
+    def groups(self) -> list[Group]:
+        return [Group(length, (self.response,) * self.group) for length in self.lengths]
+
+
+NAMES = {
+    ("ppo", "full"): "ppo_w1_vs_trl",
+    ("ppo", "adapter"): "ppo_w1_lora_vs_trl",
+    ("ppo", "head"): "ppo_w1_head_vs_trl",
+    ("grpo", "full"): "grpo_w2_vs_trl",
+}
+TITLES = {
+    "full": "ours", "adapter": "ours, LoRA, critic an adapter", "head": "ours, LoRA, critic a value head",
+}  # fmt: skip
+
+
+def prepare(inputs: Inputs, args: argparse.Namespace) -> Workload:
+    """The prompts as files for both sides, and their lengths."""
+    from steepest.models.load import load_tokenizer
+
+    prompts, group = (16, 1) if args.algo == "ppo" else (4, 4)
+    rows = inputs.questions(args.prompts or prompts)
+    tokenizer = load_tokenizer(inputs.model)
+    folder = inputs.out / "work"
+    return Workload(
+        algo=args.algo,
+        prompts=len(rows),
+        group=group,
+        response=args.response,
+        kinds=tuple(args.kinds) if args.algo == "ppo" else ("full",),
+        lengths=tuple(len(prompt_ids(tokenizer, row["question"])) for row in rows),
+        files={
+            "ours": write_prompts(folder / f"{args.algo}.parquet", rows),
+            "peer": write_questions(folder / f"{args.algo}.jsonl", rows),
+        },
+    )
+
+
+def run_kind(inputs: Inputs, work: Workload, kind: Kind, name: str) -> Run:
+    folder = inputs.out / "work" / name
+    keys = overrides(
+        inputs, work.files["ours"], folder, prompts=work.prompts, group=work.group, response=work.response,
+        prompt_limit=max(work.lengths), steps=inputs.steps + 1,
+    )  # fmt: skip
+    keys += ppo(kind) if work.algo == "ppo" else GRPO
+    return run_ours(inputs, keys, folder, inputs.out / "logs" / f"{name}.log")
+
+
+def run_trl(inputs: Inputs, work: Workload, name: str) -> Run:
+    made = peers()
+    out, log = inputs.out / "work" / f"{name}.jsonl", inputs.out / "logs" / f"{name}.log"
+    command = [
+        str(made.python), "-m", f"bench.peers.trl_{work.algo}", "--model", str(inputs.model),
+        "--data", str(work.files["peer"]), "--out", str(out), "--dtype", inputs.dtype, "--prompts", str(work.prompts),
+        "--response", str(work.response), "--steps", str(inputs.steps + 1),
+    ]  # fmt: skip
+    command += ["--group", str(work.group)] if work.algo == "grpo" else []
+    env = {**inputs.env, "PYTHONPATH": made.path(ppo=work.algo == "ppo")}
+    measured = run_measured(command, log=log, env=env, cwd=ROOT)
+    check(measured, log)
+    return make_run(read_records(out)[1], measured, log)
+
+
+def compare(inputs: Inputs, work: Workload) -> tuple[list[Comparison], list[dict[str, Any]]]:
+    """Rounds of every kind of ours, then the peer; the lines and the table."""
+    ours: dict[Kind, list[Run]] = {kind: [] for kind in work.kinds}
+    theirs: list[Run] = []
+    for number in range(1, inputs.rounds + 1):
+        for kind in work.kinds:
+            ours[kind].append(run_kind(inputs, work, kind, f"{work.algo}-{kind}-{number}"))
+            print(f"round {number}: {TITLES[kind]} {ours[kind][-1].seconds:.2f} s a step", flush=True)
+        theirs.append(run_trl(inputs, work, f"{work.algo}-trl-{number}"))
+        print(f"round {number}: TRL {theirs[-1].seconds:.2f} s a step", flush=True)
+    version = TRL_PPO if work.algo == "ppo" else TRL
+    tokens = work.rows * work.response
+    table = [{**joined(runs).row(TITLES[kind], tokens), "limit share": share(inputs, work, kind, runs)}
+             for kind, runs in ours.items()]  # fmt: skip
+    table.append({**joined(theirs).row(f"TRL {version}", tokens), "limit share": None})
+    lines = [
+        Comparison(
+            NAMES[work.algo, kind], "s", seconds(runs), seconds(theirs), share(inputs, work, kind, runs)
+        )
+        for kind, runs in ours.items()
+    ]  # fmt: skip
+    return lines, table
+
+
+def joined(runs: Sequence[Run]) -> Run:
+    """All measured steps as one run; the highest peak."""
+    return Run(tuple(step for run in runs for step in run.steps), max(run.peak for run in runs), runs[-1].log)
+
+
+def seconds(runs: Sequence[Run]) -> tuple[float, ...]:
+    return tuple(step.seconds for run in runs for step in run.steps)
+
+
+def share(inputs: Inputs, work: Workload, kind: Kind, runs: Sequence[Run]) -> float:
+    """Of the rate of this machine's matrix products, how much the step reaches."""
+    critic: Critic = "none" if work.algo == "grpo" else kind
+    run = joined(runs)
+    needed = operations(inputs, run, work.groups, critic=critic, lora=kind != "full")
+    return sum(needed.values()) / inputs.rate / run.seconds
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("algo", choices=["ppo", "grpo"])
+    options.add_argument("--response", type=int, default=128, help="tokens of every response")
+    options.add_argument("--prompts", type=int, help="prompts a step; default 16 (ppo), 4 (grpo)")
+    options.add_argument("--kinds", nargs="+", choices=["full", "adapter", "head"], default=["full", "adapter", "head"])
+    args = options.parse_args()
+    inputs = inputs_of(args)
+    work = prepare(inputs, args)
+    lines, table = compare(inputs, work)
+    about = {
+        "prompts": work.prompts, "responses a prompt": work.group, "response tokens": work.response,
+        "prompt tokens": f"{statistics.mean(work.lengths):.0f} mean, {max(work.lengths)} longest",
+        "rounds": inputs.rounds, "steps a round": inputs.steps,
+        "dtype": f"{inputs.dtype}; ours over float32 weights and Adam, TRL's weights and Adam in {inputs.dtype}",
+    }  # fmt: skip
+    write_results(
+        inputs.out, args.algo, machine=inputs.machine(), about=about, comparisons=lines, tables={args.algo: table}
+    )
+    print(markdown(table))
+    for line in lines:
+        print(line.line())
+
+
+if __name__ == "__main__":
+    guarded_main(main)

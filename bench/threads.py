@@ -1,0 +1,67 @@
+"""Thread settings and a busy neighbour: the quickstart's PPO step with one thread and all, waiting asleep or awake.
+
+    python -m bench.threads                        prepares the quickstart's model once, then measures
+    python -m bench.threads --folder DIR --busy 0 1 2
+
+Each row is a run of its own, whose environment sets OMP_NUM_THREADS and OMP_WAIT_POLICY. Beside it run processes
+that compute without end. Milliseconds a step, on the wall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from steepest.cores import usable_cores
+
+_STEP = re.compile(r"step_ms=([\d.]+)")
+
+
+@contextmanager
+def busy(number: int) -> Iterator[None]:
+    """So many processes that each keep a core busy."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def step_ms(folder: Path, steps: int, threads: int, policy: str) -> float:
+    """Of one run."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": policy}
+    words = [sys.executable, "-m", "bench.overhead", "--folder", str(folder), "--steps", str(steps)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    found = _STEP.search(done.stdout)
+    if found is None:
+        raise SystemExit(f"the run ended with code {done.returncode}:\n{done.stderr}")
+    return float(found[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/bench_overhead"))
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--busy", type=int, nargs="+", default=[0, 1])
+    given = parser.parse_args()
+    print("| threads | OMP_WAIT_POLICY | " + " | ".join(f"ms beside {n} busy" for n in given.busy) + " |")
+    print("|---|---|" + "---|" * len(given.busy))
+    for threads in dict.fromkeys((1, usable_cores())):
+        for policy in ("PASSIVE", "ACTIVE"):
+            row = []
+            for number in given.busy:
+                with busy(number):
+                    row.append(f"{step_ms(given.folder, given.steps, threads, policy):.0f}")
+            print(f"| {threads} | {policy} | " + " | ".join(row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

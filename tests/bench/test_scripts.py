@@ -1,0 +1,76 @@
+"""Every benchmark says what it does, tells what is missing before it starts, and runs in small."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.compare import parse_line
+from bench.run import DEFAULT, MODULES
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*words: str, code: int = 0) -> str:
+    """What a benchmark prints; both streams."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", sorted({words[0] for words in MODULES.values()} | {"bench.table", "bench.rollout"}))
+def test_help(module: str):
+    assert f"python -m {module}" in run(module, "--help") or "usage:" in run(module, "--help")
+
+
+def test_what_is_missing_is_told_before_anything_runs(tmp_path: Path):
+    said = run("bench.run", "ppo", "--out", str(tmp_path), code=2)
+    assert said.startswith("bench: MODEL and DATA not given: a benchmark needs a real model and real problems.")
+    assert "steepest prepare gsm8k" in said and "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_name_is_refused():
+    assert "no benchmark 'rolout'; there are limits, rollout, ppo, grpo" in run("bench.run", "rolout", code=2)
+
+
+def test_the_default_benchmarks_exist():
+    assert set(DEFAULT) < set(MODULES)
+
+
+def test_the_limits_and_a_rollout_beside_transformers_run_in_small(tmp_path: Path):
+    words = ["--tiny", "--threads", "1", "--out", str(tmp_path), "--peers", "hf"]
+    lines = run("bench.run", "rollout", *words).splitlines()
+    found = [parse_line(line) for line in lines if line.startswith("bench: ")]
+    assert [line["name"] for line in found] == ["rollout_vs_hf"] * 2  # where it was measured, and at the end
+    assert found[0]["ours"] > 0 and found[0]["peer"] > 0 and 0 < found[0]["limit_share"] < 1
+    page = run("bench.table", str(tmp_path))
+    assert "| fixed | ours |" in page and "| fixed | transformers generate |" in page
+    assert "| float32 |" in page and "| processor |" in page
+
+
+@pytest.mark.slow
+def test_the_step_the_scaling_and_the_memory_run_in_small(tmp_path: Path):
+    from bench.flops import Group
+    from bench.inputs import Inputs, tiny_inputs, write_prompts
+    from bench.ours import operations, overrides, ppo, run_ours
+
+    said = run("bench.run", "scaling", "memory", "--tiny", "--threads", "1", "--out", str(tmp_path))
+    assert "scaling: batch x8 costs" in said and "| full |" in said and "GiB without activations" in said
+    model, data = tiny_inputs(tmp_path / "tiny")
+    inputs = Inputs(model, data, tmp_path, 1, "float32", True, 1, 1)
+    prompts = write_prompts(tmp_path / "rows.parquet", inputs.questions(4))
+    for kind in ("full", "adapter", "head"):
+        keys = overrides(
+            inputs, prompts, tmp_path / kind, prompts=4, group=1, response=8, prompt_limit=128, steps=2
+        )  # fmt: skip
+        made = run_ours(inputs, [*keys, *ppo(kind)], tmp_path / kind, tmp_path / f"{kind}.log")
+        assert len(made.steps) == 1 and made.parts["update_actor"] > 0 and made.peak > 2**27
+        needed = operations(inputs, made, [Group(60, (8,))] * 4, critic=kind, lora=kind != "full")
+        assert needed["gen"] > 0 and (needed["update_critic"] > 0) == (kind != "head")
