@@ -159,6 +159,10 @@ class Device(ABC):
         """The dtype of compute when the configuration names none: bf16 where the hardware has it, else fp32."""
         return torch.bfloat16 if self.supports_bf16()[0] else torch.float32
 
+    @abstractmethod
+    def prepare(self) -> None:
+        """Settings of this process for work on the device; once, at the start of a job."""
+
     def seed(self, seed: int) -> None:
         """Seed torch's random numbers, on the CPU and on every device of this type."""
         torch.manual_seed(seed)
@@ -212,6 +216,9 @@ class Accelerator(Device):
     def supports_bf16(self) -> tuple[bool, str]:
         found = bool(self.module.is_bf16_supported())
         return found, f"{self.hardware()} has {'' if found else 'no '}bf16 arithmetic"
+
+    def prepare(self) -> None:
+        """Nothing to set."""
 
     def seed(self, seed: int) -> None:
         super().seed(seed)

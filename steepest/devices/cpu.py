@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from steepest.devices.api import DEVICES, Device, MemoryStats
+from steepest.devices.malloc import keep_freed_memory
 from steepest.versions import build
 
 _BF16_FLAGS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}
@@ -40,6 +41,9 @@ class CPUDevice(Device):
 
     def count(self) -> int:
         return 1
+
+    def prepare(self) -> None:
+        keep_freed_memory()
 
     def supports_bf16(self) -> tuple[bool, str]:
         """True with AMX-BF16, AVX512-BF16 or Arm's BF16; without them bf16 is emulated and slower than fp32."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steepest.checks import Check
+from steepest.cores import usable_cores
 from steepest.doctor.ask import Answers
 from steepest.doctor.report import ok, problem, warning
 
@@ -22,7 +22,6 @@ LITTLE_DISK = 10 * GIB
 NO_DISK = 1 * GIB
 LITTLE_SHARED_MEMORY = 1 * GIB
 SHARED_MEMORY = Path("/dev/shm")
-CGROUP = Path("/sys/fs/cgroup")
 THREADS = "OMP_NUM_THREADS"
 
 
@@ -54,26 +53,6 @@ def processors(answers: Answers) -> list[Check]:
     if threads < cores // 2 or (threads == 1 and cores > 1):
         return [*lines, warning("threads", f"{text}: a CPU run leaves cores idle", f"export {THREADS}={cores}")]
     return [*lines, ok("threads", text)]
-
-
-def usable_cores(root: Path = CGROUP) -> int:
-    """Cores this process may run on: by its affinity, and by the container's share of time."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    share = _container_cores(root)
-    return cores if share is None else min(cores, max(1, math.ceil(share)))
-
-
-def _container_cores(root: Path) -> float | None:
-    """The container's quota in cores, by version 2 and version 1 of control groups; None without one."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        except OSError:
-            return None
-    return int(quota) / int(period) if quota.strip().isdigit() and int(period) else None
 
 
 def memory(answers: Answers) -> list[Check]:

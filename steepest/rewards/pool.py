@@ -16,6 +16,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from steepest.cores import usable_cores
 from steepest.errors import ConfigError, DataError, RewardError
 from steepest.registry import nearest
 from steepest.rewards.api import RewardRequest, RewardResult
@@ -55,7 +56,7 @@ class RewardPool:
         max_error_rate: float = 0.1,
         start_seconds: float = 120.0,
     ) -> None:
-        self.num_workers = _usable_cores() if num_workers is None else num_workers
+        self.num_workers = min(_MAX_WORKERS, usable_cores()) if num_workers is None else num_workers
         problems = []
         if self.num_workers < 1:
             problems.append(f"reward.num_workers={num_workers}: at least 1 is needed, or null for one a core.")
@@ -89,6 +90,11 @@ class RewardPool:
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that run now."""
         return [worker.process.pid for worker in self._workers]
+
+    def start(self) -> None:
+        """Start the workers and do not wait for them; without it, `check` and `score` do."""
+        with self._lock:
+            self._start_workers(self.num_workers)
 
     def check(self, data_sources: Iterable[str]) -> None:
         """Start the workers and see that all rows can be scored, before the run starts.
@@ -325,8 +331,3 @@ def _result(kind: str, rest: list[Any]) -> RewardResult:
     if kind == "scored":
         return RewardResult(float(rest[0]), {str(name): float(value) for name, value in rest[1].items()})
     return RewardResult(None, error=str(rest[0]))
-
-
-def _usable_cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MAX_WORKERS, cores)

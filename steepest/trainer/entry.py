@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from steepest.errors import ConfigError, SteepestError
@@ -15,7 +16,12 @@ from steepest.errors import ConfigError, SteepestError
 # OpenMP threads that wait for work sleep instead of spinning. On 2 cores, a step of the quickstart's model took 0.07 s
 # instead of 0.06 s on an idle machine, but 0.09 s instead of 0.19 s beside two busy processes, and spinning gets worse
 # with every further one. Read by the OpenMP library when torch is imported; a value of the user's own wins.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+WAIT_POLICY = "OMP_WAIT_POLICY"
+WAIT_POLICY_IS_OURS = WAIT_POLICY not in os.environ
+os.environ.setdefault(WAIT_POLICY, "PASSIVE")
+
+LOADED = time.perf_counter()
+"""When the command started, but for the interpreter's own start."""
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2

@@ -11,18 +11,21 @@ import sys
 from collections.abc import Sequence
 
 from steepest.config.load import load_config
-from steepest.trainer.entry import run_entry
+from steepest.trainer.entry import LOADED, run_entry
+from steepest.trainer.startup import Laps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job that the overrides describe. Returns 0; raises SteepestError for what the user can mend."""
+    laps = Laps(LOADED)
     config = load_config(list(sys.argv[1:] if argv is None else argv))
     from steepest.devices import hide_unusable
 
     hide_unusable(config.trainer.device)  # before transformers is imported
     from steepest.trainer.job import run_ppo
 
-    run_ppo(config)
+    laps.lap("imports")
+    run_ppo(config, laps)
     return 0
 
 

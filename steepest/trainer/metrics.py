@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -60,12 +62,30 @@ def equal_groups(batch: Batch) -> float:
     return (high == low)[present].float().mean().item()
 
 
-def speed_metrics(num_tokens: int, seconds: float) -> Metrics:
-    """Tokens a second, prompts included, over one whole step."""
+def speed_metrics(num_tokens: int, num_response_tokens: int, timings: Metrics) -> Metrics:
+    """Tokens a second: over one whole step and in its updates prompts included, in generation the responses'."""
+    seconds = timings["timing_s/step"]
+    update = timings["timing_s/update_critic"] + timings["timing_s/update_actor"]
     return {
         "perf/total_num_tokens": float(num_tokens),
         "perf/time_per_step": seconds,
         "perf/throughput": num_tokens / seconds if seconds > 0 else 0.0,
+        "perf/throughput/gen": num_response_tokens / timings["timing_s/gen"],
+        "perf/throughput/update": num_tokens / update,
+    }
+
+
+_MFU = {"step": "perf/mfu", "update_actor": "perf/mfu/actor", "update_critic": "perf/mfu/critic",
+        "old_log_prob": "perf/mfu/actor_infer"}  # fmt: skip
+"""Part of a step -> verl's name of the share of the machine's limit that it reached."""
+
+
+def mfu_metrics(seconds: Mapping[str, float], done: Mapping[str, float], *, limit: float) -> Metrics:
+    """Operations a second of the models' passes as a share of `limit`, for the step and for the parts that ran."""
+    return {
+        name: done[part] / (seconds[part] * limit)
+        for part, name in _MFU.items()
+        if done.get(part) and seconds.get(part)
     }
 
 

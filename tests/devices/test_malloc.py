@@ -1,0 +1,55 @@
+"""Tensors of a step come from memory that the process keeps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, torch
+from steepest.devices.malloc import keep_freed_memory
+kept = keep_freed_memory() if {keep} else None
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(16 * 2**20)
+before = faults()
+for _ in range(10):
+    torch.ones(16 * 2**20)  # 64 MiB
+print(kept, faults() - before)
+"""
+
+
+def run(keep: bool, **variables: str) -> tuple[str, int]:
+    script = FAULTS.format(keep=keep)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, **variables}, capture_output=True, text=True, check=True
+    )
+    kept, faults = done.stdout.split()
+    return kept, int(faults)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_tensors_of_64_mib_fault_once_and_not_for_each_operation():
+    _, plain = run(False)
+    kept, faults = run(True)
+    assert kept == "True" and plain > 1000 and faults < plain / 10
+
+
+def test_an_environment_that_sets_the_allocator_is_left_alone():
+    assert run(True, MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
+
+
+def test_a_job_on_the_cpu_keeps_its_memory(monkeypatch, tmp_path):
+    from steepest.config.load import load_config
+    from steepest.devices import cpu
+    from steepest.trainer.start import begin
+    from tests.config.commands import REQUIRED
+
+    called = []
+    monkeypatch.setattr(cpu, "keep_freed_memory", lambda: called.append("kept"))
+    begin(load_config([*REQUIRED, "trainer.device=cpu", f"trainer.default_local_dir={tmp_path}"]), seed=1)
+    assert called == ["kept"]
