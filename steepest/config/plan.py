@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 from steepest.config.no_effect import uses_reference
 from steepest.config.schema import Config, TrainerConfig
 from steepest.config.schema_model import OptimConfig
 from steepest.config.schema_sft import SFTConfig, SFTTrainerConfig
 from steepest.errors import ConfigError
+
+OldLogProbs = Literal["pass", "update", "engine"]
+"""pass: a pass of their own. update: those of the step's one update. engine: the engine's, checked on a sample of rows;
+with one update a step they serve the KL in the reward only, and the update takes its own."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,8 @@ class Plan:
     """Steps of learning-rate warm-up of the critic (not `trainer.critic_warmup`)."""
     needs_critic: bool
     needs_reference: bool
-    skips_old_log_probs: bool
-    """One update a step whose log-probs nothing needs before it: the pass that would compute them is left out."""
+    old_log_probs: OldLogProbs
+    """Where the log-probs before the update come from."""
     notes: tuple[str, ...]
     """Decisions to be printed at the start, one sentence each."""
 
@@ -47,12 +52,14 @@ class SFTPlan:
     notes: tuple[str, ...]
 
 
-def make_plan(config: Config, num_train_samples: int, needs: tuple[str, ...] = ()) -> Plan:
+def make_plan(
+    config: Config, num_train_samples: int, needs: tuple[str, ...] = (), *, half_precision: bool = False
+) -> Plan:
     """Derive the run's numbers.
 
     `num_train_samples` counts the rows left after filtering; `needs` is what the advantage estimator declared it reads
-    (`("values",)`, `("group_ids",)`, ...). Raises ConfigError when no batch is ever full, the critic does not fit, or
-    the actor would never be trained.
+    (`("values",)`, `("group_ids",)`, ...); `half_precision` says that the engine or the actor computes in it. Raises
+    ConfigError when no batch is ever full, the critic does not fit, or the actor would never be trained.
     """
     arr, critic, trainer = config.actor_rollout_ref, config.critic, config.trainer
     actor, n = arr.actor, arr.rollout.n
@@ -63,6 +70,7 @@ def make_plan(config: Config, num_train_samples: int, needs: tuple[str, ...] = (
     needs_critic = _needs_critic(config, needs)
     _check_critic_warmup(config, total)
     updates = batch // mini * actor.ppo_epochs
+    source, why = _old_log_probs(config, updates, half_precision)
     plan = Plan(
         steps_per_epoch=per_epoch,
         total_steps=total,
@@ -74,10 +82,30 @@ def make_plan(config: Config, num_train_samples: int, needs: tuple[str, ...] = (
         critic_lr_warmup_steps=_warmup_steps(critic.optim, total),
         needs_critic=needs_critic,
         needs_reference=uses_reference(config),
-        skips_old_log_probs=updates == 1 and not config.algorithm.use_kl_in_reward,
+        old_log_probs=source,
         notes=(),
     )
-    return _with_notes(plan, config, num_train_samples)
+    return _with_notes(plan, config, num_train_samples, why)
+
+
+def _old_log_probs(config: Config, updates: int, half_precision: bool) -> tuple[OldLogProbs, str]:
+    """Where the log-probs before the update come from, and the sentence that says so."""
+    key, rollout = "actor_rollout_ref.actor.old_log_probs", config.actor_rollout_ref.rollout
+    kl, own_pass = config.algorithm.use_kl_in_reward, "Old log-probs are computed by a pass of their own"
+    if config.actor_rollout_ref.actor.old_log_probs == "recompute":
+        return "pass", f"{own_pass} ({key}=recompute)."
+    if updates == 1 and not kl:
+        note = "The update's own log-probs are the old ones: the pass that would compute them first is left out."
+        return "update", note
+    if rollout.top_p < 1 or rollout.top_k != -1:
+        return "pass", f"{own_pass}: the engine's are those of a filtered choice."
+    if half_precision:
+        return "pass", f"{own_pass}: in half precision the engine's are not exact."
+    use = "serve the KL in the reward" if updates == 1 else "are the old ones"
+    return "engine", (
+        f"The engine's log-probs {use}, checked on a sample of rows in each step; beyond the bound all are computed "
+        f"anew. Always anew: {key}=recompute."
+    )
 
 
 def make_sft_plan(config: SFTConfig, num_train_samples: int) -> SFTPlan:
@@ -125,7 +153,7 @@ def _check_critic_warmup(config: Config, total_steps: int) -> None:
         )
 
 
-def _with_notes(plan: Plan, config: Config, num_samples: int) -> Plan:
+def _with_notes(plan: Plan, config: Config, num_samples: int, old_log_probs: str) -> Plan:
     actor = config.actor_rollout_ref.actor
     notes = [_kl_note(config)]
     if config.trainer.save_freq < 0 and not config.trainer.val_only:
@@ -137,8 +165,7 @@ def _with_notes(plan: Plan, config: Config, num_samples: int) -> Plan:
         notes.append(f"KL in the loss is on: {actor.kl_loss_type}, coefficient {actor.kl_loss_coef:g}.")
     if plan.updates_per_step == 1:
         notes.append("One update a step: the ratio is 1 throughout, so the clip never acts.")
-    if plan.skips_old_log_probs:
-        notes.append("The update's own log-probs are the old ones: the pass that would compute them first is left out.")
+    notes.append(old_log_probs)
     notes.extend(
         _step_notes(config.trainer, plan.steps_per_epoch, plan.total_steps, num_samples, config.data.train_batch_size)
     )

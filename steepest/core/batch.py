@@ -44,6 +44,8 @@ class Batch:
     """(B, T) f32, the reward on the last response token, 0 elsewhere; by the reward."""
     old_log_probs: Tensor | None = None
     """(B, T) f32, log-probs before the update, by the actor; 0 where masked."""
+    recomputed: Tensor | None = None
+    """(B,) bool, rows whose old_log_probs are the actor's own, the others' being the engine's; None: all rows."""
     entropies: Tensor | None = None
     """(B, T) f32, entropy of the policy before the update, by the actor; 0 where masked."""
     ref_log_probs: Tensor | None = None
@@ -132,7 +134,7 @@ class Batch:
 def _pad(rows: Sequence[Sequence[Any]], width: int, fill: float, *, left: bool = False) -> Tensor:
     dtype = torch.float32 if isinstance(fill, float) else torch.int64
     out = torch.full((len(rows), width), fill, dtype=dtype)
-    for i, row in enumerate(rows):
-        start = width - len(row) if left else 0
-        out[i, start : start + len(row)] = torch.tensor(list(row), dtype=dtype)
+    lengths, column = torch.tensor([len(row) for row in rows]), torch.arange(width)
+    real = column >= width - lengths[:, None] if left else column < lengths[:, None]
+    out[real] = torch.tensor([value for row in rows for value in row], dtype=dtype)
     return out

@@ -89,15 +89,36 @@ class _Head:
         bounds = [i * num_tokens // num_chunks for i in range(num_chunks + 1)] if num_chunks else []
         return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(m, V) f32, temperature applied. hidden and weight come in the dtype of the product."""
-        z = _product(hidden, weight.T)
+    def buffer(self, slices: list[slice], weight: Tensor) -> Tensor | None:
+        """Memory for the logits of one chunk after another: on a CPU fresh memory costs as much as what is computed
+        into it. None where the product's sums come in a tensor of their own."""
+        if weight.dtype != torch.float32:
+            return None
+        rows = max((part.stop - part.start for part in slices), default=0)
+        return torch.empty(rows, weight.shape[0], dtype=torch.float32, device=weight.device)
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None) -> Tensor:
+        """(m, V) f32, temperature applied, in `buffer` if there is one. hidden and weight come in the dtype of the
+        product."""
+        z = _product(hidden, weight.T) if buffer is None else torch.mm(hidden, weight.T, out=buffer[: len(hidden)])
         if bias is not None:
             z += bias
         if self.softcap is None:
             factor = self.scale * self.inverse_temperature
             return z if factor == 1.0 else z.mul_(factor)
         return z.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap * self.inverse_temperature)
+
+    def log_softmax(self, scaled: Tensor) -> Tensor:
+        """(m, V) f32. The largest logit is taken off first: s - logsumexp(s) would round at the size of the logits, and
+        gradients of the entropy came out twenty times less exact.
+
+        `scaled` is overwritten where `through_logits` has no use for it. On a CPU only: elsewhere fresh memory is free,
+        and whether the kernel may write over what it reads is not known.
+        """
+        if self.softcap is None and scaled.device.type == "cpu":
+            in_place: Tensor = torch.ops.aten._log_softmax.out(scaled, 1, False, out=scaled)
+            return in_place
+        return torch.log_softmax(scaled, dim=1)
 
     def through_logits(self, grad: Tensor, scaled: Tensor) -> Tensor:
         """Chain rule from the scaled logits back to the product; `grad` and `scaled` are overwritten."""
@@ -138,13 +159,14 @@ class _TokenLogProbs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             low_hidden, low_weight = hidden.to(head.matmul_dtype), weight.to(head.matmul_dtype)
             bias32 = None if bias is None else bias.float()
-            for rows in head.slices(hidden.shape[0]):
-                # log_softmax takes the largest logit off first. s - logsumexp(s) would round at the size of the
-                # logits, and gradients of the entropy came out twenty times less exact.
-                log_p = torch.log_softmax(head.logits(low_hidden[rows], low_weight, bias32), dim=1)
+            slices = head.slices(hidden.shape[0])
+            buffer = head.buffer(slices, low_weight)
+            p_buffer = None if buffer is None or entropies is None else torch.empty_like(buffer)
+            for rows in slices:
+                log_p = head.log_softmax(head.logits(low_hidden[rows], low_weight, bias32, buffer))
                 log_probs[rows] = log_p.gather(1, targets[rows, None]).squeeze(1)
                 if entropies is not None:
-                    entropies[rows] = log_p.exp().mul_(log_p).sum(1).neg_()
+                    entropies[rows] = _entropy(log_p, p_buffer)
         ctx.save_for_backward(hidden, weight, bias, targets, entropies)
         ctx.head = head
         ctx.set_materialize_grads(False)
@@ -159,15 +181,17 @@ class _TokenLogProbs(torch.autograd.Function):
         if grad_log_probs is None:
             grad_log_probs = torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
+        grad_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
         grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if wants_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             low_hidden, low_weight = hidden.to(head.matmul_dtype), weight.to(head.matmul_dtype)
             bias32 = None if bias is None else bias.float()
-            for rows in head.slices(hidden.shape[0]):
-                scaled = head.logits(low_hidden[rows], low_weight, bias32)
+            slices = head.slices(hidden.shape[0])
+            buffer = head.buffer(slices, low_weight)
+            for rows in slices:
+                scaled = head.logits(low_hidden[rows], low_weight, bias32, buffer)
                 grad = _grad_of_scaled(
-                    torch.log_softmax(scaled, dim=1),
+                    head.log_softmax(scaled),
                     targets[rows],
                     grad_log_probs[rows],
                     None if grad_entropies is None else grad_entropies[rows],
@@ -180,7 +204,9 @@ class _TokenLogProbs(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[rows] = _product(grad, low_weight)
                 if grad_weight is not None:
-                    _add_product(grad_weight, grad.T, low_hidden[rows])
+                    _add_product(grad_weight, grad.T, low_hidden[rows], first=rows.start == 0)
+            if grad_weight is not None and not slices:
+                grad_weight.zero_()
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -211,9 +237,20 @@ def _grad_of_scaled(
     return grad.scatter_add_(1, targets[:, None], grad_log_probs[:, None])
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, in fp32."""
+def _entropy(log_p: Tensor, buffer: Tensor | None) -> Tensor:
+    """(m,) f32, -sum(p * log p). `buffer` is overwritten."""
+    if buffer is None:
+        return log_p.exp().mul_(log_p).sum(1).neg_()
+    p = torch.exp(log_p, out=buffer[: len(log_p)])
+    # Rows times rows as products of matrices: the elementwise product would be a third tensor of the chunk's size.
+    return torch.bmm(p[:, None], log_p[:, :, None])[:, 0, 0].neg_()
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """total += a @ b, in fp32; `first` overwrites what is there."""
     if a.dtype == torch.float32:
-        total.addmm_(a, b)
+        total.addmm_(a, b, beta=0.0 if first else 1.0)
+    elif first:
+        total.copy_(_product(a, b))
     else:
         total += _product(a, b)

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 
 from steepest.errors import ModelError
+from steepest.models.flops import causal_pairs
 
 IMPLEMENTATION = "steepest"
 SUPPORTED = (
@@ -141,6 +142,7 @@ class PackedContext:
         """`lengths` are those of the packed sequences, in packed order."""
         self.lengths = tuple(lengths)
         self.max_length = max(self.lengths)
+        self.num_pairs = causal_pairs(self.lengths)
         order = sorted(range(len(self.lengths)), key=lambda i: (-self.lengths[i], i))
         self._buckets: list[tuple[int, int]] = []  # (sequences, padded length) of each bucket
         padded_lengths = [0] * len(order)
@@ -183,11 +185,14 @@ class PackedContext:
         start, outs = 0, []
         for rows, width in self._buckets:
             q, k, v = (x[start : start + rows * width].unflatten(0, (rows, width)).transpose(1, 2) for x in parts)
-            gqa = q.shape[1] != k.shape[1]
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
-            outs.append(out.transpose(1, 2).flatten(0, 1))
+            outs.append(self._attention(q, k, v, scale).transpose(1, 2).flatten(0, 1))
             start += rows * width
         return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Of one bucket: query (rows, H, L, D), key and value (rows, KV, L, D)."""
+        gqa = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=gqa)
 
 
 def _fits(length: int, width: int) -> bool:

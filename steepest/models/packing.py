@@ -17,15 +17,26 @@ from steepest.core.batch import Batch
 
 
 @dataclass(frozen=True)
+class SharedPrompts:
+    """Where prompts lie that several responses share: a prompt, then its responses."""
+
+    segments: tuple[int, ...]
+    """Lengths of what attends causally within itself, end to end: a shared prompt, each of its responses, or a prompt
+    and response that share nothing. They sum to N."""
+    spans: tuple[tuple[int, int, int], ...]
+    """(start, middle, end) of each shared prompt: the tokens of middle..end attend to all of start..middle too."""
+
+
+@dataclass(frozen=True)
 class Packed:
     """b sequences laid end to end. There is no padding in it, so no pad id and no mask either."""
 
     input_ids: Tensor
     """(N,) int64, the sequences' tokens in row order."""
     position_ids: Tensor
-    """(N,) int64, 0 at the first token of each sequence."""
+    """(N,) int64, the place of each token in its sequence, from 0."""
     lengths: tuple[int, ...]
-    """b sequence lengths, each at least 1; they sum to N."""
+    """b sequence lengths, each at least 1; they sum to N, or to more where a prompt is shared."""
     predict_index: Tensor
     """(M,) int64 into N: the token *before* each target. Its hidden state predicts the target and gives its value."""
     targets: Tensor
@@ -36,6 +47,8 @@ class Packed:
     """(M,) int64, the column of each target in a (b, T) result."""
     final_index: Tensor
     """(b,) int64 into N: the last token of each sequence."""
+    shared: SharedPrompts | None = None
+    """Set where a prompt lies here once for several sequences."""
 
     def to(self, device: torch.device | str) -> Packed:
         """The same on another device."""
@@ -66,6 +79,64 @@ def pack_batch(batch: Batch) -> Packed:
         rows=rows,
         cols=cols,
         final_index=starts + batch.lengths - 1,
+    )
+
+
+def pack_shared(batch: Batch) -> Packed:
+    """As `pack_batch`, but rows of one `group_ids` share the tokens of their prompt.
+
+    A prompt is followed by the responses of its rows, whose positions go on where it ends; its last token predicts the
+    first token of each of them. A prompt of one row is packed as ever, and without any other so is the whole batch.
+    Raises ValueError when rows of a group have different prompts.
+    """
+    groups: dict[int, list[int]] = {}
+    for row, group in enumerate(batch.group_ids.tolist()):
+        groups.setdefault(group, []).append(row)
+    if len(groups) == len(batch):
+        return pack_batch(batch)
+    first = torch.empty(len(batch), dtype=torch.int64)
+    for rows in groups.values():
+        first[rows] = rows[0]
+    same = (batch.prompts == batch.prompts[first]).all(1) & (batch.prompt_lengths == batch.prompt_lengths[first])
+    if not bool(same.all()) or int(batch.prompt_lengths.min()) < 1:
+        raise ValueError("rows of one group have different prompts, or none: their prompt cannot be shared")
+    return _lay_out(batch, list(groups.values()))
+
+
+def _lay_out(batch: Batch, groups: list[list[int]]) -> Packed:
+    prompt_lengths, lengths = batch.prompt_lengths.tolist(), batch.response_lengths.tolist()
+    width = batch.prompts.shape[1]
+    ids, positions, segments, spans, place = [], [], [], [], 0
+    starts, lasts = [0] * len(batch), [0] * len(batch)  # of a response, and of the prompt token before it
+    for rows in groups:
+        size, start = prompt_lengths[rows[0]], place
+        ids.append(batch.prompts[rows[0], width - size :])
+        positions.append(torch.arange(size))
+        place += size
+        for row in rows:
+            ids.append(batch.responses[row, : lengths[row]])
+            positions.append(torch.arange(size, size + lengths[row]))
+            starts[row], lasts[row] = place, start + size - 1
+            place += lengths[row]
+        if len(rows) == 1:
+            segments.append(place - start)
+        else:
+            segments.extend([size, *(n for n in (lengths[row] for row in rows) if n)])
+            spans.append((start, start + size, place))
+    start_of, last_of = torch.tensor(starts), torch.tensor(lasts)
+    rows_of, cols = batch.response_mask.nonzero(as_tuple=True)
+    before = torch.where(cols == 0, last_of[rows_of], start_of[rows_of] + cols - 1)
+    final = torch.where(batch.response_lengths == 0, last_of, start_of + batch.response_lengths - 1)
+    return Packed(
+        input_ids=torch.cat(ids),
+        position_ids=torch.cat(positions),
+        lengths=tuple(batch.lengths.tolist()),
+        predict_index=before,
+        targets=batch.responses[rows_of, cols],
+        rows=rows_of,
+        cols=cols,
+        final_index=final,
+        shared=SharedPrompts(tuple(segments), tuple(spans)),
     )
 
 

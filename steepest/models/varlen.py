@@ -16,7 +16,9 @@ from transformers import PretrainedConfig
 from steepest.devices.api import PACKED_SDPA, VARLEN, Device, VarlenAttention, device_of
 from steepest.errors import ConfigError, ModelError
 from steepest.models.attention import AttentionContext, PackedContext
+from steepest.models.flops import causal_pairs
 from steepest.models.packing import Packed
+from steepest.models.shared_prompts import SharedPromptContext
 
 OVERRIDE = "attn_implementation"
 """The entry of `override_config` that chooses; verl's name."""
@@ -41,6 +43,8 @@ class Attention:
 
     def context(self, packed: Packed) -> AttentionContext:
         """What one forward pass attends by."""
+        if packed.shared is not None:
+            return SharedPromptContext(packed.shared, max(packed.lengths), packed.input_ids.device)
         if self.kernel is None:
             return PackedContext(packed.lengths, packed.input_ids.device)
         return VarlenContext(packed.lengths, packed.input_ids.device, self.kernel)
@@ -75,6 +79,7 @@ class VarlenContext:
         """`lengths` are those of the packed sequences, in packed order."""
         self.lengths = tuple(lengths)
         self.max_length = max(self.lengths)
+        self.num_pairs = causal_pairs(self.lengths)
         self._kernel = kernel
         self._ends = torch.tensor([0, *self.lengths]).cumsum(0).to(device, torch.int32)
 

@@ -9,7 +9,7 @@ no branches. Validation, saving, logging and health checks are callers in `run`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -83,24 +83,31 @@ class ActorAfterWarmup:
 
 @dataclass
 class Timer:
-    """Seconds spent in named parts of a step. A device works behind the program's back: it is waited for at the end of
-    each part, or its time would count for a later one."""
+    """Seconds spent in named parts of a step, and the work done in them. A device works behind the program's back:
+    it is waited for at the end of each part, or its time would count for a later one."""
 
     synchronize: Callable[[], None] = lambda: None
+    work: Callable[[], float] = lambda: 0.0
+    """Reads how much has been done since the process started, in floating-point operations."""
+    rates: Callable[[Mapping[str, float], Mapping[str, float]], Metrics] = lambda seconds, done: {}
+    """Metrics from each part's seconds and work."""
     seconds: dict[str, float] = field(default_factory=dict)
+    done: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self.work()
         try:
             yield
             self.synchronize()
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.done[name] = self.done.get(name, 0.0) + self.work() - before
 
     def flush(self) -> Metrics:
         metrics = {f"timing_s/{name}": value for name, value in self.seconds.items()}
-        self.seconds = {}
+        metrics |= self.rates(self.seconds, self.done)
+        self.seconds, self.done = {}, {}
         return metrics
 
 
@@ -147,7 +154,9 @@ class PPOStep:
                 metrics |= self.actor.update(batch, step=step)
             with timed("update_weights"):
                 self.publish_weights(step)
-        return metrics | self.describe(batch)
+            with timed("describe"):
+                metrics |= self.describe(batch)
+        return metrics
 
 
 @dataclass

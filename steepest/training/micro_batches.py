@@ -28,6 +28,12 @@ class MicroBatches:
         """The micro-batches of sequences with these token counts, as lists of indices. See `split`."""
         return split(lengths, rows=self.rows) if self.rows is not None else split(lengths, tokens=self.tokens)
 
+    def split_groups(self, prompts: Sequence[int], responses: Sequence[int], groups: Sequence[int]) -> list[list[int]]:
+        """The same for rows whose group shares a prompt. See `split_groups`."""
+        if self.tokens is None or self.rows is not None:
+            return self.split([*responses])
+        return split_groups(prompts, responses, groups, tokens=self.tokens)
+
 
 def split(lengths: Sequence[int], *, rows: int | None = None, tokens: int | None = None) -> list[list[int]]:
     """Cut indices 0..n-1 into micro-batches. Every index occurs once; the same lengths give the same cut.
@@ -53,3 +59,24 @@ def split(lengths: Sequence[int], *, rows: int | None = None, tokens: int | None
             bins[fits].append(index)
             room[fits] -= lengths[index]
     return sorted(sorted(found) for found in bins)
+
+
+def split_groups(
+    prompts: Sequence[int], responses: Sequence[int], groups: Sequence[int], *, tokens: int
+) -> list[list[int]]:
+    """As `split` with `tokens`, for rows that share the tokens of their prompt with the rows of their group.
+
+    A group stays together, and its prompt counts once. One over the budget is cut, and each piece has the prompt.
+    """
+    pieces: list[list[int]] = []
+    costs: list[int] = []
+    open_piece: dict[int, int] = {}
+    for row, group in enumerate(groups):
+        at = open_piece.get(group)
+        if at is None or costs[at] + responses[row] > tokens:
+            at = open_piece[group] = len(pieces)
+            pieces.append([])
+            costs.append(prompts[row])
+        pieces[at].append(row)
+        costs[at] += responses[row]
+    return sorted(sorted(row for piece in found for row in pieces[piece]) for found in split(costs, tokens=tokens))

@@ -18,10 +18,12 @@ def test_the_reference_run_has_435_steps_of_four_updates() -> None:
     # 7473 // 256 = 29, 29 * 15 = 435, 256 / 64 = 4
     assert (plan.steps_per_epoch, plan.total_steps, plan.updates_per_step) == (29, 435, 4)
     assert (plan.rows_per_step, plan.mini_batch_rows, plan.critic_mini_batch_rows) == (256, 64, 64)
-    assert plan.needs_critic and plan.needs_reference and not plan.skips_old_log_probs
+    assert plan.needs_critic and plan.needs_reference and plan.old_log_probs == "engine"
     assert plan.notes == (
         "KL in the reward is on (derived from algorithm.kl_ctrl.kl_coef): kl, fixed coefficient 0.001; "
         "off: algorithm.use_kl_in_reward=False.",
+        "The engine's log-probs are the old ones, checked on a sample of rows in each step; beyond the bound all are "
+        "computed anew. Always anew: actor_rollout_ref.actor.old_log_probs=recompute.",
         "29 steps an epoch; the last 49 of 7473 rows of each epoch are left out.",
     )
 
@@ -49,15 +51,38 @@ def test_steps_win_over_epochs_and_one_update_is_told() -> None:
     assert (plan.steps_per_epoch, plan.total_steps) == (10, 25)
     assert "trainer.total_training_steps=25 wins over trainer.total_epochs=2 (20 steps): 2.5 epochs." in plan.notes
     assert "One update a step: the ratio is 1 throughout, so the clip never acts." in plan.notes
-    assert not plan.skips_old_log_probs, "the KL in the reward reads the old log-probs before the update"
+    assert plan.old_log_probs == "engine", "the KL in the reward reads log-probs before the update"
+    assert any(note.startswith("The engine's log-probs serve the KL in the reward") for note in plan.notes)
 
 
 def test_a_pass_that_is_redundant_is_left_out_and_told() -> None:
     words = ["data.train_batch_size=8", f"{ACTOR}.ppo_mini_batch_size=8"]
-    assert make_plan(load_config([*GRPO, *words]), 64).skips_old_log_probs
-    assert any("left out" in note for note in make_plan(load_config([*GRPO, *words]), 64).notes)
-    two_updates = make_plan(load_config([*GRPO, *words, f"{ACTOR}.ppo_epochs=2"]), 64)
-    assert not two_updates.skips_old_log_probs and not any("left out" in note for note in two_updates.notes)
+    plan = make_plan(load_config([*GRPO, *words]), 64, half_precision=True)
+    assert plan.old_log_probs == "update" and any("left out" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("more", "half_precision", "why"),
+    [
+        (f"{ACTOR}.old_log_probs=recompute", False, f"({ACTOR}.old_log_probs=recompute)"),
+        ("actor_rollout_ref.rollout.top_p=0.9", False, "the engine's are those of a filtered choice"),
+        ("actor_rollout_ref.rollout.top_k=50", False, "the engine's are those of a filtered choice"),
+        (f"{ACTOR}.ppo_epochs=2", True, "in half precision the engine's are not exact"),
+    ],
+)
+def test_where_the_engine_does_not_speak_for_the_actor_there_is_a_pass(
+    more: str, half_precision: bool, why: str
+) -> None:
+    words = ["data.train_batch_size=8", f"{ACTOR}.ppo_mini_batch_size=8", f"{ACTOR}.ppo_epochs=2"]
+    assert make_plan(load_config([*GRPO, *words]), 64).old_log_probs == "engine"
+    plan = make_plan(load_config([*GRPO, *words, more]), 64, half_precision=half_precision)
+    assert plan.old_log_probs == "pass"
+    assert any(why in note for note in plan.notes)
+
+
+def test_recompute_asks_for_the_pass_before_a_single_update_too() -> None:
+    words = ["data.train_batch_size=8", f"{ACTOR}.ppo_mini_batch_size=8", f"{ACTOR}.old_log_probs=recompute"]
+    assert make_plan(load_config([*GRPO, *words]), 64).old_log_probs == "pass"
 
 
 def test_a_run_that_keeps_nothing_says_so() -> None:

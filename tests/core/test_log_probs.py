@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steepest.core import log_probs as module
-from steepest.core.log_probs import token_log_probs
+from steepest.core.log_probs import CHUNK_LOGITS, token_log_probs
 from steepest.errors import ConfigError
 
 M, H, V = 23, 8, 17
@@ -352,3 +352,19 @@ def test_wrong_arguments_are_named() -> None:
         token_log_probs(*padded(leaves), targets[:3])
     with pytest.raises(ValueError, match=r"weight \(17, 7\)"):
         token_log_probs(leaves[0], leaves[1][:, :7], None, targets)
+
+
+@pytest.mark.parametrize("vocabulary", [32_000, 152_000, 262_000])
+def test_memory_is_flat_in_vocabulary_and_tokens(vocabulary):
+    """Two chunks of tokens: nothing is larger than one chunk's logits, forward and backward."""
+    chunk = CHUNK_LOGITS // vocabulary
+    num_tokens, size = 2 * chunk, 4
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(num_tokens, size, generator=generator, requires_grad=True)
+    weight = torch.randn(vocabulary, size, generator=generator, requires_grad=True)
+    targets = torch.randint(vocabulary, (num_tokens,), generator=generator)
+    with Largest() as largest:
+        log_probs, entropies = token_log_probs(hidden, weight, None, targets, with_entropy=True)
+        (log_probs.sum() + entropies.sum()).backward()
+    assert chunk * vocabulary == largest.numel <= CHUNK_LOGITS
+    assert largest.numel * 2 == num_tokens * vocabulary > 1.9 * CHUNK_LOGITS

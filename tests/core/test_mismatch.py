@@ -24,6 +24,7 @@ def test_by_hand() -> None:
             "mismatch/k3_kl": (2 - 1 - ln2) / 2,
             "mismatch/max_ratio": 2.0,
             "mismatch/mean_abs_diff": ln2 / 2,
+            "mismatch/max_abs_diff": ln2,
             "mismatch/ess": 9 / (2 * 5),  # (2 + 1)^2 / (2 * (4 + 1))
             "training/rollout_probs_diff_mean": 0.125,
             "training/rollout_probs_diff_max": 0.25,
@@ -53,7 +54,7 @@ def test_equal_log_probs_and_empty_masks_are_exactly_zero(masked: bool) -> None:
     got = mismatch_metrics(log_probs, other, mask)
     assert got.pop("mismatch/max_ratio") == 1.0
     assert got.pop("mismatch/ess") == pytest.approx(1.0, abs=1e-6)
-    assert len(got) == 6
+    assert len(got) == 7
     for name, number in got.items():
         assert number == 0.0 and math.copysign(1.0, number) == 1.0, name
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steepest.training.micro_batches import MicroBatches, split
+from steepest.training.micro_batches import MicroBatches, split, split_groups
 from steepest.training.mini_batches import UpdateSettings, iterate_mini_batches
 
 
@@ -63,3 +63,33 @@ def test_shuffle_is_a_function_of_seed_iteration_and_epoch():
     assert order(2, 1) != first and order(1, 3) != first
     one, two = order(1, 2, epochs=2)
     assert one == first[0] and two != one
+
+
+def test_groups_stay_together_and_their_prompt_counts_once():
+    # prompts of 10 and 20 tokens; group 0 costs 10 + 3 * 5, group 1 20 + 2 * 5
+    prompts, responses, groups = [10, 20, 10, 20, 10], [5] * 5, [0, 1, 0, 1, 0]
+    assert split_groups(prompts, responses, groups, tokens=55) == [[0, 1, 2, 3, 4]]
+    assert split_groups(prompts, responses, groups, tokens=54) == [[0, 2, 4], [1, 3]]
+
+
+def test_a_group_larger_than_the_budget_is_cut_and_each_piece_has_the_prompt():
+    # two responses with the prompt are 20 tokens; a budget below one row gives each row a pass of its own
+    prompts, responses, groups = [10] * 5, [5] * 5, [0] * 5
+    assert split_groups(prompts, responses, groups, tokens=20) == [[0, 1], [2, 3], [4]]
+    assert split_groups(prompts, responses, groups, tokens=1) == [[0], [1], [2], [3], [4]]
+    assert MicroBatches(tokens=20).split_groups(prompts, responses, groups) == [[0, 1], [2, 3], [4]]
+    assert MicroBatches(rows=3).split_groups(prompts, responses, groups) == [[0, 1, 2], [3, 4]]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30)), min_size=1, max_size=20),
+    st.integers(1, 120),
+)
+def test_every_row_of_a_group_occurs_once_and_no_pass_exceeds_the_budget(rows, tokens):
+    sizes = [4, 9, 1, 17]
+    groups, responses = [g for g, _ in rows], [n for _, n in rows]
+    bins = split_groups([sizes[g] for g in groups], responses, groups, tokens=tokens)
+    assert sorted(row for found in bins for row in found) == list(range(len(rows)))
+    for found in bins:
+        cost = sum(responses[row] for row in found) + sum(sizes[g] for g in {groups[row] for row in found})
+        assert cost <= tokens or len(found) == 1

@@ -1,0 +1,128 @@
+"""Attention for responses of one prompt that share its tokens: the prompt lies in the pack once.
+
+A response's token attends to the prompt and, causally, to its own response. The two parts are two calls of torch's
+fused CPU attention, each with the log of its softmax's sum; from these the whole softmax follows:
+
+    lse = log(exp(lse_own) + exp(lse_prompt))
+    out = out_own * exp(lse_own - lse) + out_prompt * exp(lse_prompt - lse)
+
+The backward pass is the fused one of each part, given `lse` and `out` of the whole: with them it computes that part's
+share of the gradients exactly, since it needs no more than exp(score - lse) and the product of gradient and output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from steepest.models.attention import PackedContext
+from steepest.models.packing import SharedPrompts
+
+_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+DEVICE = "cpu"
+"""The only kind of device that the fused attention of this module is for."""
+
+
+class SharedPromptContext(PackedContext):
+    """Causal attention within each segment, and from the responses of a prompt to the prompt."""
+
+    def __init__(self, shared: SharedPrompts, max_length: int, device: torch.device | str = DEVICE) -> None:
+        """`max_length` is that of the longest prompt with its response."""
+        super().__init__(shared.segments, device)
+        self.max_length = max_length
+        self.spans = shared.spans
+        self.num_pairs += sum((middle - start) * (end - middle) for start, middle, end in shared.spans)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """See AttentionContext. `layer` plays no part."""
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        kind = query.device.type
+        # Autocast does not know this function, so its dtype is applied here.
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+        q, k, v = (x.transpose(0, 1).to(dtype) for x in (query, key, value))
+        size = v.shape[-1]
+        width = max(size, q.shape[-1])  # the fused attention wants one size; zeros change no score and no sum
+        q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+        out: Tensor = _Attend.apply(q, k, v, scale, self)
+        return out if size == width else out[..., :size]
+
+    def padded(self, x: Tensor) -> Tensor:
+        """(N, ...) -> the buckets' rows, end to end; padding repeats a segment's last token."""
+        return x if self._uniform else x.index_select(0, self._padded_index)
+
+    def padded_zeros(self, x: Tensor) -> Tensor:
+        """The same with 0 in the padding."""
+        if self._uniform:
+            return x
+        return self.padded(x).masked_fill_(self._is_pad.view(-1, *[1] * (x.dim() - 1)), 0.0)
+
+    def packed(self, x: Tensor) -> Tensor:
+        """The inverse: padding is left out."""
+        return x if self._uniform else x.index_select(0, self._packed_index)
+
+    def buckets(self, *parts: Tensor) -> Iterator[list[Tensor]]:
+        """Padded (P, H, D) tensors as (rows, H, width, D) views, bucket by bucket."""
+        start = 0
+        for rows, width in self._buckets:
+            yield [x[start : start + rows * width].unflatten(0, (rows, width)).transpose(1, 2) for x in parts]
+            start += rows * width
+
+    def prompts(self, of_responses: tuple[Tensor, ...], of_prompt: tuple[Tensor, ...]) -> Iterator[list[Tensor]]:
+        """Packed (N, H, D) tensors as (1, H, n, D) views of the responses' and of the prompt's tokens, by prompt."""
+        for start, middle, end in self.spans:
+            yield [
+                *(x[middle:end].transpose(0, 1)[None] for x in of_responses),
+                *(x[start:middle].transpose(0, 1)[None] for x in of_prompt),
+            ]
+
+
+class _Attend(torch.autograd.Function):
+    """q (N, H, D), k and v (N, KV, D) -> (N, H, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, context: SharedPromptContext) -> Tensor:
+        parts = [context.padded(x) for x in (q, k, v)]
+        found = [_FUSED(*bucket, 0.0, True, scale=scale) for bucket in context.buckets(*parts)]
+        out = context.packed(torch.cat([o.transpose(1, 2).flatten(0, 1) for o, _ in found]))
+        lse = context.packed(torch.cat([part.transpose(1, 2).flatten(0, 1) for _, part in found]))
+        for queries, outs, sums, keys, values in context.prompts((q, out, lse[..., None]), (k, v)):
+            more, more_lse = _FUSED(queries, keys, values, 0.0, False, scale=scale)
+            more_lse = more_lse[..., None]
+            whole = torch.logaddexp(sums, more_lse)
+            outs.copy_(outs * (sums - whole).exp() + more * (more_lse - whole).exp())
+            sums.copy_(whole)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.scale, ctx.context = scale, context
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        context: SharedPromptContext = ctx.context
+        lse = lse[..., None]
+        parts = [context.padded_zeros(grad), *(context.padded(x) for x in (q, k, v, out, lse))]
+        found: list[list[Tensor]] = [
+            [x.transpose(1, 2).flatten(0, 1) for x in _backward(bucket, True, ctx.scale)]
+            for bucket in context.buckets(*parts)
+        ]
+        grads = [context.packed(torch.cat(x)) for x in zip(*found, strict=True)]
+        views = context.prompts((grad, q, out, lse, grads[0]), (k, v, grads[1], grads[2]))
+        for grad_out, queries, outs, sums, grad_q, keys, values, grad_k, grad_v in views:
+            more = _backward([grad_out, queries, keys, values, outs, sums], False, ctx.scale)
+            for total, part in zip((grad_q, grad_k, grad_v), more, strict=True):
+                total.add_(part)
+        return grads[0], grads[1], grads[2], None, None
+
+
+def _backward(parts: list[Tensor], causal: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v of one call; `parts` are the output's gradient, q, k, v, out and lse (..., 1)."""
+    grad, q, k, v, out, lse = parts
+    found: tuple[Tensor, Tensor, Tensor] = _FUSED_BACKWARD(
+        grad, q, k, v, out, lse.squeeze(-1), 0.0, causal, scale=scale
+    )
+    return found
