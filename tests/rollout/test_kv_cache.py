@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steepest.models.attention import PackedContext
-from steepest.rollout.builtin.kv_cache import DecodeContext, KVCache, PrefillContext
+from steepest.rollout.builtin.kv_cache import DecodeContext, KVCache, PrefillContext, Prefix, chunks_of
 
 CPU = torch.device("cpu")
 
@@ -42,9 +42,42 @@ def test_prefill_then_decode_equals_full_attention(dtype):
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(got, want[early], atol=tolerance, rtol=tolerance)
     last = ends - 1
-    decode = DecodeContext(cache, torch.tensor(lengths) - 1, torch.arange(3), max(lengths))
-    got = decode.attend(0, q[:, last], k[:, last], v[:, last], 0.25)
-    torch.testing.assert_close(got, want[last], atol=tolerance, rtol=tolerance)
+    for chunks in ([(0, 3, 7)], [(0, 2, 5), (2, 3, 7)]):
+        decode = DecodeContext(cache, torch.tensor(lengths) - 1, torch.arange(3), chunks)
+        got = decode.attend(0, q[:, last], k[:, last], v[:, last], 0.25)
+        torch.testing.assert_close(got, want[last], atol=tolerance, rtol=tolerance)
+
+
+def test_after_a_common_prefix_equals_full_attention():
+    torch.manual_seed(0)
+    lengths, kv, heads, shared = [9, 6, 7], 2, 4, 4
+    q, k, v = (torch.randn(h, sum(lengths), 8) for h in (heads, kv, kv))
+    position = torch.cat([torch.arange(n) for n in lengths])
+    slot = torch.arange(3).repeat_interleave(torch.tensor(lengths))
+    late = position >= shared
+    for x in (k, v):  # what the sequences begin with is the same for all
+        x[:, ~late] = x[:, :shared].repeat(1, 3, 1)
+    want = PackedContext(lengths).attend(0, q, k, v, None)
+    cache = KVCache({0: (kv, 8, 8)}, torch.float32, CPU)
+    cache.lay_out(3, 9)
+    first = PrefillContext(cache, [shared], slot[:shared], position[:shared])
+    first.attend(0, q[:, :shared], k[:, :shared], v[:, :shared], None)
+    prefix = Prefix(cache, shared)
+    prefix.write(cache, torch.arange(3))
+    context = PrefillContext(cache, [n - shared for n in lengths], slot[late], position[late], prefix)
+    assert context.max_length == 9
+    got = context.attend(0, q[:, late], k[:, late], v[:, late], None)
+    torch.testing.assert_close(got, want[late], atol=1e-5, rtol=1e-5)
+    for i, length in enumerate(lengths):
+        assert torch.equal(cache.k[0][i, :, :length], k[:, slot == i])
+
+
+def test_chunks_cover_all_slots_and_are_cut_where_it_saves_more_than_it_costs():
+    assert chunks_of([9] * 32, heads=2) == [(0, 32, 10)]
+    assert chunks_of([99] * 8 + [9] * 3, heads=2) == [(0, 8, 100), (8, 11, 10)]
+    assert chunks_of([14] * 8 + [9] * 3, heads=2) == [(0, 11, 15)]
+    assert chunks_of([9] * 4 + [99] * 4, heads=2) == [(0, 4, 10), (4, 8, 100)]
+    assert [chunk[:2] for chunk in chunks_of(list(range(0, 25600, 100)), 2)] == [(i, i + 16) for i in range(0, 256, 16)]
 
 
 def test_copied_slots_hold_the_same_tokens():

@@ -55,3 +55,17 @@ def test_a_budget_below_one_sequence_names_numbers_and_keys():
         num_slots_for(2048, 10, 64, bytes_per_token=1024, kv_memory_bytes=2**20)
     text = str(error.value)
     assert "1.0 MiB" in text and "2048 tokens needs 2.0 MiB" in text and "data.max_response_length" in text
+
+
+def test_the_longest_prompts_come_first_and_equal_ones_in_their_order():
+    scheduler = Scheduler([[1], [2, 2, 2], [3, 3], [4, 4]], n=1, num_slots=8)
+    assert rows(scheduler.admit(0, 100)) == [(1,), (2,), (3,), (0,)]
+
+
+def test_the_common_prefix_leaves_each_prompt_a_token_and_has_to_save_a_few_hundred():
+    start = list(range(100))
+    assert Scheduler([[*start, 7], [*start, 8, 9], [*start, 7, 7], [*start, 5]], 1, 8).common_prefix() == 100
+    assert Scheduler([[*start, 7], start, [*start, 7, 7], [*start, 5]], 1, 8).common_prefix() == 99
+    assert Scheduler([[*start, 7], [*start, 8]], 1, 8).common_prefix() == 0  # saves 100
+    assert Scheduler([[*start, 7]] * 9, 5, 8).common_prefix() == 0  # one prompt, computed once anyway
+    assert Scheduler([[i, *start] for i in range(9)], 1, 8).common_prefix() == 0

@@ -63,7 +63,7 @@ def sample(
         top, token = logits.max(-1)
         return token, -(logits - top[:, None]).exp_().sum(-1).log()
     if temperature != 1.0:
-        logits = logits / temperature
+        logits = logits.div_(temperature)
     if top_k > 0 or top_p < 1.0:
         kept, index = _filter(logits, top_k, top_p)
         place, log_prob = _invert(kept, uniform)
@@ -72,14 +72,16 @@ def sample(
 
 
 def _invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Token whose slice of the CDF holds the uniform, and its log-softmax. Logits of -inf are never chosen."""
-    top = logits.amax(-1, keepdim=True)
-    mass = (logits - top).exp_()
+    """Token whose slice of the CDF holds the uniform, and its log-softmax. Logits of -inf are never chosen.
+
+    The logits become their own masses, so there is one (n, V) tensor. A token that is drawn has a mass far above the
+    smallest float, so its logarithm is as exact as the logit."""
+    mass = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
     if logits.shape[1] <= _FEW:
         token = _search(mass.cumsum(-1), uniform[:, None])
     else:
         token = _search_blocks(mass, uniform[:, None])
-    chosen = logits.gather(1, token) - top - mass.sum(-1, keepdim=True).log()
+    chosen = (mass.gather(1, token) / mass.sum(-1, keepdim=True)).log_()
     return token[:, 0], chosen[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""Who is generated when: distinct prompts wait in order and are admitted in whole groups of their samples."""
+"""Who is generated when: distinct prompts wait, the longest first, and come in whole groups of their samples."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steepest.errors import RolloutError
+
+_WORTH_SHARING = 256
+"""Prompt tokens that a common prefix has to save."""
 
 
 @dataclass(frozen=True)
@@ -18,13 +21,15 @@ class Group:
 
 
 class Scheduler:
-    """Waiting groups, first come first served. Row r = prompt index * n + sample index."""
+    """Waiting groups, the longest prompt first. Row r = prompt index * n + sample index."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], n: int, num_slots: int) -> None:
         """Equal prompts share a group. A group larger than `num_slots` is cut, and its prompt prefilled once a cut."""
         by_prompt: dict[tuple[int, ...], list[int]] = {}
         for i, prompt in enumerate(prompts):
             by_prompt.setdefault(tuple(prompt), []).extend(range(i * n, i * n + n))
+        # Longest first: slots of about equal length then lie side by side, which decoding makes use of.
+        by_prompt = dict(sorted(by_prompt.items(), key=lambda item: -len(item[0])))
         self._waiting = deque(
             Group(prompt, tuple(rows[start : start + num_slots]))
             for prompt, rows in by_prompt.items()
@@ -32,6 +37,19 @@ class Scheduler:
         )
         self._num_slots = num_slots
         self._num_waiting = len(prompts) * n
+
+    def first_prompt(self) -> tuple[int, ...]:
+        """Of those that wait."""
+        return self._waiting[0].prompt
+
+    def common_prefix(self) -> int:
+        """How many tokens all waiting prompts begin with, short of the shortest one's last; 0 when sharing them would
+        not save a pass's worth."""
+        prompts = {group.prompt for group in self._waiting}
+        room = min(len(p) for p in prompts) - 1
+        low, high = min(prompts), max(prompts)  # all others lie between these two, and so begin with what they share
+        length = next((i for i in range(room) if low[i] != high[i]), room)
+        return length if length * (len(prompts) - 1) >= _WORTH_SHARING else 0
 
     def __bool__(self) -> bool:
         return bool(self._waiting)

@@ -1,0 +1,111 @@
+"""Which network the engine runs: chosen by layout, device and dtype, and compared with the model before it is used."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from steepest.models.attention import PackedContext
+from steepest.models.causal_lm import CausalLM
+from steepest.rollout.builtin.kv_cache import DecodeContext, KVCache, PrefillContext
+from steepest.rollout.builtin.layout import Layout, UnknownLayout, read_layout
+from steepest.rollout.builtin.linear import can_pack
+from steepest.rollout.builtin.network import FusedNetwork, ModelNetwork, Network
+
+TOLERANCE = 1e-4
+"""Largest accepted difference of log-probs over fp32 weights; weights of other dtypes are not compared closer than
+their own rounding, 0.1."""
+PACKED_SHARE = 1 / 8
+"""Of the machine's memory: packed weights that need more are not made where the policy's own serve as well."""
+_LENGTHS = (5, 7)
+
+
+def choose_network(
+    model: CausalLM, dtype: torch.dtype, max_length: int, total_memory: int
+) -> tuple[Network, tuple[str, ...]]:
+    """The network and what the user should know of the choice."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(next(model.parameters()).device.type, enabled=False):
+            return _choose(model, dtype, max_length, total_memory)
+    finally:
+        model.train(training)
+
+
+def _choose(model: CausalLM, dtype: torch.dtype, max_length: int, total_memory: int) -> tuple[Network, tuple[str, ...]]:
+    try:
+        layout = read_layout(model, max(max_length, sum(_LENGTHS)))
+        held = layout.embedding.weight.dtype
+        check(FusedNetwork(model, layout, held, copies=False, packed=False), model, held)
+        network, notes = _fused(model, layout, dtype, total_memory)
+        if dtype == held:
+            check(network, model, dtype)
+        return network, notes
+    except UnknownLayout as error:
+        note = (
+            f"rollout: {type(model.hf).__name__} runs on its own forward pass, which is slower than the engine's "
+            f"decoder: {error}."
+        )
+        return ModelNetwork(model, dtype), (note,)
+
+
+def _fused(
+    model: CausalLM, layout: Layout, dtype: torch.dtype, total_memory: int
+) -> tuple[FusedNetwork, tuple[str, ...]]:
+    """With copies where they are needed for the dtype, or where packed ones are faster and there is room for them."""
+    shared = all(part.base.weight.dtype == dtype for part in layout.matrices())
+    packed = can_pack(layout.embedding.weight.device, dtype)
+    size = sum(part.base.weight.numel() for part in layout.matrices()) * dtype.itemsize
+    if shared and packed and size > total_memory * PACKED_SHARE:
+        note = (
+            f"rollout: generates with the policy's own weights: a packed copy is faster with few sequences, but would "
+            f"take {size / 2**30:.1f} GiB, more than {PACKED_SHARE:.0%} of this machine's memory."
+        )
+        return FusedNetwork(model, layout, dtype, copies=False, packed=False), (note,)
+    return FusedNetwork(model, layout, dtype, copies=packed or not shared, packed=packed), ()
+
+
+def check(network: Network, model: CausalLM, dtype: torch.dtype) -> None:
+    """Compare log-probs after two prompts and after one more token each with the model's own.
+
+    Raises UnknownLayout when they differ by more than rounding.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.vocab_size, (sum(_LENGTHS),), generator=generator).to(device)
+    positions = torch.cat([torch.arange(n) for n in _LENGTHS]).to(device)
+    want = model.logits(model.hidden_states(ids, positions, PackedContext(_LENGTHS, device)))
+    last = torch.tensor(_LENGTHS, device=device).cumsum(0) - 1
+    found = _in_two_steps(network, ids, positions, last, dtype)
+    difference = max(_difference(want[last - 1], found[0]), _difference(want[last], found[1]))
+    tolerance = TOLERANCE if dtype == torch.float32 else 0.1
+    if not difference <= tolerance:  # also refuses NaN
+        raise UnknownLayout(f"its log-probs differ from the decoder's by {difference:.2g} (allowed {tolerance:.0e})")
+
+
+def _difference(want: Tensor, found: Tensor) -> float:
+    if want.shape != found.shape:
+        return float("inf")
+    return float((F.log_softmax(want, -1) - F.log_softmax(found, -1)).abs().max())
+
+
+def _in_two_steps(
+    network: Network, ids: Tensor, positions: Tensor, last: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Logits after all but the last token of each prompt, by a prefill; and after the last, by a decoding step."""
+    device = ids.device
+    cache = KVCache(network.shapes(), dtype, device)
+    cache.lay_out(len(_LENGTHS), max(_LENGTHS))
+    slots = torch.arange(len(_LENGTHS), device=device)
+    early = torch.ones(len(ids), dtype=torch.bool, device=device)
+    early[last] = False
+    lengths = [n - 1 for n in _LENGTHS]
+    of_token = slots.repeat_interleave(torch.tensor(lengths, device=device))
+    prefill = PrefillContext(cache, lengths, of_token, positions[early])
+    ends = torch.tensor(lengths, device=device).cumsum(0) - 1
+    first = network.logits(network.hidden_states(ids[early], positions[early], prefill, ends))
+    chunks = [(i, i + 1, length) for i, length in enumerate(_LENGTHS)]
+    decode = DecodeContext(cache, positions[last], slots, chunks)
+    return first, network.logits(network.hidden_states(ids[last], positions[last], decode, None))

@@ -1,0 +1,198 @@
+"""What the engine runs: a decoder of its own on fused weights where the model's layout is known, else the model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from steepest.models.attention import AttentionContext, RecordingContext
+from steepest.models.causal_lm import CausalLM
+from steepest.rollout.builtin.layout import Layer, Layout, Matrix, Norm
+from steepest.rollout.builtin.linear import FusedLinear, Linear, OwnLinear, PackedLinear, Sink
+
+_SMALL = 1 << 22
+"""Up to this many weights a second, plain copy is made for many rows: such a model's time goes into the number of
+operations, and fused projections are fewer."""
+
+
+class Network(Protocol):
+    """The policy as the engine computes it."""
+
+    copies: bool
+    """Whether it holds copies of weights, which `refresh` has to renew after an update."""
+
+    def hidden_states(self, ids: Tensor, positions: Tensor, context: AttentionContext, rows: Tensor | None) -> Tensor:
+        """Last hidden states, final norm included, of the tokens `rows` (None: of all): (n, hidden)."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(n, hidden) -> (n, V) f32, which the caller may overwrite."""
+        ...
+
+    def shapes(self) -> dict[int, tuple[int, int, int]]:
+        """layer -> (key/value heads, key dimension, value dimension)"""
+        ...
+
+    @property
+    def copied_bytes(self) -> int:
+        """What copies of weights take now."""
+        ...
+
+    def refresh(self) -> None:
+        """Renew copies, in place."""
+        ...
+
+    def free(self) -> None:
+        """Give copies back until the next refresh, where that is possible."""
+        ...
+
+
+class ModelNetwork:
+    """The model's own forward: on the policy itself, or on a copy in another dtype."""
+
+    def __init__(self, source: CausalLM, dtype: torch.dtype) -> None:
+        self.copies = any(p.dtype != dtype for p in source.hf.parameters())
+        self._source = source
+        self._model = source.copy_as(dtype) if self.copies else source
+
+    def hidden_states(self, ids: Tensor, positions: Tensor, context: AttentionContext, rows: Tensor | None) -> Tensor:
+        model = self._model
+        training = model.training
+        model.eval()
+        try:
+            hidden = model.hidden_states(ids, positions, context)
+        finally:
+            model.train(training)
+        return hidden if rows is None else hidden[rows]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self._model.logits(hidden)
+
+    def shapes(self) -> dict[int, tuple[int, int, int]]:
+        device = next(self._model.parameters()).device
+        context = RecordingContext([1], device)
+        one = torch.zeros(1, dtype=torch.int64, device=device)
+        self.hidden_states(one, one, context, None)
+        return context.shapes
+
+    @property
+    def copied_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self._model.hf.parameters()) if self.copies else 0
+
+    def refresh(self) -> None:
+        if self.copies:
+            self._model.write_weights(self._source.named_weights())
+
+    def free(self) -> None:
+        """The copy stays: the next refresh writes into it."""
+
+
+class FusedNetwork:
+    """Our own decoder: few operations a layer, fused projections, residual stream in fp32."""
+
+    def __init__(self, source: CausalLM, layout: Layout, dtype: torch.dtype, *, copies: bool, packed: bool) -> None:
+        """`copies`: with weights of its own, `packed` for oneDNN or plain; else on the policy's."""
+        self.copies = copies
+        self._source, self._layout, self._dtype, self._packed = source, layout, dtype, packed
+        self._shared = all(part.base.weight.dtype == dtype for part in layout.matrices())
+        self._small = sum(part.base.weight.numel() for part in layout.matrices()) <= _SMALL
+        self._cos, self._sin = layout.cos.to(dtype), layout.sin.to(dtype)
+        self._layers = [
+            (
+                layer,
+                self._linear(*layer.qkv),
+                self._linear(layer.output),
+                self._linear(*layer.gate_up),
+                self._linear(layer.down),
+            )
+            for layer in layout.layers
+        ]
+        self._head = self._linear(layout.head)
+        self.refresh()
+
+    def _linear(self, *parts: Matrix) -> Linear:
+        if not self.copies:
+            return OwnLinear(parts)
+        if not self._packed:
+            return FusedLinear(parts, self._dtype)
+        many: Linear | None = None
+        if self._small:
+            many = FusedLinear(parts, self._dtype)
+        elif self._shared:
+            many = OwnLinear(parts)
+        return PackedLinear(parts, self._dtype, many)
+
+    def _linears(self) -> list[Linear]:
+        return [linear for _, *four in self._layers for linear in four] + [self._head]
+
+    def hidden_states(self, ids: Tensor, positions: Tensor, context: AttentionContext, rows: Tensor | None) -> Tensor:
+        layout = self._layout
+        x = layout.embedding.weight.index_select(0, ids).float()
+        if layout.embedding_scale != 1.0:
+            x *= layout.embedding_scale
+        cos, sin = (table.index_select(0, positions)[:, None] for table in (self._cos, self._sin))
+        for index, (layer, qkv, output, gate_up, down) in enumerate(self._layers):
+            attended = self._attend(index, layer, qkv(self._norm(layer.input_norm, x)), cos, sin, context)
+            if rows is not None and index == len(self._layers) - 1:
+                # Of the last layer the others are needed only as keys and values.
+                x, attended = x[rows], attended[rows]
+            x += output(attended)
+            gate, up = gate_up(self._norm(layer.post_norm, x)).chunk(2, -1)
+            gate = F.silu(gate, inplace=True) if isinstance(layer.activation, torch.nn.SiLU) else layer.activation(gate)
+            x += down(gate.mul_(up))
+        return self._norm(layout.norm, x)
+
+    def _norm(self, norm: Norm, x: Tensor) -> Tensor:
+        return norm(x).to(self._dtype)
+
+    def _attend(
+        self, index: int, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext
+    ) -> Tensor:
+        """Norms of the heads, rotation in place, attention: (N, outputs of qkv) -> (N, H * D)."""
+        layout = self._layout
+        heads, both = layout.num_heads, layout.num_heads + layout.num_kv_heads
+        split = qkv.view(len(qkv), -1, layout.head_dim)
+        turned = split[:, :both]
+        if layer.head_norms is not None:
+            q_norm, k_norm = layer.head_norms
+            parts = q_norm(turned[:, :heads].float()), k_norm(turned[:, heads:].float())
+            turned = torch.cat(parts, 1).to(qkv.dtype)
+        half = layout.head_dim // 2
+        rotated = turned * cos
+        rotated[..., :half].addcmul_(turned[..., half:], sin[..., :half])
+        rotated[..., half:].addcmul_(turned[..., :half], sin[..., half:])
+        query, key, value = (x.transpose(0, 1) for x in (rotated[:, :heads], rotated[:, heads:], split[:, both:]))
+        return context.attend(index, query, key, value, layer.scale).flatten(1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = self._head(hidden).float()
+        if self._layout.logit_scale != 1.0:
+            logits *= self._layout.logit_scale
+        cap = self._layout.softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def shapes(self) -> dict[int, tuple[int, int, int]]:
+        return self._layout.shapes
+
+    @property
+    def copied_bytes(self) -> int:
+        return sum(linear.copied_bytes for linear in self._linears())
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        sinks: dict[str, list[Sink]] = {}
+        for linear in self._linears():
+            for name, takers in linear.sinks().items():
+                sinks.setdefault(name, []).extend(takers)
+        if sinks:
+            for name, tensor in self._source.named_weights():
+                for sink in sinks.pop(name, ()):
+                    sink(tensor)
+        assert not sinks, f"weights without a source: {sorted(sinks)}"
+
+    def free(self) -> None:
+        for linear in self._linears():
+            linear.free()
