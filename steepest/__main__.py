@@ -98,6 +98,29 @@ def sft(context: typer.Context) -> None:
     raise typer.Exit(run_entry(call, context.args))
 
 
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="Run folder, checkpoint (global_step_N), or folder of an adapter.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; it must be empty or new.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, not merged.")] = False,
+    base: Annotated[str | None, typer.Option(help="The adapter's base model, if it was moved.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run Python code that comes with the base model.")] = False,
+) -> None:
+    """Write a trained policy as a Hugging Face folder that other programs load. A LoRA adapter is merged.
+
+    Of a run folder the newest checkpoint is taken; of another one give its own folder.
+
+    Example: [bold]steepest export checkpoints/steepest/ppo --to my-model[/bold]
+    """
+
+    def call() -> None:
+        from steepest.trainer.export import export as run
+
+        typer.echo(f"wrote {run(source, to, as_adapter=adapter, base=base, trust_remote_code=trust_remote_code)}")
+
+    raise typer.Exit(guarded(call))
+
+
 def _tell(written: Mapping[str, WrittenFile]) -> None:
     for file in written.values():
         typer.echo(f"wrote {file.path} ({file.num_rows:,} rows)")

@@ -22,6 +22,7 @@ LAYERS = {
     "registry": 0.2,
     "versions": 0.2,
     "checks": 0.2,
+    "cores": 0.2,
     "config": 0.3,
     "hub": 0.5,
     "core": 1.0,
@@ -54,13 +55,24 @@ HOMES = {
     "huggingface_hub": ("hub/",),
     "modelscope": ("hub/",),
     "modelscope_hub": ("hub/",),
+    "peft": ("models/lora.py", "trainer/export.py"),
 }
 """Module or attribute -> the only files (or folders, with a slash) that may name it."""
 
 WITHOUT_TORCH = ("config", "hub", "rewards", "data")
 """Folders that never import torch."""
 
-WITHOUT_TORCH_AT_IMPORT = ("loggers", "doctor", "versions", "checks", "__init__", "__main__", "errors", "registry")
+WITHOUT_TORCH_AT_IMPORT = (
+    "loggers",
+    "doctor",
+    "versions",
+    "checks",
+    "cores",
+    "__init__",
+    "__main__",
+    "errors",
+    "registry",
+)
 """Places that may import torch inside a function only."""
 
 
@@ -209,6 +221,7 @@ FORBIDDEN = [
     ("data/prepare/gsm8k.py", "from modelscope_hub import HubApi\n", 1, "modelscope_hub may be named only in hub/"),
     ("models/load.py", "import huggingface_hub\n", 1, "huggingface_hub may be named only in hub/"),
     ("loggers/jsonl.py", "import torch\n", 1, "loggers imports torch inside functions only"),
+    ("training/actor.py", "import peft\n", 1, "peft may be named only in models/lora.py, trainer/export.py"),
     ("somewhere/new.py", "", 1, "has no layer"),
 ]
 

@@ -89,8 +89,8 @@ def _own_docs(schema: type) -> dict[str, str]:
 def _default_text(leaf: tree.Leaf) -> str:
     if leaf.required:
         return "required"
-    value = list(leaf.default) if leaf.is_list else leaf.default
-    if leaf.is_list and leaf.length is None and len(value) == 1:
+    value = list(leaf.default) if isinstance(leaf.default, tuple) else leaf.default
+    if isinstance(value, list) and leaf.length is None and len(value) == 1:
         value = value[0]
     return _yaml_value(value)
 

@@ -3,7 +3,7 @@
     arguments.py  text                -> assignments, in order (file first, then command line)
     this file     assignments         -> known keys with values of the right type
     resolve.py    null                -> derived values
-    rules.py      the whole           -> problems;  no_effect.py -> warnings
+    rules.py      the whole           -> problems;  no_effect.py -> warnings; rules_lora.py: those about LoRA
 
 Nothing here imports torch or opens a data file.
 """
@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from steepest.config import describe, no_effect, refused, resolve, rules, tree
+from steepest.config import describe, no_effect, refused, resolve, rules, rules_lora, tree
 from steepest.config.arguments import COMMAND_LINE, Arguments, Assignment, read_arguments
 from steepest.config.environment import SWITCHES
 from steepest.config.keys import KeyBook
@@ -51,7 +51,7 @@ PPO_JOB = Job(
     "steepest.trainer.main_ppo",
     KeyBook(tree.leaves(Config), refused.REFUSED, refused.NO_EFFECT, refused.ALIASES),
     resolve.resolve_ppo,
-    rules.PPO_RULES,
+    [*rules.PPO_RULES, *rules_lora.LORA_RULES],
     no_effect.PPO_IDLE,
     no_effect.PPO_WARNINGS,
 )
@@ -60,7 +60,7 @@ SFT_JOB = Job(
     "steepest.trainer.main_sft",
     KeyBook(tree.leaves(SFTConfig), refused.SFT_REFUSED, refused.SFT_NO_EFFECT),
     resolve.resolve_sft,
-    rules.SFT_RULES,
+    [*rules.SFT_RULES, *rules_lora.SFT_LORA_RULES],
     no_effect.SFT_IDLE,
 )
 
@@ -189,7 +189,7 @@ class _Loading(Generic[ConfigT]):
         if a.check_value and present != a.value:
             self._blame(leaf.key, a, f"~{leaf.key}={a.value}: the value is {present}.")
             return
-        default = list(leaf.default) if leaf.is_list else copy.deepcopy(leaf.default)
+        default = list(leaf.default) if isinstance(leaf.default, tuple) else copy.deepcopy(leaf.default)
         OmegaConf.update(self.node, leaf.key, default, merge=False)
         self.sources.pop(leaf.key, None)
         self.bad.discard(leaf.key)
@@ -278,7 +278,7 @@ class _Loading(Generic[ConfigT]):
         if self.sources[key] == COMMAND_LINE:
             return True
         leaf = self.book.leaves[key]
-        default = list(leaf.default) if leaf.is_list else leaf.default
+        default = list(leaf.default) if isinstance(leaf.default, tuple) else leaf.default
         tree.put(values, key, default)
         self.job.resolve(values, lambda k: k in self.sources and k != key)
         return bool(tree.get(values, key) != given[key])

@@ -80,6 +80,11 @@ def _rollout(c: Config) -> Any:
     return c.actor_rollout_ref.rollout
 
 
+def _lora(section: str, get: Callable[[Any], Any]) -> Idle:
+    names = _names(section, "lora_alpha target_modules exclude_modules")
+    return Idle(names, lambda c: get(c).lora_rank == 0, f"{section}.lora_rank=0 trains all weights, without an adapter")
+
+
 PPO_IDLE = [
     Idle(
         ("critic", "algorithm.bootstrap_truncated"),
@@ -125,6 +130,11 @@ PPO_IDLE = [
         ("critic.loss_scale_factor",),
         lambda c: not str(c.critic.loss_agg_mode).endswith("-norm"),
         "no -norm loss_agg_mode",
+    ),
+    Idle(
+        (f"{ACTOR}.use_prefix_sharing",),
+        lambda c: _rollout(c).n == 1,
+        f"{ROLLOUT}.n=1: no two responses have one prompt",
     ),
     Idle((f"{ACTOR}.data_loader_seed",), lambda c: not _actor(c).shuffle, f"{ACTOR}.shuffle is off"),
     Idle(("critic.data_loader_seed",), lambda c: not c.critic.shuffle, "critic.shuffle is off"),
@@ -172,6 +182,19 @@ PPO_IDLE = [
         lambda c: _rollout(c).max_model_len > c.data.max_prompt_length + c.data.max_response_length,
         "no sequence is longer than data.max_prompt_length + data.max_response_length",
     ),
+    Idle(
+        _names("critic", "model.enable_gradient_checkpointing model.lora_alpha model.target_modules fsdp.dtype")
+        + _names("critic.model", "exclude_modules"),
+        lambda c: c.critic.share_base == "head",
+        "critic.share_base=head trains a value head alone, on hidden states that are there already",
+    ),
+    Idle(
+        _names("critic", "forward_micro_batch_size_per_gpu forward_max_token_len_per_gpu"),
+        lambda c: c.critic.share_base == "head" and uses_reference(c),
+        "critic.share_base=head reads its values in the reference's own pass",
+    ),
+    _lora(MODEL, lambda c: c.actor_rollout_ref.model),
+    _lora("critic.model", lambda c: c.critic.model),
     *_of_a_hub(MODEL, lambda c: c.actor_rollout_ref.model),
     *_of_a_hub("critic.model", lambda c: c.critic.model),
     *_optim(f"{ACTOR}.optim", lambda c: _actor(c).optim),
@@ -185,6 +208,7 @@ SFT_IDLE = [
     ),
     Idle(_names("data", "val_max_samples"), lambda c: not c.data.val_files, "there are no data.val_files"),
     Idle(("trainer.test_freq",), lambda c: not c.data.val_files, "there are no data.val_files"),
+    _lora("model", lambda c: c.model),
     *_of_a_hub("model", lambda c: c.model),
     *_optim("optim", lambda c: c.optim),
 ]
@@ -264,6 +288,21 @@ def filtered_sampling(given: dict[str, Any], config: Config) -> Iterator[str]:
         )
 
 
+def small_lora_rate(given: dict[str, Any], config: Config) -> Iterator[str]:
+    """LoRA with the learning rate that suits all weights."""
+    arr, critic = config.actor_rollout_ref, config.critic
+    sections = [(f"{ACTOR}.optim.lr", arr.model.lora_rank > 0, arr.actor.optim.lr, "1e-5")]
+    if critic.enable is not False:
+        sections.append(("critic.optim.lr", critic.model.lora_rank > 0, critic.optim.lr, "1e-4"))
+        sections.append(("critic.optim.lr", critic.share_base == "head", critic.optim.lr, "1e-3"))
+    for key, trains_little, lr, usual in sections:
+        if trains_little and key not in given:
+            yield (
+                f"{key}={lr:g} is the default for all weights; with so few of them trained, about {usual} is usual: "
+                "see docs/lora.md."
+            )
+
+
 PPO_WARNINGS: list[Callable[[dict[str, Any], Config], Iterator[str]]] = [
     overruled_micro_batches,
     critic_forward_is_overruled,
@@ -271,4 +310,5 @@ PPO_WARNINGS: list[Callable[[dict[str, Any], Config], Iterator[str]]] = [
     gradient_free_kl,
     kl_is_ignored,
     filtered_sampling,
+    small_lora_rate,
 ]

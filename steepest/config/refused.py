@@ -38,7 +38,10 @@ _ONE_PROCESS = "This version runs in one process"
 _OFF = (False, None)
 _MULTI_TURN = "Conversations with tools are not part of this version; a response is one turn"
 _TRACE = "There is no profiler; timing_s/* and perf/* are logged each step"
-_LORA = "LoRA is not part of this version; all weights are trained"
+_FROM_ADAPTER = (
+    "The reference of a run with LoRA is the model without its adapter, so a run cannot begin in the middle of one: "
+    "merge it first (steepest export ADAPTER --to FOLDER) and begin from that folder"
+)
 _LENGTHS = "One length for data and rollout: data.max_prompt_length and data.max_response_length"
 _CKPT_CONTENTS = tuple(
     list(names)
@@ -94,11 +97,12 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     (f"{ACTOR}.policy_loss", "Only the vanilla loss (PPO's clip with dual clip) is part of this version.", ()),
     (f"{ACTOR}.calculate_entropy", "Entropy is always computed and logged as actor/entropy.", (True, False)),
     (f"{ACTOR}.calculate_sum_pi_squared", "This statistic is not computed.", _OFF),
-    (f"{{{ACTOR},{REF}}}.use_torch_compile", "Nothing is compiled.", _OFF),
+    (f"{{{ACTOR},{REF}}}.use_torch_compile", "Nothing is compiled: docs/passes.md has the measurement.", _OFF),
     (f"{{{ACTOR},{MODEL},critic.model}}.use_fused_kernels", "Log-probs are computed in chunks without it.", _OFF),
     (f"{{{ACTOR},{MODEL},critic.model}}.use_remove_padding", "Sequences are always packed without padding.", (True,)),
     (f"{{{ACTOR},{MODEL},critic.model}}.use_liger", "Liger kernels are not used.", _OFF),
-    (f"{ACTOR}.{{use_prefix_grouper,freeze_vision_tower}}", "Not read by verl's default path either.", _OFF),
+    (f"{ACTOR}.freeze_vision_tower", "Not read by verl's default path either.", _OFF),
+    (f"{ACTOR}.use_prefix_grouper", f"Read by verl's old trainer only: use {ACTOR}.use_prefix_sharing.", _OFF),
     (f"{{{ACTOR},{REF},critic}}.rollout_n", f"A mirror of {ROLLOUT}.n: use that.", ()),
     (f"{{{ACTOR},{REF},critic}}.ulysses_sequence_parallel_size", f"{_ONE_PROCESS}; no sequence parallelism.", (1,)),
     (
@@ -151,9 +155,9 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     (f"{{{MODEL},critic.model}}.hf_config_path", "The config.json beside the weights: override_config.", (None,)),
     (f"{{{MODEL},critic.model}}.external_lib", "No foreign import at start; see trust_remote_code.", (None,)),
     (f"{{{MODEL},critic.model}}.enable_activation_offload", "Use enable_gradient_checkpointing.", _OFF),
-    (f"{{{MODEL},critic.model}}.lora_rank", f"{_LORA}.", (0,)),
-    (f"{{{MODEL},critic.model}}.{{lora_alpha,target_modules,exclude_modules,lora_adapter_path}}", f"{_LORA}.", (None,)),
-    (f"{{{MODEL},critic.model}}.lora", f"{_LORA}.", _OFF),
+    (f"{{{MODEL},critic.model}}.lora_adapter_path", f"{_FROM_ADAPTER}.", (None,)),
+    (f"{{{MODEL},critic.model}}.lora.rank", "Megatron's key: use model.lora_rank.", (0,)),
+    (f"{{{MODEL},critic.model}}.lora", "Megatron's keys: use model.lora_rank, lora_alpha, target_modules.", _OFF),
     (f"{{{MODEL},critic.model}}.{{fused_kernel_options,tiled_mlp}}", "There are no such kernels.", _OFF),
     (f"{{{MODEL},critic.model,{ROLLOUT}}}.mtp", "Multi-token prediction is not part of this version.", _OFF),
     ("actor_rollout_ref.hybrid_engine", "Rollout and training share the process.", (True,)),
@@ -181,7 +185,11 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     (f"{ROLLOUT}.trace", "Responses are written by trainer.rollout_data_dir.", _OFF),
     (f"{ROLLOUT}.{{enable_rollout_routing_replay,moe_load_balance_metrics_interval}}", "Not for MoE yet.", (False, 0)),
     (f"{ROLLOUT}.prometheus", "Metrics go to trainer.logger.", _OFF),
-    (f"{ROLLOUT}.load_format", "vLLM starts empty and gets the actor's weights from memory.", ("dummy", "auto")),
+    (
+        f"{ROLLOUT}.load_format",
+        "vLLM starts empty and gets the actor's weights from memory.",
+        ("dummy", "auto", "safetensors"),
+    ),
     (f"{ROLLOUT}.layered_summon", "Weights go to vLLM tensor by tensor.", (True, False)),
     (f"{ROLLOUT}.multi_stage_wake_up", "Weights wake before they are replaced, the KV cache after.", (True, False)),
     (f"{ROLLOUT}.skip_tokenizer_init", "Token ids go in and out; the engine needs no tokenizer.", (True, False)),
@@ -238,7 +246,8 @@ SFT_REFUSED = {
     key: Refusal(reason, agrees)
     for pattern, reason, agrees in [
         ("model.partial_pretrain", "Use model.path.", ()),
-        ("model.{lora_rank,lora_alpha,target_modules,lora}", f"{_LORA}.", (0, None)),
+        ("model.lora_adapter_path", f"{_FROM_ADAPTER}.", (None,)),
+        ("model.lora", "Use model.lora_rank, lora_alpha, target_modules.", (0, None)),
         ("model.{fsdp_config,use_shm,external_lib,strategy}", f"{_ONE_PROCESS}; nothing is sharded.", (None, False)),
         ("model.use_liger", "Liger kernels are not used.", _OFF),
         ("{use_remove_padding,model.use_remove_padding}", "Sequences are always packed without padding.", (True,)),

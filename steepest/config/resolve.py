@@ -88,6 +88,17 @@ def _resolve_models(d: Deriver, is_set: IsSet) -> None:
     if d["critic.model.path"] == d[f"{MODEL}.path"] and d["critic.model.hub"] == d[f"{MODEL}.hub"]:
         d.copy(f"{MODEL}.revision", "critic.model.revision")
     d.copy(f"{MODEL}.enable_gradient_checkpointing", "critic.model.enable_gradient_checkpointing")
+    _resolve_lora(d)
+
+
+def _resolve_lora(d: Deriver) -> None:
+    if d["critic.share_base"] == "adapter":
+        d.copy(f"{MODEL}.lora_rank", "critic.model.lora_rank")
+    d.fill("critic.model.lora_rank", 0, "critic.share_base")
+    if d["critic.share_base"] is not None and not d["critic.model.override_config"]:
+        put(d.tree, "critic.model.override_config", dict(d[f"{MODEL}.override_config"]))
+    for name in ("lora_alpha", "target_modules", "exclude_modules"):
+        d.copy(f"{MODEL}.{name}", f"critic.model.{name}")
 
 
 def _resolve_critic(d: Deriver) -> None:

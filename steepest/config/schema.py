@@ -130,6 +130,12 @@ class ActorConfig:
     """Estimator of that KL term; a trailing + keeps the value and takes the gradient of k2."""
     ppo_epochs: Positive = 1
     """Passes over a step's batch."""
+    old_log_probs: Literal["auto", "recompute"] = "auto"
+    """Log-probs before the update. auto: no pass of their own where the update's or the engine's can stand in (the
+    engine's are checked on a sample of rows in each step); recompute: a pass in each step. Ours, not verl's."""
+    use_prefix_sharing: bool | None = None
+    """Compute the prompt of a group's `rollout.n` responses once a pass, in actor, reference and critic; null: on where
+    it can be, which is on the CPU. verl: `use_prefix_grouper`, off."""
     shuffle: bool = False
     """Shuffle the rows before they are cut into mini-batches, anew for each pass."""
     data_loader_seed: Seed = 42
@@ -166,6 +172,9 @@ class CriticConfig:
 
     enable: bool | None = None
     """null: on when the advantage estimator needs values."""
+    share_base: Literal["adapter", "head"] | None = None
+    """With LoRA, no model of the critic's own: adapter: a second adapter and a value head on the actor's frozen base;
+    head: a value head alone, on hidden states of the reference's pass. Ours, not verl's."""
     model: CriticModelConfig = field(default_factory=CriticModelConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5))
     fsdp: CriticComputeConfig = field(default_factory=CriticComputeConfig)

@@ -11,7 +11,9 @@ from steepest.config.schema_types import (
     File,
     Mapping,
     MinusOneOr,
+    NonNegative,
     NonNegativeFloat,
+    Positive,
     PositiveFloat,
     RequiredFile,
     Share,
@@ -41,6 +43,14 @@ class ModelConfig:
     """Values that replace those of the model's config.json, e.g. `{max_position_embeddings: 8192}`."""
     enable_gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more compute for much less memory. verl: on."""
+    lora_rank: NonNegative = 0
+    """Train a LoRA adapter of this rank on the frozen model, which then also is the reference; 0: train all weights."""
+    lora_alpha: Positive = 16
+    """The adapter's output is scaled by `lora_alpha / lora_rank`."""
+    target_modules: tuple[str, ...] = ("all-linear",)
+    """Linear layers that get the adapter, by name, e.g. `[q_proj,v_proj]`; all-linear: all but the head."""
+    exclude_modules: tuple[str, ...] | None = None
+    """Of those, the ones left out, by name."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,15 @@ class CriticModelConfig:
     """Values that replace those of the model's config.json."""
     enable_gradient_checkpointing: bool = DERIVED
     """Recompute activations in the backward pass; null: the actor's."""
+    lora_rank: NonNegative = DERIVED
+    """Train a LoRA adapter and the value head on the frozen model; 0: all weights. null: 0, with
+    `critic.share_base=adapter` the actor's."""
+    lora_alpha: Positive = DERIVED
+    """The adapter's output is scaled by `lora_alpha / lora_rank`; null: the actor's."""
+    target_modules: tuple[str, ...] = DERIVED
+    """Linear layers that get the adapter, by name; null: the actor's."""
+    exclude_modules: tuple[str, ...] | None = None
+    """Of those, the ones left out, by name; null: the actor's."""
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def _twin_field(leaf: Leaf) -> tuple[Any, Any]:
     kind: Any = dict[str, Any] if leaf.base is dict else leaf.base
     kind = list[kind] if leaf.is_list else kind
     kind = typing.Optional[kind] if leaf.optional else kind  # noqa: UP045 (built at run time)
-    default = list(leaf.default) if leaf.is_list else leaf.default
+    default = list(leaf.default) if isinstance(leaf.default, tuple) else leaf.default
     return kind, dataclasses.field(default_factory=lambda: default)
 
 

@@ -31,6 +31,7 @@ class Package:
 PACKAGES = (
     Package("torch", ">=2.10,<2.14", "2.13.0", places=2),
     Package("transformers", ">=4.57", "5.24.0", places=2),
+    Package("peft", ">=0.21", "0.21.0", places=2),
     Package("tokenizers", ">=0.21", "0.23.3", places=2),
     Package("safetensors", ">=0.4.5", "0.8.0", places=2),
     Package("huggingface_hub", ">=0.34", "2.4.0"),

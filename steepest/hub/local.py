@@ -27,6 +27,11 @@ def local_model(path: Path | str) -> Path:
         return local
     if (local / "config.json").is_file():
         return local
+    if (local / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{local}: a LoRA adapter without its base model. Merge it first (steepest export {local} --to FOLDER) and "
+            "use that folder."
+        )
     files = sorted(local.glob("*.gguf"))
     if len(files) == 1:
         return files[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from steepest.core.log_probs import token_log_probs
 from steepest.errors import ModelError
 from steepest.models.attention import IMPLEMENTATION, SUPPORTED, AttentionContext
+from steepest.models.flops import count_backbone, count_head
 from steepest.models.packing import Packed
 from steepest.models.quiet import quiet_transformers
 from steepest.models.varlen import Attention
@@ -25,6 +27,9 @@ class CausalLM(nn.Module):
     `hf` is the transformers model with Steepest's packed attention; its weights are fp32 masters, and the trainer's
     autocast decides what is computed in bf16. Dropout is off in training mode too.
     """
+
+    has_adapter = False
+    """Whether `hf` has LoRA layers (see `LoraCausalLM`), so that its matrices are not all there is to its weights."""
 
     def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
@@ -58,7 +63,14 @@ class CausalLM(nn.Module):
         """
         hidden = self.hidden_states(packed.input_ids, packed.position_ids, self.attention.context(packed))
         hidden = hidden.index_select(0, packed.predict_index)
+        return self.score(hidden, packed, temperature=temperature, with_entropy=with_entropy)
+
+    def score(
+        self, hidden: Tensor, packed: Packed, *, temperature: float = 1.0, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """`log_probs` from the (M, hidden) states at `predict_index`, for who needs the states too."""
         head = self.hf.get_output_embeddings()
+        count_head(head.weight, hidden)
         scale, softcap = logit_transform(self.config)
         return token_log_probs(
             hidden,
@@ -87,6 +99,26 @@ class CausalLM(nn.Module):
         """Write a Hugging Face folder: safetensors in memory's dtype, config, generation config, tokenizer."""
         save_folder(self.hf, folder, tokenizer)
 
+    def saved_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What `save` writes, and what an optimizer may train, by name."""
+        return self.named_parameters()
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight once under its Hugging Face name, as the policy computes with it now; a tied head is the
+        embedding. Live tensors here, merged ones of a model with an adapter: for who keeps or writes weights."""
+        seen: set[int] = set()
+        for name, tensor in self.hf.state_dict().items():
+            if tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
+                yield name, tensor
+
+    @torch.no_grad()
+    def write_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Take over what another model's `named_weights` gives, in place, in the dtype that is here."""
+        own = self.hf.state_dict()
+        for name, tensor in weights:
+            own[name].copy_(tensor)
+
     def copy_as(self, dtype: torch.dtype) -> CausalLM:
         """A frozen copy with weights in `dtype`. Tied weights stay tied; buffers (rotary tables) keep their dtype."""
         # deepcopy looks here before it copies: each weight is converted once, wherever it is used.
@@ -105,7 +137,9 @@ def run_backbone(backbone: nn.Module, input_ids: Tensor, position_ids: Tensor, c
         use_cache=False,
         attention_context=context,
     )
-    return output.last_hidden_state[0]
+    hidden: Tensor = output.last_hidden_state[0]
+    count_backbone(backbone, len(input_ids), context, backward=hidden.requires_grad)
+    return hidden
 
 
 def set_packed_attention(hf: PreTrainedModel) -> None:

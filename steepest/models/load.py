@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -207,12 +208,20 @@ def _finish(hf: PreTrainedModel) -> PreTrainedModel:
     for parameter in hf.parameters():
         # Weights may still be views into the file, at whatever alignment they have in it. On a CPU the alignment picks
         # the kernel and so the last bits of a product: two files with the same weights would not train alike.
-        parameter.data = parameter.data.clone()
+        if not _owns_memory(parameter.data):
+            parameter.data = parameter.data.clone()
     for module in hf.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     hf.config.__dict__.pop("quantization_config", None)
     return hf
+
+
+def _owns_memory(weight: Tensor) -> bool:
+    """Whether a weight is all there is in its memory, and torch has taken that: what is mapped from a file cannot be
+    resized."""
+    storage = weight.untyped_storage()
+    return storage.resizable() and storage.nbytes() == weight.numel() * weight.element_size()
 
 
 def _as_ids(value: int | list[int] | None) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from steepest.models.causal_lm import check_length, run_backbone, save_folder, set_packed_attention
+from steepest.models.flops import count_head
 from steepest.models.packing import Packed
 from steepest.models.varlen import Attention
 
@@ -62,13 +64,15 @@ class ValueModel(nn.Module):
         context = self.attention.context(packed)
         hidden = run_backbone(self.hf.base_model, packed.input_ids, packed.position_ids, context)
         index = torch.cat([packed.predict_index, packed.final_index]) if with_final else packed.predict_index
-        values = self._head_values(hidden.index_select(0, index))
+        values = self.head_values(hidden.index_select(0, index))
         if not with_final:
             return values, None
         num_targets = len(packed.targets)
         return values[:num_targets], values[num_targets:]
 
-    def _head_values(self, hidden: Tensor) -> Tensor:
+    def head_values(self, hidden: Tensor) -> Tensor:
+        """(n, hidden) last states -> (n,) f32 values."""
+        count_head(self.score.weight, hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             bias = None if self.score.bias is None else self.score.bias.float()
             return F.linear(hidden.float(), self.score.weight.float(), bias)[:, 0]
@@ -83,6 +87,10 @@ class ValueModel(nn.Module):
         if self.own_head is not None:
             state = {name: tensor.detach().contiguous() for name, tensor in self.own_head.state_dict().items()}
             save_file(state, Path(folder) / HEAD_FILE)
+
+    def saved_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What `save` writes, and what an optimizer may train, by name."""
+        return self.named_parameters()
 
     def load_own_head(self, folder: Path) -> None:
         """Read HEAD_FILE of a folder that `save` wrote, if it is there."""

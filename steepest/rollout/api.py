@@ -64,6 +64,11 @@ class RolloutEngine(Protocol):
     notes: tuple[str, ...]
     """What the user should know about the engine, said once at start."""
 
+    @property
+    def copied_bytes(self) -> int:
+        """What its copies of the policy's weights take now."""
+        ...
+
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[list[Completion]]:
         """`sampling.n` completions for each prompt, in the order of the prompts. Raises RolloutError."""
         ...

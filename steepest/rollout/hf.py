@@ -53,6 +53,11 @@ class HFEngine:
         self.version = 0
         self.notes: tuple[str, ...] = ()
 
+    @property
+    def copied_bytes(self) -> int:
+        """See RolloutEngine: the weights are the policy's own."""
+        return 0
+
     def load_weights(self, version: int) -> None:
         """Note the version; the weights are the policy's own."""
         self.version = version

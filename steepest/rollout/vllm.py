@@ -83,6 +83,7 @@ class VLLMEngine:
         self._loaded: list[tuple[int, int]] | None = None
         self._weights = _Weights(llm)
         self.version = 0
+        self.copied_bytes = sum(p.numel() for p in model.parameters()) * dtype.itemsize
         self.notes = tuple(notes)
         """Sentences for the user, said once at start."""
 
@@ -174,7 +175,7 @@ class VLLMEngine:
     def _compare_bits(self) -> None:
         version = self.version
         found = self._llm.apply_model(lambda model: weight_check.engine_digest(model, version))[0]
-        wrong = weight_check.differences(weight_check.policy_digest(self._model.hf, self._dtype, version), found)
+        wrong = weight_check.differences(weight_check.policy_digest(self._model, self._dtype, version), found)
         if wrong:
             raise RolloutError(
                 f"after the update to version {version}, vLLM's weights differ from the policy's in: "
@@ -235,11 +236,8 @@ def _load_into(model: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
 
 
 def _stream(model: CausalLM, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    seen: set[int] = set()
-    for name, tensor in model.hf.state_dict().items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            yield name, tensor.detach().to(dtype)
+    for name, tensor in model.named_weights():
+        yield name, tensor.detach().to(dtype)
 
 
 @torch.no_grad()

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steepest.models.causal_lm import CausalLM
+
 NUM_COLUMNS = 4
 """Columns of each matrix that one check looks at."""
 
@@ -48,14 +50,17 @@ def block_of(name: str) -> str:
 
 
 @torch.no_grad()
-def policy_digest(hf: nn.Module, dtype: torch.dtype, version: int) -> Digest:
-    """The digest of a transformers model as it would be in `dtype`. Tied heads are looked at as embedding and head."""
+def policy_digest(model: CausalLM, dtype: torch.dtype, version: int) -> Digest:
+    """The digest of the policy as it would be in `dtype`, an adapter merged. Tied heads are looked at as embedding and
+    head."""
     digest: Digest = defaultdict(int)
-    embedding, head = hf.get_input_embeddings().weight, hf.get_output_embeddings().weight  # type: ignore[operator]
+    embedding, head = (end.weight for end in (model.hf.get_input_embeddings(), model.hf.get_output_embeddings()))
+    buffers = {name for name, _ in model.hf.named_buffers()}
     for key, weight in (("embedding", embedding), ("head", head)):
         digest[key] += _matrix(weight, dtype, version)
-    for name, weight in hf.named_parameters():
-        if weight is not embedding and weight is not head:
+    ends = {embedding.data_ptr(), head.data_ptr()}
+    for name, weight in model.named_weights():
+        if weight.data_ptr() not in ends and name not in buffers:
             digest[block_of(name)] += _matrix(weight, dtype, version) if weight.dim() == 2 else bits(weight.to(dtype))
     return dict(digest)
 

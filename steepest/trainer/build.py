@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,188 +10,27 @@ from typing import Any
 import torch
 
 from steepest.config.plan import Plan
-from steepest.config.schema import Config, CriticConfig
-from steepest.config.schema_model import OptimConfig
+from steepest.config.schema import Config
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.core.mismatch import mismatch_metrics
-from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.devices.api import Accelerator, Device
-from steepest.models.load import end_token_ids, load_causal_lm, load_value_model
+from steepest.models.causal_lm import CausalLM
+from steepest.models.flops import WORK, generation_flops
+from steepest.models.load import end_token_ids
 from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine, SamplingParams
 from steepest.rollout.vllm import VLLMSettings
 from steepest.trainer.algorithm import Advantages, KLController, KLShapedRewards, plain_rewards, with_options
-from steepest.trainer.compute import (
-    ACTOR_MODEL,
-    CRITIC_MODEL,
-    FORWARD_KEYS,
-    LOG_PROB_KEYS,
-    compute_dtype,
-    compute_settings,
-    micro_batches,
-    overrides,
-)
-from steepest.trainer.metrics import batch_metrics, memory_metrics
-from steepest.trainer.ppo import ActorAfterWarmup, ActorOfOneUpdate, NoCritic, NoReference, PPOStep, Timer
-from steepest.trainer.resume import Start
-from steepest.training.actor import Actor, ActorLossSettings
-from steepest.training.critic import Critic, CriticLossSettings
+from steepest.trainer.build_models import Models
+from steepest.trainer.compute import compute_dtype
+from steepest.trainer.metrics import batch_metrics, memory_metrics, mfu_metrics
+from steepest.trainer.old_log_probs import ActorOfEngineLogProbs
+from steepest.trainer.ppo import ActorAfterWarmup, ActorLike, ActorOfOneUpdate, NoCritic, NoReference, PPOStep, Timer
+from steepest.trainer.run import say
+from steepest.training.actor import Actor
 from steepest.training.meters import Metrics
-from steepest.training.micro_batches import MicroBatches
-from steepest.training.mini_batches import UpdateSettings
-from steepest.training.optim import OptimSettings
-from steepest.training.reference import Reference
 from steepest.training.rng import rng_state, set_rng_state
-
-
-def optim_settings(optim: OptimConfig, *, total_steps: int, warmup_steps: int) -> OptimSettings:
-    return OptimSettings(
-        lr=optim.lr,
-        betas=optim.betas,
-        weight_decay=optim.weight_decay,
-        clip_grad=optim.clip_grad,
-        schedule=optim.lr_scheduler_type,
-        warmup_steps=warmup_steps,
-        total_steps=total_steps,
-        min_lr_ratio=optim.min_lr_ratio,
-        num_cycles=optim.num_cycles,
-        zero_indexed_step=optim.zero_indexed_step,
-    )
-
-
-@dataclass
-class Models:
-    """What is trained and what is only read. `critic` and `reference` are None in a run that has none."""
-
-    actor: Actor
-    critic: Critic | None
-    reference: Reference | None
-
-
-def build_models(config: Config, plan: Plan, start: Start, folders: Mapping[str, Path], device: Device) -> Models:
-    """Load the models this run needs, from the checkpoint's folders where the run goes on from one.
-
-    `folders` holds the folders of the start models, under "actor" and "critic".
-    """
-    actor = build_actor(config, plan, start.folder("actor", folders["actor"]), device)
-    critic = reference = None
-    if plan.needs_critic:
-        critic = build_critic(config, plan, start.folder("critic", folders["critic"]), device)
-    if plan.needs_reference:
-        reference = build_reference(config, folders["actor"], device)
-    if start.checkpoint is not None:
-        actor.load_optimizer(start.checkpoint / "actor")
-        if critic is not None:
-            critic.load_optimizer(start.checkpoint / "critic")
-    return Models(actor, critic, reference)
-
-
-def build_actor(config: Config, plan: Plan, folder: Path, device: Device) -> Actor:
-    actor, rollout, model = (
-        config.actor_rollout_ref.actor,
-        config.actor_rollout_ref.rollout,
-        config.actor_rollout_ref.model,
-    )
-    options = {
-        "clip_ratio_low": actor.clip_ratio_low,
-        "clip_ratio_high": actor.clip_ratio_high,
-        "clip_ratio_c": actor.clip_ratio_c,
-    }
-    return Actor(
-        load_causal_lm(folder, trust_remote_code=model.trust_remote_code, override_config=overrides(model)),
-        with_options(POLICY_LOSSES.get(actor.policy_loss.loss_mode).value, options),
-        compute=compute_settings(model, ACTOR_MODEL, actor.fsdp_config.dtype, device),
-        optim=optim_settings(actor.optim, total_steps=plan.total_steps, warmup_steps=plan.actor_warmup_steps),
-        update=UpdateSettings(
-            mini_batch_rows=plan.mini_batch_rows,
-            micro=micro_batches(
-                "actor_rollout_ref.actor",
-                actor.ppo_micro_batch_size_per_gpu,
-                actor.use_dynamic_bsz,
-                actor.ppo_max_token_len_per_gpu,
-            ),
-            epochs=actor.ppo_epochs,
-            shuffle=actor.shuffle,
-            seed=actor.data_loader_seed,
-        ),
-        loss=ActorLossSettings(
-            loss_agg_mode=actor.loss_agg_mode,
-            loss_scale_factor=actor.loss_scale_factor,
-            entropy_coeff=actor.entropy_coeff,
-            use_kl_loss=actor.use_kl_loss,
-            kl_loss_coef=actor.kl_loss_coef,
-            kl_loss_type=actor.kl_loss_type,
-        ),
-        forward=micro_batches(
-            "actor_rollout_ref.rollout",
-            rollout.log_prob_micro_batch_size_per_gpu,
-            rollout.log_prob_use_dynamic_bsz,
-            rollout.log_prob_max_token_len_per_gpu,
-            keys=LOG_PROB_KEYS,
-        ),
-        temperature=rollout.temperature,
-    )
-
-
-def build_critic(config: Config, plan: Plan, folder: Path, device: Device) -> Critic:
-    critic = config.critic
-    return Critic(
-        load_value_model(
-            folder,
-            trust_remote_code=critic.model.trust_remote_code,
-            override_config=overrides(critic.model),
-        ),
-        compute=compute_settings(critic.model, CRITIC_MODEL, critic.fsdp.dtype, device),
-        optim=optim_settings(critic.optim, total_steps=plan.total_steps, warmup_steps=plan.critic_lr_warmup_steps),
-        update=UpdateSettings(
-            mini_batch_rows=plan.critic_mini_batch_rows,
-            micro=micro_batches(
-                "critic",
-                critic.ppo_micro_batch_size_per_gpu,
-                critic.use_dynamic_bsz,
-                critic.ppo_max_token_len_per_gpu,
-            ),
-            epochs=critic.ppo_epochs,
-            shuffle=critic.shuffle,
-            seed=critic.data_loader_seed,
-        ),
-        loss=CriticLossSettings(
-            cliprange_value=critic.cliprange_value,
-            loss_agg_mode=critic.loss_agg_mode,
-            loss_scale_factor=critic.loss_scale_factor,
-        ),
-        forward=_critic_forward(critic),
-    )
-
-
-def _critic_forward(critic: CriticConfig) -> MicroBatches:
-    return micro_batches(
-        "critic",
-        critic.forward_micro_batch_size_per_gpu,
-        critic.use_dynamic_bsz,
-        critic.forward_max_token_len_per_gpu,
-        keys=FORWARD_KEYS,
-    )
-
-
-def build_reference(config: Config, folder: Path, device: Device) -> Reference:
-    """The start model, never the checkpoint's: the KL is measured against where the run began."""
-    ref, model = config.actor_rollout_ref.ref, config.actor_rollout_ref.model
-    return Reference(
-        load_causal_lm(folder, trust_remote_code=model.trust_remote_code, override_config=overrides(model)),
-        compute=compute_settings(
-            model, ACTOR_MODEL, config.actor_rollout_ref.actor.fsdp_config.dtype, device, trained=False
-        ),
-        forward=micro_batches(
-            "actor_rollout_ref.ref",
-            ref.log_prob_micro_batch_size_per_gpu,
-            ref.log_prob_use_dynamic_bsz,
-            ref.log_prob_max_token_len_per_gpu,
-            keys=LOG_PROB_KEYS,
-        ),
-        temperature=config.actor_rollout_ref.rollout.temperature,
-    )
 
 
 def longest_sequence(config: Config) -> int:
@@ -305,17 +143,46 @@ def build_advantages(config: Config) -> Advantages:
 
 
 def describe_batch(batch: Batch, *, device: Device, compare_engines: bool) -> Metrics:
-    """Statistics of the finished batch; engine against trainer where both speak of the same distribution."""
+    """Statistics of the finished batch; engine against trainer where both speak of the same distribution, over the
+    rows that the trainer computed (`mismatch/rows_compared` of all)."""
     metrics = batch_metrics(batch)
     if compare_engines and batch.rollout_log_probs is not None and batch.old_log_probs is not None:
-        metrics |= mismatch_metrics(batch.rollout_log_probs, batch.old_log_probs, batch.response_mask)
+        own = torch.ones(len(batch), dtype=torch.bool) if batch.recomputed is None else batch.recomputed
+        mask = batch.response_mask & own[:, None]
+        metrics |= mismatch_metrics(batch.rollout_log_probs, batch.old_log_probs, mask)
+        metrics["mismatch/rows_compared"] = own.float().mean().item()
     metrics["tokens"] = float(batch.lengths.sum())
+    metrics["response_tokens"] = float(batch.response_lengths.sum())
     return metrics | memory_metrics(device)
+
+
+def generate_counted(generate: Callable[[int], Batch], model: CausalLM, step: int) -> Batch:
+    """Responses, whose arithmetic is counted as any engine's that keeps keys and values."""
+    with WORK.paused():
+        batch = generate(step)
+    WORK.add(generation_flops(model, batch))
+    return batch
 
 
 def unfiltered(sampling: SamplingParams) -> bool:
     """Whether tokens are drawn from the whole distribution, whose log-probs are also the trainer's."""
     return sampling.top_p >= 1.0 and sampling.top_k == -1
+
+
+def actor_of_a_step(plan: Plan, actor: Actor) -> ActorLike:
+    """The actor with the old log-probs that the plan says."""
+    if plan.old_log_probs == "update":
+        return ActorOfOneUpdate(actor)
+    if plan.old_log_probs == "engine":
+        return ActorOfEngineLogProbs(actor, one_update=plan.updates_per_step == 1, say=say)
+    return actor
+
+
+def half_precision(config: Config, device: Device) -> bool:
+    """Whether the actor or the engine computes in half precision, where the two round apart."""
+    arr = config.actor_rollout_ref
+    dtypes = (arr.actor.fsdp_config.dtype, arr.rollout.dtype)
+    return any(compute_dtype(dtype, device) != "float32" for dtype in dtypes)
 
 
 def build_step(
@@ -328,13 +195,15 @@ def build_step(
     score: Callable[[Batch, int], Metrics],
     engine: RolloutEngine,
     device: Device,
+    limit: float,
 ) -> PPOStep:
-    """The step of `ppo.py` with the objects that this configuration asks for."""
+    """The step of `ppo.py` with the objects that this configuration asks for. `limit`: operations a second that the
+    device can do, for `perf/mfu`."""
     algorithm = config.algorithm
     compare = unfiltered(train_sampling(config))
-    actor = ActorOfOneUpdate(models.actor) if plan.skips_old_log_probs else models.actor
+    actor = actor_of_a_step(plan, models.actor)
     return PPOStep(
-        generate=generate,
+        generate=partial(generate_counted, generate, models.actor.model),
         score=score,
         actor=ActorAfterWarmup(actor, config.trainer.critic_warmup),
         critic=models.critic or NoCritic(),
@@ -347,5 +216,5 @@ def build_step(
         if frees_engine(config, device)
         else engine.load_weights,
         describe=partial(describe_batch, device=device, compare_engines=compare),
-        timed=Timer(device.synchronize),
+        timed=Timer(device.synchronize, work=WORK.read, rates=partial(mfu_metrics, limit=limit)),
     )

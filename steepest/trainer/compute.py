@@ -10,6 +10,8 @@ from steepest.config.schema import Config
 from steepest.config.schema_model import CriticModelConfig, ModelConfig
 from steepest.config.schema_sft import SFTConfig
 from steepest.devices.api import Device
+from steepest.errors import ConfigError
+from steepest.models.shared_prompts import DEVICE as SHARED_PROMPTS_DEVICE
 from steepest.models.varlen import OVERRIDE, Attention, choose_attention
 from steepest.training.micro_batches import MicroBatches
 from steepest.training.trainable import ComputeSettings
@@ -24,7 +26,13 @@ def compute_dtype(name: str, device: Device) -> str:
 
 
 def compute_settings(
-    model: ModelConfig | CriticModelConfig, section: str, dtype: str, device: Device, *, trained: bool = True
+    model: ModelConfig | CriticModelConfig,
+    section: str,
+    dtype: str,
+    device: Device,
+    *,
+    trained: bool = True,
+    shares_prompts: bool = False,
 ) -> ComputeSettings:
     """Of the model in `section`. One that is only read has no backward pass and so no gradient checkpointing."""
     return ComputeSettings(
@@ -32,6 +40,7 @@ def compute_settings(
         dtype=cast(Any, compute_dtype(dtype, device)),
         gradient_checkpointing=trained and model.enable_gradient_checkpointing,
         attention=attention(model, section, dtype, device),
+        shares_prompts=shares_prompts,
         model_key=section,
         length_key="data.max_length" if section == SFT_MODEL else "data.max_response_length or data.max_prompt_length",
     )
@@ -46,6 +55,24 @@ def attention(model: ModelConfig | CriticModelConfig, section: str, dtype: str, 
     )
 
 
+SHARING = "actor_rollout_ref.actor.use_prefix_sharing"
+
+
+def shares_prompts(config: Config, device: Device) -> bool:
+    """Whether the responses of a prompt are computed over one copy of it: there are several, and the attention can.
+
+    Raises ConfigError where it was asked for and the attention cannot.
+    """
+    asked, several = config.actor_rollout_ref.actor.use_prefix_sharing, config.actor_rollout_ref.rollout.n > 1
+    can = device.torch_device().type == SHARED_PROMPTS_DEVICE
+    if asked and several and not can:
+        raise ConfigError(
+            f"{SHARING}=True: attention over a shared prompt runs on the CPU only, and this run computes on "
+            f"{device.torch_device().type}. Leave the key out."
+        )
+    return several and can and asked is not False
+
+
 def check_attention(config: Config | SFTConfig, device: Device) -> None:
     """Raises ConfigError for an attention that cannot run, before anything is loaded."""
     if isinstance(config, SFTConfig):
@@ -54,6 +81,7 @@ def check_attention(config: Config | SFTConfig, device: Device) -> None:
     actor = config.actor_rollout_ref
     attention(actor.model, ACTOR_MODEL, actor.actor.fsdp_config.dtype, device)
     attention(config.critic.model, CRITIC_MODEL, config.critic.fsdp.dtype, device)
+    shares_prompts(config, device)
 
 
 def overrides(model: ModelConfig | CriticModelConfig) -> dict[str, Any]:

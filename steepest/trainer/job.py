@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import steepest
 from steepest.config.plan import Plan, make_plan
 from steepest.config.schema import Config
@@ -17,6 +19,7 @@ from steepest.data.chat import encode_prompts
 from steepest.data.prompts import Prompt, load_prompts
 from steepest.data.sampler import PromptSampler
 from steepest.devices.api import Device
+from steepest.devices.limits import describe_rate, gemm_rate
 from steepest.errors import DataError
 from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.models.load import check_vocabulary
@@ -24,6 +27,7 @@ from steepest.rewards import RewardPool
 from steepest.rewards.api import ground_truth_problem
 from steepest.rollout.api import RolloutEngine
 from steepest.trainer import build
+from steepest.trainer.build_models import Models, build_models
 from steepest.trainer.evaluate import Evaluator
 from steepest.trainer.health import Health, Limits
 from steepest.trainer.ppo import Schedule, run_steps
@@ -33,7 +37,9 @@ from steepest.trainer.run import Run, say, validation_history, write_jsonl
 from steepest.trainer.scoring import Scorer, StepScorer
 from steepest.trainer.sources import ModelSources, sources_of
 from steepest.trainer.start import begin, hold, naming, open_run_folder, open_store, open_tokenizer
+from steepest.trainer.startup import Laps
 from steepest.trainer.summary import end_summary, start_summary
+from steepest.trainer.threads import describe_threads
 from steepest.training.checkpoint import CheckpointStore
 from steepest.training.rng import rng_state, set_rng_state
 
@@ -57,12 +63,16 @@ class Data:
     """What tokenising has to say: how many were kept, dropped and cut."""
 
 
-def run_ppo(config: Config) -> Result:
-    """The whole job. Cheap checks come first: the device, the loggers, every row, every reward; then the models."""
-    began = time.perf_counter()
+def run_ppo(config: Config, laps: Laps | None = None) -> Result:
+    """The whole job. Cheap checks come first: the device, the loggers, every row, every reward; then the models.
+
+    `laps` has what the command did before this call.
+    """
+    laps = laps or Laps()
     device = begin(config, seed=config.actor_rollout_ref.rollout.seed)
-    rows = load_rows(config)
     with build_pool(config) as pool:
+        pool.start()  # the workers import what they need while the rows are read
+        rows = load_rows(config)
         pool.check({prompt.data_source for prompt in (*rows.train, *rows.val)})
         model = config.actor_rollout_ref.model
         sources, section = sources_of(config.trainer), "actor_rollout_ref.model"
@@ -70,9 +80,10 @@ def run_ppo(config: Config) -> Result:
         trust = config.data.trust_remote_code
         tokenizer = open_tokenizer(model, section, folders["actor"], sources, trust_remote_code=trust)
         data = encode_rows(config, rows, tokenizer)
+        laps.lap("data")
         job = Job(config, device, pool, sources, folders, tokenizer, data)
         with hold(job.folder):
-            return job.run(began)
+            return job.run(laps)
 
 
 def load_rows(config: Config) -> Data:
@@ -141,12 +152,17 @@ class Job:
         self.scorer = Scorer(pool, tokenizer)
         self.folder = Path(str(config.trainer.default_local_dir))
         entry = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator)
-        self.plan: Plan = make_plan(config, len(data.train), needs=entry.facts.get("needs", ()))
+        self.plan: Plan = make_plan(
+            config,
+            len(data.train),
+            needs=entry.facts.get("needs", ()),
+            half_precision=build.half_precision(config, device),
+        )
         self.sampler = PromptSampler(
             len(data.train), config.data.train_batch_size, shuffle=config.data.shuffle, seed=config.data.seed
         )
 
-    def run(self, began: float) -> Result:
+    def run(self, laps: Laps) -> Result:
         config = self.config
         store = open_store(self.folder, config.trainer.max_actor_ckpt_to_keep)
         start = find_start(
@@ -155,11 +171,25 @@ class Job:
         if not config.trainer.val_only:
             require_work(start, self.plan.total_steps)
         models = self._load_models(start)
+        laps.lap("models")
         engine = build.build_engine(config, models.actor, self.tokenizer, self.folders["actor"], self.device)
         for note in engine.notes:
             say(note)
         engine.load_weights(start.step)
-        say(start_summary(config, self.plan, self.data.notes, self.device, models, str(self.folder)))
+        laps.lap("engine")
+        machine = self._machine(models, laps)
+        say(
+            start_summary(
+                config,
+                self.plan,
+                self.data.notes,
+                self.device,
+                models,
+                str(self.folder),
+                machine=machine,
+                engine_copy_bytes=engine.copied_bytes,
+            )
+        )
         controller = build.build_controller(config)
         if start.checkpoint is not None:
             controller.load_state_dict(start.entry("kl_controller"))
@@ -170,15 +200,25 @@ class Job:
         finally:
             run.close()
         steps = 0 if config.trainer.val_only else self.plan.total_steps - start.step
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - laps.began
         say(end_summary(run.history, seconds=seconds, steps=steps, folder=str(self.folder)))
         return Result(self.folder, dict(run.history))
 
-    def _load_models(self, start: Start) -> build.Models:
+    def _machine(self, models: Models, laps: Laps) -> list[tuple[str, str]]:
+        """What the summary says of the machine; the limit that `perf/mfu` is a share of is measured here."""
+        rows = [("threads", describe_threads())]
+        if not self.config.trainer.val_only:
+            dtype = getattr(torch, models.actor.compute.dtype)
+            self.limit = gemm_rate(self.device, dtype)
+            laps.lap("limit")
+            rows.append(("limit", describe_rate(self.limit, dtype, self.device)))
+        return [*rows, ("start-up", laps.describe())]
+
+    def _load_models(self, start: Start) -> Models:
         if self.plan.needs_critic:
             critic = self.config.critic.model
             self.folders["critic"] = self.sources.folder("critic.model.path", critic.path, critic.hub, critic.revision)
-        models = build.build_models(self.config, self.plan, start, self.folders, self.device)
+        models = build_models(self.config, self.plan, start, self.folders, self.device)
         longest = build.longest_sequence(self.config)
         for key, part in (("actor_rollout_ref.model", models.actor), ("critic.model", models.critic)):
             if part is not None:
@@ -188,7 +228,7 @@ class Job:
         return models
 
     def _make_run(
-        self, store: CheckpointStore, start: Start, models: build.Models, engine: RolloutEngine, controller: Any
+        self, store: CheckpointStore, start: Start, models: Models, engine: RolloutEngine, controller: Any
     ) -> Run:
         trainer = self.config.trainer
         history = validation_history(self.folder / "metrics.jsonl")
@@ -224,7 +264,7 @@ class Job:
             return start.step
         return max((start.step, *read_metrics(file)))
 
-    def _writers(self, models: build.Models) -> dict[str, Callable[[Path], None]]:
+    def _writers(self, models: Models) -> dict[str, Callable[[Path], None]]:
         writers: dict[str, Callable[[Path], None]] = {"actor": partial(models.actor.save, tokenizer=self.tokenizer)}
         if models.critic is not None:
             writers["critic"] = partial(models.critic.save, tokenizer=self.tokenizer)
@@ -240,7 +280,7 @@ class Job:
             pad_id=self.tokenizer.pad_token_id,
         )
 
-    def _train(self, run: Run, start: Start, models: build.Models, engine: RolloutEngine, controller: Any) -> None:
+    def _train(self, run: Run, start: Start, models: Models, engine: RolloutEngine, controller: Any) -> None:
         if self.config.trainer.val_only:
             run.validate(start.step)
             return
@@ -260,6 +300,7 @@ class Job:
             score=StepScorer(self.scorer, self._rollout_writer()),
             engine=engine,
             device=self.device,
+            limit=self.limit,
         )
         run_steps(step, step.timed, run.schedule, run, start.step)
 

@@ -126,12 +126,9 @@ def ppo_overrides(settings: Settings) -> list[str]:
     ]
 
 
-def ppo(settings: Settings, name: str, model: Path, more: Sequence[str]) -> Any:
-    """The PPO command on a model; with `trainer.val_only=True` only its validation."""
-    from steepest.config.load import load_config
-    from steepest.trainer.job import run_ppo
-
-    overrides = [
+def job_overrides(settings: Settings, name: str, model: Path) -> list[str]:
+    """What every PPO command of the quickstart has in common; its run folder is `name`."""
+    return [
         f"data.train_files={settings.data}/train.parquet",
         f"data.val_files={settings.data}/test.parquet",
         "data.train_batch_size=256",
@@ -143,8 +140,15 @@ def ppo(settings: Settings, name: str, model: Path, more: Sequence[str]) -> Any:
         "actor_rollout_ref.actor.ppo_mini_batch_size=128",
         "trainer.logger=brief",
         f"trainer.default_local_dir={settings.folder}/{name}",
-        *more,
     ]
+
+
+def ppo(settings: Settings, name: str, model: Path, more: Sequence[str]) -> Any:
+    """The PPO command on a model; with `trainer.val_only=True` only its validation."""
+    from steepest.config.load import load_config
+    from steepest.trainer.job import run_ppo
+
+    overrides = [*job_overrides(settings, name, model), *more]
     what = "accuracy of the untrained model" if "trainer.val_only=True" in more else "4. PPO"
     say(f"{what}: steepest ppo " + shlex.join(overrides))
     return run_ppo(load_config(overrides))

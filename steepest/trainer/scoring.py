@@ -22,7 +22,7 @@ class Scorer:
     tokenizer: Any
 
     def texts(self, batch: Batch) -> list[str]:
-        rows = [row[:n].tolist() for row, n in zip(batch.responses, batch.response_lengths.tolist(), strict=True)]
+        rows = [row[:n] for row, n in zip(batch.responses.tolist(), batch.response_lengths.tolist(), strict=True)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     def results(self, batch: Batch, texts: Sequence[str]) -> list[RewardResult]:
@@ -63,13 +63,10 @@ def place_scores(batch: Batch, results: Sequence[RewardResult]) -> None:
     counts in no loss, no statistic and no group.
     """
     scores = torch.zeros(batch.responses.shape, dtype=torch.float32)
-    mask = batch.response_mask.clone()
-    for i, result in enumerate(results):
-        if result.score is None:
-            mask[i] = False
-        else:
-            scores[i, batch.response_lengths[i] - 1] = result.score
-    batch.token_level_scores, batch.response_mask = scores, mask
+    failed = torch.tensor([result.score is None for result in results], dtype=torch.bool)
+    found = torch.tensor([0.0 if result.score is None else result.score for result in results])
+    scores[torch.arange(len(batch)), batch.response_lengths - 1] = found
+    batch.token_level_scores, batch.response_mask = scores, batch.response_mask & ~failed[:, None]
 
 
 def reward_metrics(results: Sequence[RewardResult]) -> Metrics:

@@ -16,16 +16,18 @@ from steepest.data.sft import SFTExample, encode_sft, load_sft_rows
 from steepest.devices.api import Device
 from steepest.errors import DataError, ModelError
 from steepest.loggers.api import Loggers
-from steepest.models.load import check_vocabulary, end_token_ids, load_causal_lm
-from steepest.trainer import build
-from steepest.trainer.compute import SFT_KEYS, SFT_MODEL, compute_settings, micro_batches, overrides
+from steepest.models.load import check_vocabulary, end_token_ids
+from steepest.trainer.adapters import load_policy
+from steepest.trainer.build_models import optim_settings
+from steepest.trainer.compute import SFT_KEYS, SFT_MODEL, compute_settings, micro_batches
 from steepest.trainer.metrics import memory_metrics
 from steepest.trainer.ppo import Schedule, Timer, run_steps
 from steepest.trainer.resume import Start, find_start, require_work
 from steepest.trainer.run import say
+from steepest.trainer.sizes import size_of
 from steepest.trainer.sources import ModelSources, sources_of
 from steepest.trainer.start import begin, hold, open_run_folder, open_store, open_tokenizer
-from steepest.trainer.summary import count, count_parameters, duration, table
+from steepest.trainer.summary import count, duration, table
 from steepest.training.checkpoint import CheckpointStore
 from steepest.training.meters import Metrics
 from steepest.training.sft_step import Supervised
@@ -171,14 +173,11 @@ def _train(
 
 
 def _load(config: SFTConfig, plan: SFTPlan, device: Device, start: Start, folder: Path) -> Supervised:
+    compute = compute_settings(config.model, SFT_MODEL, config.engine.dtype, device)
     model = Supervised(
-        load_causal_lm(
-            start.folder("actor", folder),
-            trust_remote_code=config.model.trust_remote_code,
-            override_config=overrides(config.model),
-        ),
-        compute=compute_settings(config.model, SFT_MODEL, config.engine.dtype, device),
-        optim=build.optim_settings(config.optim, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps),
+        load_policy(config.model, SFT_MODEL, start, folder, halve=compute.dtype == "bfloat16"),
+        compute=compute,
+        optim=optim_settings(config.optim, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps),
         micro=micro_batches(
             "data", config.data.micro_batch_size_per_gpu, None, config.data.max_token_len_per_gpu, keys=SFT_KEYS
         ),
@@ -191,7 +190,7 @@ def _load(config: SFTConfig, plan: SFTPlan, device: Device, start: Start, folder
 def _summary(config: SFTConfig, plan: SFTPlan, model: Supervised, device: Device, num_examples: int) -> str:
     rows = [
         ("device", device.describe()),
-        ("model", f"{config.model.path}: {count(count_parameters(model))}"),
+        ("model", f"{config.model.path}: {size_of(model).describe(count)}"),
         ("compute", f"{model.compute.dtype} over float32 weights"),
         ("attention", model.compute.attention.describe()),
         ("steps", f"{plan.total_steps} of {config.data.train_batch_size} samples, {num_examples} samples in all"),

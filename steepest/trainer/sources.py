@@ -76,9 +76,14 @@ def sources_of(trainer: TrainerConfig | SFTTrainerConfig) -> ModelSources:
     goes_on = trainer.resume_mode == "resume_path" or any(folder.glob("global_step_*"))
     if trainer.resume_mode == "disable" or not goes_on or not (folder / FILE).exists():
         return ModelSources()
+    return ModelSources(read_pins(folder))
+
+
+def read_pins(folder: Path) -> dict[str, Pin]:
+    """Configuration key -> pin, from the `models.json` of a run folder. Raises CheckpointError."""
     try:
         rows = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        pins = {
+        return {
             str(key): Pin(row["path"], row["hub"], row["revision"], row["commit"], tuple(row["files"].items()))
             for key, row in rows.items()
         }
@@ -87,4 +92,3 @@ def sources_of(trainer: TrainerConfig | SFTTrainerConfig) -> ModelSources:
             f"{folder / FILE} says which models this run began with, and it cannot be read ({error!r}). Restore it, or "
             "delete it: then the models are looked up anew, and the reference may be another one."
         ) from error
-    return ModelSources(pins)

@@ -24,6 +24,7 @@ from steepest.rollout import ROLLOUT_ENGINES
 from steepest.trainer.compute import check_attention
 from steepest.trainer.run import changed_values, say
 from steepest.trainer.sources import ModelSources
+from steepest.trainer.threads import set_threads
 from steepest.training.checkpoint import CheckpointStore
 
 
@@ -45,6 +46,8 @@ def begin(config: Config | SFTConfig, *, seed: int) -> Device:
     check_attention(config, device)
     if isinstance(config, Config):
         check_engine(config, device)
+    set_threads()
+    device.prepare()
     device.seed(seed)
     return device
 

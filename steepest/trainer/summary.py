@@ -12,12 +12,9 @@ import steepest
 from steepest.config.plan import Plan
 from steepest.config.schema import Config
 from steepest.devices.api import Device
+from steepest.trainer.sizes import Size, sizes
 
 GIB = 2**30
-MASTER_BYTES = 4
-"""float32 weights."""
-TRAINING_BYTES = 16
-"""float32 weights, gradients and two Adam moments."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +38,12 @@ class MemoryEstimate:
 def estimate_memory(
     *, actor: int, critic: int, reference: int, engine_copy_bytes: int, kv_cache_bytes: int
 ) -> MemoryEstimate:
-    """From parameter counts (0 for a model that does not exist) and the engine's own bytes."""
+    """From the bytes of the models (`sizes`; 0 for one that does not exist) and the engine's own."""
     return MemoryEstimate(
         {
-            "actor": actor * TRAINING_BYTES,
-            "critic": critic * TRAINING_BYTES,
-            "reference": reference * MASTER_BYTES,
+            "actor": actor,
+            "critic": critic,
+            "reference": reference,
             "rollout weights": engine_copy_bytes,
             "KV cache": kv_cache_bytes,
         }
@@ -77,24 +74,29 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
-def count_parameters(part: Any) -> int:
-    """Parameters of an actor, critic or reference; 0 for None. Tied weights count once."""
-    return 0 if part is None else sum(p.numel() for p in part.model.parameters())
-
-
-def start_summary(config: Config, plan: Plan, notes: Sequence[str], device: Device, models: Any, folder: str) -> str:
-    """Model, data, steps, memory, and what is on and off, before the first step."""
-    roles = ("actor", "critic", "reference")
-    sizes = {role: count_parameters(getattr(models, role)) for role in roles}
+def start_summary(
+    config: Config,
+    plan: Plan,
+    notes: Sequence[str],
+    device: Device,
+    models: Any,
+    folder: str,
+    *,
+    engine_copy_bytes: int = 0,
+    machine: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Model, data, steps, memory, and what is on and off, before the first step. `machine`: more rows after the
+    device's, such as its threads and its measured limit."""
+    found = sizes(models)
     rollout, algorithm = config.actor_rollout_ref.rollout, config.algorithm
     compute = models.actor.compute.dtype
     generation = compute if rollout.dtype == "auto" else rollout.dtype
     width = 2 if generation == "bfloat16" else 4
     memory = estimate_memory(
-        actor=sizes["actor"],
-        critic=sizes["critic"],
-        reference=sizes["reference"],
-        engine_copy_bytes=sizes["actor"] * width if width == 2 or rollout.name == "vllm" else 0,
+        actor=found["actor"].bytes,
+        critic=found.get("critic", Size()).bytes,
+        reference=found.get("reference", Size()).bytes,
+        engine_copy_bytes=engine_copy_bytes,
         kv_cache_bytes=kv_cache_bytes(
             models.actor.model.config,
             rollout.max_num_seqs,
@@ -105,10 +107,12 @@ def start_summary(config: Config, plan: Plan, notes: Sequence[str], device: Devi
     )
     rows = [
         ("device", device.describe()),
+        *machine,
         ("model", config.actor_rollout_ref.model.path),
-        ("parameters", ", ".join(f"{role} {count(number)}" for role, number in sizes.items() if number)),
-        ("compute", f"{compute} over float32 weights"),
+        ("parameters", "; ".join(f"{role} {size.describe(count)}" for role, size in found.items())),
+        ("compute", f"{compute} over float32 weights" + (", frozen ones in bfloat16" if found["actor"].halved else "")),
         ("attention", attentions(models)),
+        *([("passes", passes(models, rollout.n))] if rollout.n > 1 else []),
         *(("data", note) for note in notes),
         ("steps", f"{plan.total_steps} ({plan.steps_per_epoch} an epoch), {config.data.train_batch_size} prompts x "
                   f"{rollout.n} response(s) each, {plan.updates_per_step} update(s) a step"),
@@ -120,6 +124,12 @@ def start_summary(config: Config, plan: Plan, notes: Sequence[str], device: Devi
         ("run folder", folder),
     ]  # fmt: skip
     return table(f"steepest {steepest.__version__}", rows)
+
+
+def passes(models: Any, n: int) -> str:
+    """What a pass computes once: tokens without padding, and the prompt that a group's responses share."""
+    shared = f"the prompt of {n} responses once" if models.actor.compute.shares_prompts else "each row by itself"
+    return f"packed tokens without padding, {shared}"
 
 
 def attentions(models: Any) -> str:

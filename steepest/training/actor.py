@@ -115,7 +115,8 @@ class Actor(PolicyPasses):
         aggregated by loss_agg_mode, without their coefficients; `pg_clipfrac`, `pg_clipfrac_lower`, `ppo_kl` and
         other stats of the loss are means over policy tokens. `grad_norm` is before clipping, over steps taken;
         `skipped_steps` counts the others. `entropy` is that of the policy before the update, over the batch's policy
-        tokens. `lr` is the rate of this step. `ratio_max_dev_first` = max |ratio - 1| before the first step.
+        tokens; without batch.entropies the update measures it, over those of its first mini-batch. `lr` is the rate of
+        this step. `ratio_max_dev_first` = max |ratio - 1| before the first step.
 
         A mini-batch without any policy token is passed over: no step, no metric. Raises ValueError when a field
         that is needed is None.
@@ -128,7 +129,7 @@ class Actor(PolicyPasses):
             if not mini.response_mask.any():
                 continue
             denominators = LossDenominators.of(mini.response_mask)
-            loss = _MiniBatchLoss(self, denominators, self._needs_entropy(batch), first=_RATIO not in metrics)
+            loss = _MiniBatchLoss(self, denominators, first=_RATIO not in metrics)
             micro = self.settings.micro
             found = self.accumulate(self.micro_batches(mini, micro), loss, micro)
             if own is not None:
@@ -142,9 +143,6 @@ class Actor(PolicyPasses):
         if self.loss.use_kl_loss:
             metrics["actor/kl_coef"] = self.loss.kl_loss_coef
         return metrics | means.read() | self.finish_iteration("actor")
-
-    def _needs_entropy(self, batch: Batch) -> bool:
-        return self.loss.entropy_coeff != 0.0 or batch.old_log_probs is None
 
     def _old_entropy(self, batch: Batch) -> Metrics:
         if batch.entropies is None or not batch.response_mask.any():
@@ -173,8 +171,8 @@ class _MiniBatchLoss:
 
     actor: Actor
     denominators: LossDenominators
-    with_entropy: bool
     first: bool
+    """The mini-batch before whose step the policy is still the old one."""
     loss: ActorLossSettings = field(init=False)
     own: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """(rows, log-probs on the CPU) of each micro-batch, where the batch has no old ones."""
@@ -184,10 +182,11 @@ class _MiniBatchLoss:
 
     def __call__(self, part: MicroBatch, sums: Sums) -> Tensor:
         batch, mask = part.batch, part.batch.response_mask
-        log_probs, entropies = self.actor._log_probs(part, with_entropy=self.with_entropy)
-        redundant = batch.old_log_probs is None
+        measures_entropy = self.first and batch.entropies is None
+        with_entropy = measures_entropy or self.loss.entropy_coeff != 0.0
+        log_probs, entropies = self.actor._log_probs(part, with_entropy=with_entropy)
         old_log_probs = log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
-        if redundant:
+        if batch.old_log_probs is None:
             self.own.append((part.rows, old_log_probs.cpu()))
         assert batch.advantages is not None
         per_token, stats = self.actor.policy_loss(LossInputs(log_probs, old_log_probs, batch.advantages, mask))
@@ -199,7 +198,7 @@ class _MiniBatchLoss:
             ratio = (log_probs.detach() - old_log_probs).masked_fill(~mask, 0.0).exp()
             sums.take_max(_RATIO, (ratio - 1.0).abs().max())
         if entropies is not None:
-            if redundant:
+            if measures_entropy:
                 self._token_mean("actor/entropy", entropies, mask, sums)
             if self.loss.entropy_coeff != 0.0:
                 entropy = self._aggregate("actor/entropy_loss", entropies, mask, sums)

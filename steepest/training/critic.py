@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -84,12 +85,15 @@ class Critic(Trainable[ValueModel]):
             if not mini.response_mask.any():
                 continue
             loss = _MiniBatchLoss(self, LossDenominators.of(mini.response_mask))
-            micro = self.settings.micro
-            means.add(self.accumulate(self.micro_batches(mini, micro), loss, micro))
+            means.add(self.accumulate(self._parts(mini, rows), loss, self.settings.micro))
             self.step("critic", means)
         explained = explained_variance(batch.values, batch.returns, batch.response_mask)
         named = {} if explained is None else {"critic/vf_explained_var": explained}
         return means.read() | self.finish_iteration("critic") | named
+
+    def _parts(self, mini: Batch, rows: Tensor) -> Iterator[MicroBatch]:
+        """The micro-batches of a mini-batch, which is these rows of the batch."""
+        return self.micro_batches(mini, self.settings.micro)
 
     def _values(self, part: MicroBatch, *, with_final: bool) -> tuple[Tensor, Tensor | None]:
         """(b, T) f32 values of one micro-batch, 0 where response_mask is false, and (b,) final values."""

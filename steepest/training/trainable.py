@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from steepest.core.batch import Batch
 from steepest.devices.api import device_of
 from steepest.devices.memory import GOES_ON, memory_guard
-from steepest.models.packing import Packed, pack_batch
+from steepest.models.packing import Packed, pack_batch, pack_shared
 from steepest.models.varlen import Attention, check_varlen
 from steepest.training.meters import Means, Metrics, Sums
 from steepest.training.micro_batches import MicroBatches
@@ -38,6 +38,8 @@ class ComputeSettings:
     """Keep no activations inside a layer and compute them again in the backward pass."""
     attention: Attention = field(default_factory=Attention)
     """Packed SDPA, or the device's own (see `choose_attention`)."""
+    shares_prompts: bool = False
+    """The responses of one prompt are computed over one copy of its tokens (on the CPU, with packed SDPA)."""
     model_key: str = ""
     """The model's section of the configuration and, below, the key that bounds a sequence; named in messages."""
     length_key: str = "the length of prompts and responses"
@@ -65,7 +67,12 @@ class Trainable(Generic[ModelT]):
         self.model.attention = compute.attention  # type: ignore[assignment]
         with self._memory("trial of its attention", _SMALLER):
             check_varlen(compute.attention, self.model.config, self.device, getattr(torch, compute.dtype))
-        self.optimizer = None if optim is None else Optimizer(model.named_parameters(), optim)
+        self.optimizer = None if optim is None else Optimizer(self._saved(), optim)
+
+    def _saved(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What the optimizer may train and `save` writes: all weights, or an adapter's."""
+        found: Iterator[tuple[str, nn.Parameter]] = self.model.saved_parameters()  # type: ignore[operator]
+        return found
 
     # -- passes ---------------------------------------------------------------------------------------------
 
@@ -77,11 +84,17 @@ class Trainable(Generic[ModelT]):
         """The batch in micro-batches on the device. Rows without a policy token are left out unless `every_row`:
         they have no log-prob, no value and no loss."""
         chosen = torch.arange(len(batch)) if every_row else batch.response_mask.any(dim=1).nonzero()[:, 0]
-        lengths = batch.lengths[chosen].tolist()
-        for picks in micro.split(lengths):
+        pack = pack_shared if self.compute.shares_prompts else pack_batch
+        for picks in self._cut(batch, chosen, micro):
             rows = chosen[picks]
             part = batch.select(rows)
-            yield MicroBatch(rows, self.moved(part), self.moved(pack_batch(part)))
+            yield MicroBatch(rows, self.moved(part), self.moved(pack(part)))
+
+    def _cut(self, batch: Batch, rows: Tensor, micro: MicroBatches) -> list[list[int]]:
+        if not self.compute.shares_prompts:
+            return micro.split(batch.lengths[rows].tolist())
+        fields = (batch.prompt_lengths, batch.response_lengths, batch.group_ids)
+        return micro.split_groups(*(field[rows].tolist() for field in fields))
 
     def moved(self, record: RecordT) -> RecordT:
         """A dataclass with its tensors on the device."""
@@ -92,7 +105,7 @@ class Trainable(Generic[ModelT]):
     def memory(self, doing: str, part: Any, micro: MicroBatches, *, backward: bool = False) -> Iterator[None]:
         """Run one micro-batch: when memory runs out, say which, and which key to lower."""
         packed = getattr(part, "packed", part)
-        rows, tokens = len(packed.lengths), sum(packed.lengths)
+        rows, tokens = len(packed.lengths), len(packed.input_ids)
         what = f"{doing}: a micro-batch of {rows} sequence(s), {tokens} tokens"
         if rows > 1:
             now, size = (micro.rows, rows) if micro.rows is not None else (micro.tokens, tokens)
@@ -170,8 +183,9 @@ class Trainable(Generic[ModelT]):
 
     def checkpoint_bytes(self) -> int:
         """About how many bytes `save` writes: the weights, and two moments of the trained ones."""
-        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        saved = [parameter for _, parameter in self._saved()]
+        weights = sum(p.numel() * p.element_size() for p in saved)
+        trained = sum(p.numel() * p.element_size() for p in saved if p.requires_grad)
         return weights + (0 if self.optimizer is None else 2 * trained)
 
 

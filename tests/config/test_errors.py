@@ -278,6 +278,31 @@ RULES = [
     (["data.train_max_samples=8"],
      "data.train_max_samples=8: fewer than data.train_batch_size=1024, so no batch is ever full. "
      "Use data.train_batch_size <= 8."),
+    (["critic.share_base=head"],
+     f"critic.share_base=head: the actor's base is frozen with LoRA only. Set {MODEL}.lora_rank, e.g. 16, or "
+     "remove it."),
+    (["critic.share_base=adapter", f"{MODEL}.lora_rank=4", "critic.model.lora_rank=0"],
+     "critic.share_base=adapter with critic.model.lora_rank=0: an adapter of rank 0 is none. Remove the rank."),
+    (["critic.share_base=head", f"{MODEL}.lora_rank=4", "critic.model.lora_rank=8"],
+     "critic.share_base=head with critic.model.lora_rank=8: a head has no adapter. Remove the rank, or use "
+     "critic.share_base=adapter."),
+    (["critic.share_base=adapter", f"{MODEL}.lora_rank=4", f"{MODEL}.path=a", "critic.model.path=b"],
+     "critic.model.path=b: with critic.share_base=adapter the critic runs on the actor's base, where it is a. "
+     "Remove it, or give the critic a model of its own (critic.share_base=null)."),
+    (["critic.share_base=head", f"{MODEL}.lora_rank=4", f"{MODEL}.revision=v1", "critic.model.revision=v2"],
+     "critic.model.revision=v2: with critic.share_base=head the critic runs on the actor's base, where it is v1. "
+     "Remove it, or give the critic a model of its own (critic.share_base=null)."),
+    (["critic.share_base=adapter", f"{MODEL}.lora_rank=4", f"{ACTOR}.fsdp_config.dtype=bfloat16",
+      "critic.fsdp.dtype=float32"],
+     "critic.fsdp.dtype=float32: with critic.share_base=adapter the critic runs on the actor's base, where it is "
+     "bfloat16. Remove it, or give the critic a model of its own (critic.share_base=null)."),
+    ([f"{MODEL}.lora_rank=4", f"{MODEL}.target_modules=[all-linear,q_proj]"],
+     f"{MODEL}.target_modules=[all-linear,q_proj]: all-linear stands alone, for all linear layers. Give it, or names "
+     "of layers."),
+    ([f"{MODEL}.lora_rank=4", f"{MODEL}.target_modules=[]"],
+     f"{MODEL}.target_modules=[]: no layer would be trained. Give names of layers, or all-linear."),
+    (["critic.model.lora_rank=4", "critic.model.exclude_modules=all-linear", "critic.model.target_modules=[q_proj]"],
+     "critic.model.exclude_modules=[all-linear]: nothing would be left. Give names of layers."),
 ]  # fmt: skip
 
 
@@ -307,14 +332,17 @@ def _loaded(words: tuple[str, ...]) -> tuple[Config, list[str]]:
 def test_sft_rules() -> None:
     with pytest.raises(ConfigError) as caught:
         load_sft_config(
-            ["data.train_files=a", "model.path=m", "data.max_token_len_per_gpu=100", "trainer.resume_mode=resume_path"]
-        )
+            ["data.train_files=a", "model.path=m", "data.max_token_len_per_gpu=100", "trainer.resume_mode=resume_path",
+             "model.lora_rank=2", "model.target_modules=[]"]
+        )  # fmt: skip
     assert sorted(text.split(":")[0] for text in caught.value.problems) == [
         "data.max_token_len_per_gpu=100",
+        "model.target_modules=[]",
         "trainer.resume_mode=resume_path",
     ]
 
 
+LORA = (f"{MODEL}.lora_rank=8", f"{ACTOR}.optim.lr=1e-5", "critic.optim.lr=1e-4")
 REFERENCE_OFF = "no reference is needed: algorithm.use_kl_in_reward and actor.use_kl_loss are off"
 WARNINGS = [
     (["critic.optim.lr=1e-5", "critic.cliprange_value=0.2", "algorithm.lam=0.9", *GRPO[3:]],
@@ -369,6 +397,27 @@ WARNINGS = [
     (["algorithm.norm_adv_by_std_in_grpo=False"],
      ["algorithm.norm_adv_by_std_in_grpo has no effect: adv_estimator is not grpo."]),
     ([f"{ACTOR}.data_loader_seed=1"], [f"{ACTOR}.data_loader_seed has no effect: {ACTOR}.shuffle is off."]),
+    ([f"{MODEL}.lora_alpha=32", f"{MODEL}.target_modules=[q_proj]"],
+     [f"{MODEL}.lora_alpha, {MODEL}.target_modules have no effect: {MODEL}.lora_rank=0 trains all weights, without an "
+      "adapter."]),
+    ([*LORA, "critic.model.exclude_modules=[q_proj]"],
+     ["critic.model.exclude_modules has no effect: critic.model.lora_rank=0 trains all weights, without an adapter."]),
+    ([*LORA, "critic.share_base=head", "critic.model.lora_alpha=8", "critic.fsdp.dtype=auto"],
+     ["critic.model.lora_alpha, critic.fsdp.dtype have no effect: critic.share_base=head trains a value head alone, on "
+      "hidden states that are there already."]),
+    ([*LORA, "critic.share_base=head", "critic.forward_max_token_len_per_gpu=9999"],
+     ["critic.forward_max_token_len_per_gpu has no effect: critic.share_base=head reads its values in the reference's "
+      "own pass."]),
+    ([*LORA, "critic.share_base=head", "critic.forward_max_token_len_per_gpu=9999", "algorithm.use_kl_in_reward=False"],
+     []),
+    ([f"{MODEL}.lora_rank=8", "critic.share_base=adapter"],
+     [f"{ACTOR}.optim.lr=1e-06 is the default for all weights; with so few of them trained, about 1e-5 is usual: see "
+      "docs/lora.md.",
+      "critic.optim.lr=1e-05 is the default for all weights; with so few of them trained, about 1e-4 is usual: see "
+      "docs/lora.md."]),
+    ([f"{MODEL}.lora_rank=8", "critic.share_base=head", f"{ACTOR}.optim.lr=1e-5"],
+     ["critic.optim.lr=1e-05 is the default for all weights; with so few of them trained, about 1e-3 is usual: see "
+      "docs/lora.md."]),
 ]  # fmt: skip
 
 

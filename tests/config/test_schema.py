@@ -57,6 +57,7 @@ CONSUMED_IN_CONFIG = {
         for section in ("actor_rollout_ref.actor.", "critic.", "")
         for name in ("lr_warmup_steps", "lr_warmup_steps_ratio")
     ),
+    "actor_rollout_ref.actor.old_log_probs",  # plan
     "critic.enable",  # plan
     "trainer.max_critic_ckpt_to_keep",  # rules: another name of max_actor_ckpt_to_keep
     "trainer.nnodes",  # rules: one process

@@ -205,3 +205,14 @@ def test_gguf_gives_the_same_policy_and_a_critic(tmp_path, monkeypatch):
     assert torch.equal(critic.hf.model.norm.weight, model.hf.model.norm.weight)
     assert not critic.score.weight.any()
     assert "quantization_config" not in critic.config.to_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_lie_in_memory_of_their_own_whatever_the_file(tmp_path, dtype):
+    """Taken from the file as they are, or converted: no weight is a view into the file, or stands off torch's lines."""
+    tiny_hf().to(dtype).save_pretrained(tmp_path)
+    for model in (load_causal_lm(tmp_path), load_value_model(tmp_path)):
+        for weight in model.parameters():
+            storage = weight.untyped_storage()
+            assert storage.resizable() and storage.nbytes() == weight.numel() * 4
+            assert weight.data_ptr() % 64 == 0

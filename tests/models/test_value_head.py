@@ -30,7 +30,9 @@ class PositionBackbone(nn.Module):
 
 def test_a_value_is_read_before_its_token_is_produced():
     model, batch = tiny_critic(zero_head=True), small_batch()
-    model.hf.model = PositionBackbone()
+    backbone = PositionBackbone()
+    backbone.config = model.config
+    model.hf.model = backbone
     with torch.no_grad():
         model.score.weight[0, 0] = 1.0
     packed = pack_batch(batch)

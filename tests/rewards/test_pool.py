@@ -285,3 +285,12 @@ def test_scoring_a_batch_is_quick():
             assert all(result.score == 1.0 for result in pool.score(rows))
             times.append(time.perf_counter() - start)
     assert min(times[1:]) < 0.05
+
+
+def test_workers_start_while_the_caller_does_other_things():
+    with RewardPool(num_workers=2) as pool:
+        pool.start()
+        pids = pool.worker_pids()
+        assert len(pids) == 2
+        pool.check(["openai/gsm8k"])
+        assert pool.worker_pids() == pids

@@ -129,6 +129,7 @@ def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_w
     from types import SimpleNamespace
 
     from steepest.trainer import build
+    from steepest.trainer.build_models import Models
 
     calls = []
     engine = SimpleNamespace(load_weights=lambda version: calls.append(f"load_weights {version}"))
@@ -139,9 +140,10 @@ def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_w
 
     def step(*more):
         config = load_config(toy_overrides(toy, tmp_path, *more))
-        plan = SimpleNamespace(skips_old_log_probs=False)
-        models = build.Models(SimpleNamespace(), None, None)
-        return build.build_step(config, plan, models, None, generate=None, score=None, engine=engine, device=Card())
+        plan = SimpleNamespace(old_log_probs="pass")
+        models = Models(SimpleNamespace(model=None), None, None)
+        made = {"generate": None, "score": None, "engine": engine, "device": Card(), "limit": 1.0}
+        return build.build_step(config, plan, models, None, **made)
 
     step("actor_rollout_ref.rollout.free_cache_engine=True").publish_weights(3)
     assert calls == ["empty_cache", "load_weights 3"]
@@ -177,14 +179,14 @@ def test_out_of_memory_ends_the_run_in_words_and_the_next_start_goes_on(toy, tmp
 def test_the_key_that_is_named_is_the_one_that_counts(toy, tmp_path):
     """Of rows and tokens, in each pass of each model."""
     from steepest.config.plan import make_plan
-    from steepest.trainer import build
+    from steepest.trainer.build_models import build_models
     from steepest.trainer.resume import FROM_NOTHING
 
     def keys(*more):
         config = load_config(toy_overrides(toy, tmp_path, *more))
         plan = make_plan(config, 256, needs=("values",))
         folders = {"actor": toy["model"], "critic": toy["model"]}
-        models = build.build_models(config, plan, FROM_NOTHING, folders, CPUDevice())
+        models = build_models(config, plan, FROM_NOTHING, folders, CPUDevice())
         assert models.critic is not None and models.reference is not None
         actor, critic, reference = models.actor, models.critic, models.reference
         passes = actor.settings.micro, actor.forward, critic.settings.micro, critic.forward, reference.forward

@@ -149,7 +149,7 @@ def test_the_timer_names_every_part_and_parts_fit_into_the_step():
     step = make_step(Fakes())
     step(1)
     times = step.timed.flush()
-    parts = "gen reward old_log_prob ref values adv update_critic update_actor update_weights step"
+    parts = "gen reward old_log_prob ref values adv update_critic update_actor update_weights describe step"
     assert set(times) == {f"timing_s/{name}" for name in parts.split()}
     assert sum(v for k, v in times.items() if k != "timing_s/step") <= times["timing_s/step"]
     assert step.timed.flush() == {}

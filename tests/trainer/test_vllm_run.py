@@ -65,3 +65,13 @@ def test_the_reference_command_with_vllm(data, smollm2, tmp_path):
     for line in steps:
         assert line["mismatch/k3_kl"] < (1e-6 if in_float32 else 0.02)
         assert line["mismatch/ess"] > (0.9999 if in_float32 else 0.9)
+
+
+def test_an_adapter_reaches_vllm_merged(toy, tmp_path):
+    """vLLM's weights are compared with the merged ones bit for bit at every update, or the run ends."""
+    folder, lora = tmp_path / "run", ("actor_rollout_ref.model.lora_rank=8", "critic.share_base=head")
+    rates = ("actor_rollout_ref.actor.optim.lr=5e-3", "critic.optim.lr=5e-3")
+    done = run(toy, folder, *lora, *rates, "trainer.total_training_steps=20", "trainer.test_freq=20")
+    assert done.history[20] > done.history[0] + 0.3
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert all(rows[step]["mismatch/mean_abs_diff"] < 1e-3 for step in range(1, 21))

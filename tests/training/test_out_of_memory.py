@@ -11,6 +11,7 @@ from steepest.models.causal_lm import CausalLM
 from steepest.models.value_head import ValueModel
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
+from steepest.rollout.builtin.network import FusedNetwork
 from steepest.rollout.hf import HFEngine
 from steepest.training.micro_batches import MicroBatches
 from steepest.training.optim import Optimizer, OptimSettings
@@ -34,6 +35,7 @@ def full(monkeypatch):
     def start():
         monkeypatch.setattr(CausalLM, "hidden_states", use_it_up)
         monkeypatch.setattr("steepest.models.value_head.run_backbone", use_it_up)
+        monkeypatch.setattr(FusedNetwork, "hidden_states", use_it_up)
 
     return start
 
@@ -152,9 +154,9 @@ def test_rollout_by_transformers(monkeypatch):
 
 
 def test_the_rollout_engines_copy(monkeypatch):
-    monkeypatch.setattr(CausalLM, "copy_as", lambda *args: torch.empty(10**13))
+    monkeypatch.setattr(FusedNetwork, "refresh", lambda *args: torch.empty(10**13))
     assert_told(
         lambda: engine(BuiltinEngine, dtype=torch.bfloat16),
         "rollout: a copy of the weights in torch.bfloat16: out of memory",
-        "Set actor_rollout_ref.rollout.dtype=float32, which generates with the trained weights and no copy",
+        "Set actor_rollout_ref.rollout.free_cache_engine=true, which gives it back while the models train",
     )

@@ -1,0 +1,281 @@
+"""LoRA adapters inside a transformers model: peft's layers, put in place, switched, merged, saved and read.
+
+The model keeps its class; where a linear layer is adapted stands peft's layer around it. Several adapters lie on one
+frozen base, each under a name of its own, and at most one of them is switched on.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from steepest.errors import CheckpointError, ModelError
+from steepest.models.flops import forget
+from steepest.registry import nearest
+
+ALL_LINEAR = "all-linear"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+"""peft's names: `PeftModel.from_pretrained(base, folder)` reads the two."""
+BASE_FILE = "base_model.json"
+"""Ours, beside them: a `BaseModel`."""
+_PREFIX = "base_model.model."
+"""What peft puts before a weight's name in its file."""
+_PARTS = ("lora_A", "lora_B")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model under an adapter: what a run's configuration says about it."""
+
+    path: str
+    hub: str = "huggingface"
+    revision: str | None = None
+    override_config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """An adapter: W + alpha / rank * B @ A for the chosen matrices, with B zero at the start."""
+
+    rank: int
+    alpha: int = 16
+    target_modules: tuple[str, ...] = (ALL_LINEAR,)
+    """Names of linear layers (`q_proj`, or `self_attn.q_proj`), or `all-linear`: all of the backbone."""
+    exclude_modules: tuple[str, ...] = ()
+    """Of those, the ones to leave out."""
+    base: BaseModel = field(default_factory=lambda: BaseModel(""))
+    """Written beside the adapter, which is nothing without it."""
+    section: str = "actor_rollout_ref.model"
+    """Of the configuration; named in messages."""
+
+
+def is_adapter(folder: Path | str) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    folder = Path(folder)
+    return (folder / CONFIG_FILE).is_file() and not (folder / "config.json").is_file()
+
+
+def add_adapter(hf: PreTrainedModel, name: str, settings: LoraSettings) -> None:
+    """Put a fresh adapter into the model and switch it on. The base is frozen, the adapter fp32 and trainable.
+
+    Its output is the base's, bit for bit, until it is trained. Raises ModelError for names of layers that there are
+    not.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=_targets(hf, settings),
+        exclude_modules=list(settings.exclude_modules) or None,
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for _, module in _linear_layers(hf)),
+    )
+    hf.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter is meant
+        inject_adapter_in_model(config, hf, name)
+    forget(hf.base_model)
+    for _, layer in _adapted(hf, name):
+        for part in _PARTS:
+            weight = getattr(layer, part)[name].weight
+            weight.data = weight.data.to(torch.float32)
+    switch_adapter(hf, name)
+
+
+def has_adapter(hf: nn.Module, name: str) -> bool:
+    """Whether an adapter of this name has been added."""
+    return next(_adapted(hf, name), None) is not None
+
+
+def switch_adapter(hf: nn.Module, name: str | None) -> None:
+    """Let the model compute with this adapter alone, or with none. What is trained does not change by it."""
+    for _, layer in _adapted(hf):
+        if name is not None:
+            layer.set_adapter(name)
+        layer.enable_adapters(name is not None)
+        for part in _PARTS:
+            getattr(layer, part).requires_grad_(True)  # peft takes it from adapters that are off
+
+
+@contextmanager
+def adapter(hf: nn.Module, name: str | None, *, afterwards: str) -> Iterator[None]:
+    """The body computes with this adapter (None: with the base alone); then `afterwards` is on."""
+    switch_adapter(hf, name)
+    try:
+        yield
+    finally:
+        switch_adapter(hf, afterwards)
+
+
+def adapter_parameters(hf: nn.Module, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """(`model.layers.0.self_attn.q_proj.lora_A.weight`, parameter) of one adapter."""
+    for module, layer in _adapted(hf, name):
+        for part in _PARTS:
+            yield f"{module}.{part}.weight", getattr(layer, part)[name].weight
+
+
+@torch.no_grad()
+def merged_weights(hf: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Every weight once, under the name it has in the plain model, with the adapter in it; one at a time, as copies
+    where the adapter is. A matrix that is held in bf16 is merged in fp32."""
+    layers = {module: layer for module, layer in _adapted(hf)}
+    seen: set[int] = set()
+    for key, tensor in hf.state_dict().items():
+        module, _, rest = key.partition(".base_layer.")
+        if tensor.data_ptr() in seen or any(f".{part}." in key for part in _PARTS):
+            continue
+        seen.add(tensor.data_ptr())
+        if not rest:
+            yield key, tensor
+        elif rest == "weight" and name in layers[module].lora_A:
+            yield f"{module}.weight", tensor.float() + layers[module].get_delta_weight(name)
+        else:
+            yield f"{module}.{rest}", tensor
+
+
+@torch.no_grad()
+def plain_copy(hf: PreTrainedModel, name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The model without any of peft's layers, with this adapter merged, frozen, in memory of its own."""
+    # deepcopy looks here before it copies. The weights are written below, so their old numbers are not copied.
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, dtype=dtype), requires_grad=False) for p in hf.parameters()
+    }
+    plain = copy.deepcopy(hf, memo)
+    for module, layer in list(_adapted(plain)):
+        parent, _, last = module.rpartition(".")
+        setattr(plain.get_submodule(parent), last, layer.base_layer)
+    plain.__dict__.pop("peft_config", None)
+    own = plain.state_dict()
+    for key, tensor in merged_weights(hf, name):
+        own[key].copy_(tensor)
+    return plain
+
+
+def hold_in_bf16(hf: PreTrainedModel) -> None:
+    """Keep the frozen matrices in bf16: half the memory, and no cast at each use. Under autocast to bf16 no number
+    changes. Embedding and norms stay fp32, and so does the stream of hidden states."""
+    embedding = hf.get_input_embeddings().weight
+    for module in hf.modules():
+        inner = getattr(module, "base_layer", module)
+        if isinstance(inner, (nn.Linear, Conv1D)) and not inner.weight.requires_grad and inner.weight is not embedding:
+            inner.weight.data = inner.weight.data.to(torch.bfloat16)
+
+
+# -- files --------------------------------------------------------------------------------------------------
+
+
+def save_adapter(hf: Any, name: str, settings: LoraSettings, folder: Path) -> None:
+    """Write what `PeftModel.from_pretrained` reads: settings with the base's path, and the adapter's weights."""
+    config = copy.deepcopy(hf.peft_config[name])
+    config.base_model_name_or_path, config.revision = settings.base.path, settings.base.revision
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    tensors = {f"{_PREFIX}{key}": p.detach().cpu().contiguous() for key, p in adapter_parameters(hf, name)}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / BASE_FILE).write_text(json.dumps(asdict(settings.base), indent=1) + "\n", encoding="utf-8")
+
+
+def base_of(folder: Path) -> BaseModel:
+    """The base of an adapter, ours or another's. Raises ModelError when the files do not say."""
+    try:
+        if (folder / BASE_FILE).is_file():
+            return BaseModel(**json.loads((folder / BASE_FILE).read_text(encoding="utf-8")))
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return BaseModel(config["base_model_name_or_path"], revision=config.get("revision"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"{folder}: {CONFIG_FILE} does not say which model the adapter belongs to ({error!r})."
+        ) from error
+
+
+@torch.no_grad()
+def load_adapter(hf: nn.Module, name: str, settings: LoraSettings, folder: Path) -> None:
+    """Read the weights that `save_adapter` wrote into an adapter of the same settings.
+
+    Raises CheckpointError: no adapter there, or one of another rank, alpha or other layers.
+    """
+    if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} holds no LoRA adapter: it was written with {settings.section}.lora_rank=0. Go on with that, or "
+            "begin a new run (another trainer.experiment_name)."
+        )
+    saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    for key, now, then in (
+        ("lora_rank", settings.rank, saved["r"]),
+        ("lora_alpha", settings.alpha, saved["lora_alpha"]),
+    ):
+        if now != then:
+            raise CheckpointError(
+                f"{settings.section}.{key}={now}: the adapter in {folder} has {then}. Go on with that, or begin a new "
+                "run (another trainer.experiment_name)."
+            )
+    tensors = {key.removeprefix(_PREFIX): tensor for key, tensor in load_file(folder / WEIGHTS_FILE).items()}
+    own = dict(adapter_parameters(hf, name))
+    if strange := sorted(set(own) ^ set(tensors)):
+        raise CheckpointError(
+            f"{settings.section}.target_modules and exclude_modules choose other layers than the adapter in {folder} "
+            f"has, for example {strange[0].rpartition('.lora_')[0]}. Give those that it was made with."
+        )
+    for key, parameter in own.items():
+        parameter.copy_(tensors[key])
+
+
+# -- inside -------------------------------------------------------------------------------------------------
+
+
+def _adapted(hf: nn.Module, name: str | None = None) -> Iterator[tuple[str, Any]]:
+    """(module name, peft layer) of every adapted layer, or of those that this adapter has a part in."""
+    for key, module in hf.named_modules():
+        if hasattr(module, "lora_A") and hasattr(module, "base_layer") and (name is None or name in module.lora_A):
+            yield key, module
+
+
+def _linear_layers(hf: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """The backbone's linear layers, adapted ones under their own name; never the head."""
+    for key, module in hf.base_model.named_modules():
+        if ".lora_" not in f".{key}" and isinstance(module, (nn.Linear, Conv1D)):
+            yield key.removesuffix(".base_layer"), module
+
+
+def _targets(hf: PreTrainedModel, settings: LoraSettings) -> list[str]:
+    """Names for peft. Raises ModelError for one that no layer has, and when none is left."""
+    layers = [key for key, _ in _linear_layers(hf)]
+    short = sorted({key.rpartition(".")[2] for key in layers})
+    names = short if settings.target_modules == (ALL_LINEAR,) else list(settings.target_modules)
+    for option, asked in (("target_modules", names), ("exclude_modules", settings.exclude_modules)):
+        for name in asked:
+            if not any(_is_named(key, name) for key in layers):
+                guess = nearest(name, short)
+                hint = f" Did you mean {guess}?" if guess else ""
+                raise ModelError(
+                    f"{settings.section}.{option}={name}: {type(hf).__name__} has no linear layer of that name in its "
+                    f"backbone.{hint} There are: {', '.join(short)}."
+                )
+    if not [key for key in layers if _in(key, names) and not _in(key, settings.exclude_modules)]:
+        raise ModelError(
+            f"{settings.section}.exclude_modules={','.join(settings.exclude_modules)} leaves no layer of "
+            f"target_modules={','.join(settings.target_modules)}: nothing would be trained."
+        )
+    return sorted(names)
+
+
+def _is_named(key: str, name: str) -> bool:
+    return key == name or key.endswith(f".{name}")
+
+
+def _in(key: str, names: Sequence[str]) -> bool:
+    return any(_is_named(key, name) for name in names)

@@ -1,0 +1,142 @@
+"""Policy and critic with an adapter: a frozen base, of their own or shared, and what is trained beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from steepest.errors import CheckpointError
+from steepest.models import lora
+from steepest.models.causal_lm import CausalLM
+from steepest.models.lora import LoraSettings
+from steepest.models.value_head import HEAD_FILE, ValueModel
+
+ACTOR, CRITIC = "actor", "critic"
+"""Names of the two adapters on one base."""
+
+
+class LoraCausalLM(CausalLM):
+    """A policy whose base is frozen and whose adapter is trained. With a fresh adapter it is the base, bit for bit.
+
+    A folder written by `save` holds the adapter alone. `adapter`: such a folder to read it from.
+    """
+
+    has_adapter = True
+
+    def __init__(self, hf: PreTrainedModel, settings: LoraSettings, *, adapter: Path | None = None) -> None:
+        super().__init__(hf)
+        self.settings = settings
+        lora.add_adapter(hf, ACTOR, settings)
+        if adapter is not None:
+            lora.load_adapter(hf, ACTOR, settings, adapter)
+
+    def saved_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The adapter's."""
+        return lora.adapter_parameters(self.hf, ACTOR)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The plain model's weights with the adapter merged, one at a time; see `CausalLM.named_weights`."""
+        return lora.merged_weights(self.hf, ACTOR)
+
+    def copy_as(self, dtype: torch.dtype) -> CausalLM:
+        """A frozen, merged copy without adapters."""
+        return CausalLM(lora.plain_copy(self.hf, ACTOR, dtype))
+
+    def save(self, folder: Path | str, tokenizer: Any) -> None:
+        """Write the adapter as peft does, and the tokenizer."""
+        lora.save_adapter(self.hf, ACTOR, self.settings, Path(folder))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        """The body computes with the base, the adapter off: the policy that training began with."""
+        return lora.adapter(self.hf, None, afterwards=ACTOR)
+
+
+class DeepHead(nn.Module):
+    """hidden -> hidden -> one number, zero at the start: for a head that has to read values out of states that nothing
+    shapes for it. On the quickstart's states a linear one explained less than the mean does (see docs/lora.md)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(width, width), nn.Linear(width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(n, hidden) -> (n, 1)."""
+        found: Tensor = self.out(F.silu(self.inner(hidden)))
+        return found
+
+
+class FrozenValueModel(ValueModel):
+    """A critic on a frozen base: an adapter of its own (`settings`) and a linear value head, or a deep head alone.
+
+    The base is the actor's (give its `hf`) or one of the critic's own. Only adapter and head are trained and saved.
+    """
+
+    def __init__(self, hf: PreTrainedModel, settings: LoraSettings | None) -> None:
+        super().__init__(hf)
+        self.settings = settings
+        self.shares_base = lora.has_adapter(hf, ACTOR)
+        """Whether the base is the actor's; then the actor's adapter stays on, but inside of `switched`."""
+        self.deep_head: DeepHead | None = None
+        if settings is not None:
+            lora.add_adapter(hf, CRITIC, settings)
+        else:
+            self.own_head, self.deep_head = None, DeepHead(self.config.get_text_config().hidden_size)
+        if self.shares_base:
+            lora.switch_adapter(hf, ACTOR)
+        self.head.requires_grad_(True)
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes values of hidden states."""
+        return self.score if self.deep_head is None else self.deep_head
+
+    def head_values(self, hidden: Tensor) -> Tensor:
+        """See ValueModel."""
+        if self.deep_head is None:
+            return super().head_values(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            found: Tensor = self.deep_head(hidden.float())[:, 0]
+            return found
+
+    def switched(self) -> AbstractContextManager[None]:
+        """The body computes with this critic's adapter, or with the base alone if it has none."""
+        if not self.shares_base:
+            return nullcontext()
+        return lora.adapter(self.hf, None if self.settings is None else CRITIC, afterwards=ACTOR)
+
+    def saved_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The adapter's, if there is one, and the head's."""
+        if self.settings is not None:
+            yield from lora.adapter_parameters(self.hf, CRITIC)
+        for name, parameter in self.head.named_parameters():
+            yield f"value_head.{name}", parameter
+
+    def save(self, folder: Path | str, tokenizer: Any) -> None:
+        """Write the adapter as peft does, and the head beside it."""
+        if self.settings is not None:
+            lora.save_adapter(self.hf, CRITIC, self.settings, Path(folder))
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
+        save_file(state, Path(folder) / HEAD_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote. Raises CheckpointError for a folder of another kind of critic."""
+        if self.settings is not None:
+            lora.load_adapter(self.hf, CRITIC, self.settings, folder)
+        elif (folder / lora.CONFIG_FILE).is_file() or not (folder / HEAD_FILE).is_file():
+            raise CheckpointError(
+                f"{folder} holds no value head on a frozen base: it was written with another critic.share_base or "
+                "critic.model.lora_rank. Go on with those, or begin a new run (another trainer.experiment_name)."
+            )
+        self.head.load_state_dict(load_file(folder / HEAD_FILE))
