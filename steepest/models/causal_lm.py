@@ -119,6 +119,11 @@ class CausalLM(nn.Module):
         for name, tensor in weights:
             own[name].copy_(tensor)
 
+    def computes_as(self, other: CausalLM) -> bool:
+        """Whether another model of the same class has the same weights, bit for bit."""
+        pairs = zip(self.hf.parameters(), other.hf.parameters(), strict=True)
+        return all(torch.equal(mine, theirs) for mine, theirs in pairs)
+
     def copy_as(self, dtype: torch.dtype) -> CausalLM:
         """A frozen copy with weights in `dtype`. Tied weights stay tied; buffers (rotary tables) keep their dtype."""
         # deepcopy looks here before it copies: each weight is converted once, wherever it is used.

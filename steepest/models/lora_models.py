@@ -46,6 +46,11 @@ class LoraCausalLM(CausalLM):
         """The plain model's weights with the adapter merged, one at a time; see `CausalLM.named_weights`."""
         return lora.merged_weights(self.hf, ACTOR)
 
+    def computes_as(self, other: CausalLM) -> bool:
+        """Whether the adapter adds nothing yet. `other` is this model, which is the reference with its adapter off."""
+        assert other is self
+        return not any(bool(p.any()) for name, p in lora.adapter_parameters(self.hf, ACTOR) if ".lora_B." in name)
+
     def copy_as(self, dtype: torch.dtype) -> CausalLM:
         """A frozen, merged copy without adapters."""
         return CausalLM(lora.plain_copy(self.hf, ACTOR, dtype))

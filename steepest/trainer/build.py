@@ -169,13 +169,16 @@ def unfiltered(sampling: SamplingParams) -> bool:
     return sampling.top_p >= 1.0 and sampling.top_k == -1
 
 
-def actor_of_a_step(plan: Plan, actor: Actor) -> ActorLike:
+def actor_of_a_step(config: Config, plan: Plan, models: Models) -> ActorLike:
     """The actor with the old log-probs that the plan says."""
     if plan.old_log_probs == "update":
-        return ActorOfOneUpdate(actor)
-    if plan.old_log_probs == "engine":
-        return ActorOfEngineLogProbs(actor, one_update=plan.updates_per_step == 1, say=say)
-    return actor
+        return ActorOfOneUpdate(models.actor)
+    if plan.old_log_probs == "pass":
+        return models.actor
+    wrapped = ActorOfEngineLogProbs(models.actor, one_update=plan.updates_per_step == 1, say=say)
+    if config.algorithm.use_kl_in_reward and models.reference is not None:
+        wrapped.is_reference = partial(models.actor.model.computes_as, models.reference.model)
+    return wrapped
 
 
 def half_precision(config: Config, device: Device) -> bool:
@@ -201,7 +204,7 @@ def build_step(
     device can do, for `perf/mfu`."""
     algorithm = config.algorithm
     compare = unfiltered(train_sampling(config))
-    actor = actor_of_a_step(plan, models.actor)
+    actor = actor_of_a_step(config, plan, models)
     return PPOStep(
         generate=partial(generate_counted, generate, models.actor.model),
         score=score,

@@ -46,12 +46,17 @@ class ActorOfEngineLogProbs:
     one_update: bool
     """The step's one update takes its own log-probs, so that its ratio is 1: the engine's serve what comes before."""
     say: Callable[[str], None]
+    is_reference: Callable[[], bool] = lambda: False
+    """Whether the policy is still the reference, bit for bit. Then the KL between them is 0 by the actor's own pass,
+    and by the engine's log-probs it would be rounding: where no response scored, Adam would make whole steps of that."""
     bound: float = BOUND
     told: bool = False
 
     def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """(old log-probs, entropies) (B, T) f32; no entropies where the engine's log-probs stand in."""
         assert batch.rollout_log_probs is not None
+        if self.is_reference():
+            return self.actor.log_probs(batch)
         rows = sample_rows(batch)
         found, entropies = self._compute(batch, rows)
         if self._agrees(batch, rows, found):

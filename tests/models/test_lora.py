@@ -14,9 +14,9 @@ from steepest.models import lora
 from steepest.models.attention import attention_implementation
 from steepest.models.causal_lm import CausalLM
 from steepest.models.lora import BaseModel, LoraSettings
-from steepest.models.lora_models import CRITIC, FrozenValueModel, LoraCausalLM
+from steepest.models.lora_models import ACTOR, CRITIC, FrozenValueModel, LoraCausalLM
 from steepest.models.packing import pack_sequences
-from tests.tiny import FAMILIES, random_ids, randomise, tiny_critic, tiny_hf
+from tests.tiny import FAMILIES, random_ids, randomise, tiny_critic, tiny_hf, tiny_lm
 
 RANK8 = LoraSettings(rank=8, alpha=4)
 
@@ -262,3 +262,17 @@ def test_a_folder_of_a_whole_model_is_no_adapter(tmp_path):
     CausalLM(tiny_hf()).save(tmp_path, None)
     with pytest.raises(CheckpointError, match=r"holds no LoRA adapter: it was written with .*lora_rank=0"):
         LoraCausalLM(tiny_hf(), RANK8, adapter=tmp_path)
+
+
+def test_a_fresh_adapter_is_the_reference_and_a_trained_one_is_not():
+    model = LoraCausalLM(tiny_hf("llama"), LoraSettings(rank=2))
+    assert model.computes_as(model)
+    weights = [p for name, p in lora.adapter_parameters(model.hf, ACTOR) if ".lora_B." in name]
+    with torch.no_grad():
+        weights[-1][-1, -1] = 1e-30
+    assert not model.computes_as(model)
+    plain, other = tiny_lm("llama"), tiny_lm("llama")
+    assert plain.computes_as(other)
+    with torch.no_grad():
+        next(other.hf.parameters())[0, 0] += 1e-6
+    assert not plain.computes_as(other)

@@ -123,7 +123,7 @@ def test_it_learns(toy, tmp_path, kind):
     words = ["trainer.total_training_steps=25", "trainer.test_freq=25", "trainer.save_freq=-1"]
     words += ["actor_rollout_ref.actor.optim.lr=1e-2", "critic.optim.lr=5e-3"]
     done = run_ppo(load_config(toy_overrides(toy, tmp_path / "run", *VERL, *KINDS[kind], *words)))
-    assert done.history[0] < 0.3 and done.history[25] > 0.7
+    assert done.history[0] < 0.3 and done.history[25] > 0.5
 
 
 CHANGED = [
