@@ -30,7 +30,7 @@ from bench.ours import Kind, overrides, ppo, run_ours
 from bench.workload import INSTRUCTION, stretch
 
 HIDDEN = 896
-VOCABULARIES, TOKENS = (32_000, 152_000, 262_000), (1024, 4096, 16384)
+VOCABULARIES, TOKENS = (32_000, 152_000, 262_000), (512, 1024, 4096)
 QWEN = {
     "hidden_size": HIDDEN, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
     "intermediate_size": 4864, "vocab_size": 151936, "rope_theta": 1e6,

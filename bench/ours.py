@@ -17,6 +17,8 @@ from bench.measure import GIB, BenchError, Measured, run_measured
 
 Kind = Literal["full", "adapter", "head"]
 """full: every weight trains. adapter, head: a LoRA actor, and the critic on its base (`critic.share_base`)."""
+MICRO_TOKENS = 1024
+"""Of a micro-batch, at most: about the four rows that TRL is given."""
 LORA_RANK = 16
 _A_PASS = 0.5
 """Old log-probs that took less than this share of the reference's time had no pass of all rows."""
@@ -74,10 +76,19 @@ class Run:
 
 
 def overrides(
-    inputs: Inputs, data: Path, folder: Path, *, prompts: int, group: int, response: int, prompt_limit: int, steps: int
+    inputs: Inputs,
+    data: Path,
+    folder: Path,
+    *,
+    prompts: int,
+    group: int,
+    response: int,
+    prompt_limit: int,
+    steps: int,
+    budget: int = MICRO_TOKENS,
 ) -> list[str]:
     """The trainer's keys of a run on `prompts` rows, the same in every step: responses of exactly `response` tokens,
-    one update a step."""
+    one update a step, micro-batches of at most `budget` tokens."""
     model = inputs.model
     return [
         f"data.train_files={data}", f"data.val_files={data}", "data.shuffle=False",
@@ -87,6 +98,8 @@ def overrides(
         "actor_rollout_ref.rollout.ignore_eos=True",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
         f"actor_rollout_ref.actor.fsdp_config.dtype={inputs.dtype}",
+        f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={budget}",
+        f"custom_reward_function.path={ROOT / 'bench' / 'reward.py'}", "custom_reward_function.name=digits",
         "trainer.device=cpu", "trainer.logger=console", "trainer.val_before_train=False", "trainer.resume_mode=disable",
         f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={folder}",
     ]  # fmt: skip

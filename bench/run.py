@@ -31,18 +31,19 @@ MODULES = {
     "startup": ["bench.startup"],
     "overhead": ["bench.overhead"],
     "threads": ["bench.threads"],
+    "long_tail": ["bench.long_tail"],
 }
 DEFAULT = ("rollout", "ppo", "grpo", "memory", "startup")
 """About 40 minutes on two cores with SmolLM2-135M; scaling, overhead and threads take 20 more."""
 _PRINT_ONLY = ("startup", "overhead", "threads")
 """What these print is kept as it is."""
-_NEED_MODEL = ("rollout", "ppo", "grpo", "scaling", "startup")
+_NEED_MODEL = ("rollout", "ppo", "grpo", "scaling", "startup", "long_tail")
 _TINY = {
     "limits": ["--seconds", "0.02"],
     "rollout": ["--rounds", "1", "--response", "16", "--modes", "fixed"],
     "ppo": ["--steps", "1", "--response", "16", "--prompts", "4", "--kinds", "full"],
     "grpo": ["--steps", "1", "--response", "16"],
-    "scaling": ["--steps", "1", "--response", "16", "--prompt", "64", "--budget", "256"],
+    "scaling": ["--steps", "1", "--response", "16", "--prompt", "64", "--budget", "256", "--grow", "batch"],
     "memory": ["--kinds", "full"],
     "startup": ["--repeats", "1"],
     "overhead": ["--steps", "1"],

@@ -44,7 +44,7 @@ def points(args: argparse.Namespace) -> list[Point]:
     found = [Point("batch", base * factor, prompt, response) for factor in FACTORS]
     found += [Point("response", 2 * base, prompt, response * factor // 2) for factor in (1, 2, 4)]
     found += [Point("prompt", 2 * base, prompt * factor // 2, response) for factor in (2, 3, 4)]
-    return found
+    return [point for point in found if point.what in args.grow]
 
 
 def run_point(inputs: Inputs, args: argparse.Namespace, point: Point, tokenizer: Any) -> Run:
@@ -58,10 +58,9 @@ def run_point(inputs: Inputs, args: argparse.Namespace, point: Point, tokenizer:
     data = write_prompts(inputs.out / "work" / f"{name}.parquet", rows)
     keys = overrides(
         inputs, data, folder, prompts=point.prompts, group=1, response=point.response, prompt_limit=point.prompt,
-        steps=inputs.steps + 1,
+        steps=inputs.steps + 1, budget=args.budget,
     )  # fmt: skip
-    keys += [*ppo("full"), f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={args.budget}"]
-    return run_ours(inputs, keys, folder, inputs.out / "logs" / f"{name}.log")
+    return run_ours(inputs, [*keys, *ppo("full")], folder, inputs.out / "logs" / f"{name}.log")
 
 
 def row(inputs: Inputs, point: Point, run: Run) -> dict[str, Any]:
@@ -99,6 +98,8 @@ def main() -> None:
     options.add_argument("--prompt", type=int, default=128, help="tokens")
     options.add_argument("--response", type=int, default=128, help="tokens")
     options.add_argument("--budget", type=int, default=1024, help="tokens of a micro-batch at most")
+    options.add_argument("--grow", nargs="+", choices=["batch", "response", "prompt"],
+                         default=["batch", "response", "prompt"])  # fmt: skip
     args = options.parse_args()
     inputs = inputs_of(args)
     from steepest.models.load import load_tokenizer
@@ -113,7 +114,7 @@ def main() -> None:
         rows.append(row(inputs, point, runs[size]))
         print(f"{point.what}: {point.tokens} tokens, {runs[size].seconds:.2f} s a step", flush=True)
     about = {"micro-batch": f"{args.budget} tokens", "steps": inputs.steps, "dtype": inputs.dtype}
-    said = verdict(rows)
+    said = verdict(rows) if "batch" in args.grow else "-"
     write_results(
         inputs.out, "scaling", machine=inputs.machine(), about={**about, "result": said}, tables={"scaling": rows}
     )

@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from bench import limits
 from bench.compare import parse_line
+from bench.flops import Shape
+from bench.inputs import merged
 from bench.run import DEFAULT, MODULES
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +48,21 @@ def test_the_default_benchmarks_exist():
     assert set(DEFAULT) < set(MODULES)
 
 
+def test_rates_are_those_of_the_products_that_were_timed():
+    shape = Shape(hidden=64, layers=2, heads=2, kv_heads=1, head_size=32, intermediate=128, vocab=500)
+    rates = limits.measure(shape, torch.get_num_threads(), seconds=0.01, dtypes=("float32",))
+    assert set(rates) == {"copy_gb_s", "training_float32", "decoding_float32", "others_share"}
+    assert 0.1 < rates["decoding_float32"] < 10_000 and 0.1 < rates["copy_gb_s"] < 10_000
+    assert [row["dtype"] for row in limits.rows_of(rates)] == ["float32"]
+
+
+def test_of_disturbed_limits_the_higher_ones_count():
+    old = {"training_float32": 40.0, "copy_gb_s": 9.0, "others_share": 0.3}
+    new = {"training_float32": 80.0, "copy_gb_s": 8.0, "others_share": 0.4}
+    assert merged(old, new) == {"training_float32": 80.0, "copy_gb_s": 9.0, "others_share": 0.3}
+
+
+@pytest.mark.slow
 def test_the_limits_and_a_rollout_beside_transformers_run_in_small(tmp_path: Path):
     words = ["--tiny", "--threads", "1", "--out", str(tmp_path), "--peers", "hf"]
     lines = run("bench.run", "rollout", *words).splitlines()
