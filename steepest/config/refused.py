@@ -177,6 +177,18 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     (f"{ROLLOUT}.logprobs_mode", "Log-probs are those of the distribution sampled from.", ("processed_logprobs",)),
     (f"{ROLLOUT}.calculate_log_probs", "The engine always returns log-probs.", (True,)),
     (f"{ROLLOUT}.over_sample_rate", "Read by nothing in verl either.", (0, None)),
+    (
+        f"{ROLLOUT}.partial",
+        "Responses end in the step they began in. Going on with long ones in the next step could save a tenth of "
+        "generation at most, less than it costs; docs/long_tail.md has the figures.",
+        _OFF,
+    ),
+    (
+        f"{ROLLOUT}.reuse_responses",
+        "Responses of the last epoch are not used as drafts: measured, that was hardly faster, and repeating an "
+        "epoch's noise harms learning; docs/long_tail.md has the figures.",
+        _OFF,
+    ),
     (f"{ROLLOUT}.engine_kwargs.{{sglang,trtllm}}", f"{ROLLOUT}.name is builtin, hf or vllm.", (None, {})),
     (f"{ROLLOUT}.router_config_path", "There is no server to route to.", (None,)),
     (f"{ROLLOUT}.multi_turn", f"{_MULTI_TURN}.", _OFF),
