@@ -47,12 +47,12 @@ class ActorOfEngineLogProbs:
     """The step's one update takes its own log-probs, so that its ratio is 1: the engine's serve what comes before."""
     say: Callable[[str], None]
     is_reference: Callable[[], bool] = lambda: False
-    """Whether the policy is still the reference, bit for bit. Then the KL between them is 0 by the actor's own pass,
-    and by the engine's log-probs it would be rounding: where no response scored, Adam would make whole steps of that."""
+    """Whether the policy is still the reference, bit for bit. Then the KL between them is 0 by the actor's own pass;
+    by the engine's log-probs it would be rounding, of which Adam makes whole steps where no response scored."""
     bound: float = BOUND
     told: bool = False
 
-    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def log_probs(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """(old log-probs, entropies) (B, T) f32; no entropies where the engine's log-probs stand in."""
         assert batch.rollout_log_probs is not None
         if self.is_reference():
