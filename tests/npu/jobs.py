@@ -93,8 +93,7 @@ _ROUNDING = {"mismatch/max_abs_diff": 1e-5}
 
 
 def differences(found: Sequence[Row], want: Sequence[Row]) -> dict[str, float]:
-    """`step/metric` -> |found - want|, in units of the tolerance: RELATIVE of the number, or 1e-6 where that is more (of
-    pure rounding, 1e-5).
+    """`step/metric` -> |found - want|, in units of the tolerance: RELATIVE of the number, or 1e-6 where that is more.
 
     Raises AssertionError when the rows do not hold the same metrics. On a card only the first step is compared:
     after it, rounding has chosen other tokens.
