@@ -274,7 +274,7 @@ def test_the_command_of_the_page_runs_on_its_real_model(tmp_path: Path, shared: 
         f"export MODEL={smollm2}; {command.partition(' ')[2]} {words} data.val_max_samples=2 "
         "trainer.total_training_steps=1 trainer.save_freq=-1"
     )
-    assert "actor 135M, critic 135M, reference 135M" in printed and "train: 7,473 prompts" in printed
+    assert "actor 135M; critic 135M; reference 135M" in printed and "train: 7,473 prompts" in printed
     assert re.findall(r"^step:(\d+) - training", printed, flags=re.M) == ["1"]
 
 
