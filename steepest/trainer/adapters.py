@@ -81,9 +81,9 @@ def load_critic(config: Config, start: Start, folder: Path, trunk: CausalLM, *, 
 
 
 def halves_base(config: Config, dtype: str, device: Device) -> bool:
-    """Whether frozen matrices are held in bf16: where they are only ever used in it. transformers' generate runs the
-    policy's own modules in fp32."""
-    return compute_dtype(dtype, device) == "bfloat16" and config.actor_rollout_ref.rollout.name != "hf"
+    """Whether frozen matrices are held in bf16: where they are only ever used in it. The engines of this process run
+    the policy's own modules in fp32, or look at them so."""
+    return compute_dtype(dtype, device) == "bfloat16" and config.actor_rollout_ref.rollout.name == "vllm"
 
 
 def _require_whole(folder: Path, section: str) -> None:

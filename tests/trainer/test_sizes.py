@@ -64,12 +64,15 @@ def test_a_critic_under_an_adapter_of_its_own(toy, tmp_path):
 
 def test_matrices_in_bf16(toy, tmp_path):
     words = (LORA, "critic.share_base=head", "actor_rollout_ref.actor.fsdp_config.dtype=bfloat16")
-    whole, half = sizes(built(toy, tmp_path, *words[:2])[2]), sizes(built(toy, tmp_path, *words)[2])
+    engine = "actor_rollout_ref.rollout.name"
+    whole = sizes(built(toy, tmp_path, *words[:2])[2])
+    half = sizes(built(toy, tmp_path, *words, f"{engine}=vllm")[2])
     matrices = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 32 * 64 * 3)
     assert whole["actor"].bytes - half["actor"].bytes == 2 * matrices
     assert half["actor"].halved and not whole["actor"].halved
-    plain = sizes(built(toy, tmp_path, *words, "actor_rollout_ref.rollout.name=hf")[2])
-    assert plain["actor"].bytes == whole["actor"].bytes  # transformers' generate runs the modules themselves
+    for name in ("builtin", "hf"):  # they run or look at the modules themselves
+        plain = sizes(built(toy, tmp_path, *words, f"{engine}={name}")[2])
+        assert plain["actor"].bytes == whole["actor"].bytes
 
 
 def test_the_summary_says_it(toy, tmp_path):

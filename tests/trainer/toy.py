@@ -50,6 +50,7 @@ def toy_overrides(toy: dict[str, Path], run_folder: Path, *more: str, reward: st
         f"actor_rollout_ref.model.path={toy['model']}",
         "actor_rollout_ref.actor.ppo_mini_batch_size=64",
         "actor_rollout_ref.actor.optim.lr=3e-3",
+        "actor_rollout_ref.actor.fsdp_config.dtype=float32",
         "critic.optim.lr=3e-3",
         f"custom_reward_function.path={toy['reward']}",
         f"custom_reward_function.name={reward}",
