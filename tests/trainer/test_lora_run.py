@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from steepest.__main__ import app
 from steepest.config.load import load_config, load_sft_config
 from steepest.errors import CheckpointError, ModelError
+from steepest.loggers.jsonl import read_metrics
 from steepest.loggers.rows import read_rows
 from steepest.trainer import export as export_module
 from steepest.trainer.export import export
@@ -253,3 +254,10 @@ def test_supervised_fine_tuning_of_an_adapter(toy, tmp_path):
     assert all(torch.equal(again[name], want[name]) for name in want)
     export(run, tmp_path / "merged")
     assert (tmp_path / "merged" / "config.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["own critic", "adapter", "head"])
+def test_it_runs_in_half_precision(toy, tmp_path, kind):
+    words = ["trainer.total_training_steps=2", "actor_rollout_ref.actor.fsdp_config.dtype=bfloat16"]
+    done = run_ppo(load_config(toy_overrides(toy, tmp_path / "run", *VERL, *KINDS[kind], *words)))
+    assert read_metrics(done.folder / "metrics.jsonl")[2]["actor/grad_norm"] > 0
