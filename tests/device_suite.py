@@ -27,6 +27,7 @@ SHORT = (
     "trainer.save_freq=1",
     "trainer.test_freq=-1",
     "trainer.val_before_train=False",
+    "actor_rollout_ref.actor.fsdp_config.dtype=auto",  # the device's own
 )
 KEY = "actor_rollout_ref.model.override_config.attn_implementation"
 
