@@ -17,7 +17,7 @@ LARGEST_KEPT = 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Have the allocator take tensors of up to 1 GiB from memory that it keeps. The peak of memory is the same.
+    """Have the allocator take tensors of up to 1 GiB from memory that it keeps; docs/passes.md has what was measured.
 
     False, and nothing done, where the C library is not glibc or the environment already sets these limits.
     """

@@ -3,7 +3,7 @@
 Read off the modules, not off the model's name: RMS norms before attention and before the MLP, query, key, value and
 output projections with or without biases, norms of queries and keys or none, a rotation of whole heads by halves, a
 gated MLP. What is laid out otherwise is an `UnknownLayout` with the reason. What is read here but computed otherwise by
-the model (a multiplier, a cap) is not seen here: `fused.check` compares numbers.
+the model (a multiplier, a cap) is not seen here: `choice.check` compares numbers.
 """
 
 from __future__ import annotations
