@@ -34,7 +34,7 @@ MODULES = {
     "long_tail": ["bench.long_tail"],
 }
 DEFAULT = ("rollout", "ppo", "grpo", "memory", "startup")
-"""About 40 minutes on two cores with SmolLM2-135M; scaling, overhead and threads take 20 more."""
+"""About an hour on two cores with SmolLM2-135M, estimated from its parts."""
 _PRINT_ONLY = ("startup", "overhead", "threads")
 """What these print is kept as it is."""
 _NEED_MODEL = ("rollout", "ppo", "grpo", "scaling", "startup", "long_tail")
