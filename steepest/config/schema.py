@@ -2,7 +2,8 @@
 
 The tree is verl's (`data`, `actor_rollout_ref`, `critic`, `algorithm`, `trainer`, ...). `None` (null) means: derived
 from other keys by resolve.py when the configuration is loaded; the loaded Config holds the derived value.
-Keys of verl's that are not here are in refused.py. docs/configuration.md is generated from this file.
+Sections with many keys are in the schema_*.py files beside this one. Keys of verl's that are in none of them are in
+refused.py. docs/configuration.md is generated from these files.
 """
 
 from __future__ import annotations
@@ -11,39 +12,30 @@ from collections.abc import Mapping as ReadOnlyMapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from steepest.config.schema_actor import ActorConfig
+from steepest.config.schema_algorithm import AlgorithmConfig
 from steepest.config.schema_model import (
-    ComputeConfig,
     CriticComputeConfig,
     CriticModelConfig,
     ModelConfig,
     OptimConfig,
 )
+from steepest.config.schema_reward import CustomRewardConfig, RewardConfig
 from steepest.config.schema_rollout import RolloutConfig
 from steepest.config.schema_types import (
     DERIVED,
-    Bounds,
     File,
+    LossAggMode,
     Mapping,
     MinusOneOr,
-    NameOf,
     NonNegative,
-    NonNegativeFloat,
     Positive,
     PositiveFloat,
-    PositiveShare,
     RequiredFiles,
     Seed,
-    Share,
 )
 
-LossAggMode = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
-KLKind = Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3"]
-KLLossKind = Literal[
-    "kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "kl+", "k1+", "abs+", "mse+", "k2+", "low_var_kl+", "k3+"
-]
 LoggerName = Literal["console", "brief", "jsonl", "tensorboard", "wandb", "mlflow", "swanlab"]
-AdvEstimatorName = Annotated[str, NameOf("advantage estimator", ("gae", "grpo"))]
-PolicyLossName = Annotated[str, NameOf("policy loss", ("vanilla",))]
 
 
 @dataclass(frozen=True)
@@ -84,64 +76,6 @@ class DataConfig:
     """Run Python code that comes with the tokenizer; null: `actor_rollout_ref.model.trust_remote_code`."""
     apply_chat_template_kwargs: Mapping = field(default_factory=dict)
     """Arguments for the chat template, e.g. `{enable_thinking: false}`."""
-
-
-@dataclass(frozen=True)
-class PolicyLossConfig:
-    """`actor_rollout_ref.actor.policy_loss`."""
-
-    loss_mode: PolicyLossName = "vanilla"
-    """Name of the policy loss: vanilla is PPO's clip with the dual clip."""
-
-
-@dataclass(frozen=True)
-class ActorConfig:
-    """`actor_rollout_ref.actor`: the policy's update."""
-
-    ppo_mini_batch_size: Positive = DERIVED
-    """Prompts an optimizer step, with all their `rollout.n` responses; must divide `data.train_batch_size`.
-    null: 256 if that divides it, else the whole batch. verl: 256."""
-    ppo_micro_batch_size_per_gpu: Positive | None = None
-    """Sequences a forward and backward; null: filled to `ppo_max_token_len_per_gpu`. Changes memory, not the result."""
-    use_dynamic_bsz: bool = DERIVED
-    """Fill micro-batches to a token budget; null: on unless `ppo_micro_batch_size_per_gpu` is given."""
-    ppo_max_token_len_per_gpu: Positive = DERIVED
-    """Tokens (prompt and response, no padding) a micro-batch; null: 4096, or one longest sequence if that is more."""
-    clip_ratio: PositiveFloat = 0.2
-    """PPO's clip of the probability ratio, for both sides unless the next two say otherwise."""
-    clip_ratio_low: PositiveShare = DERIVED
-    """The ratio is clipped at 1 minus this; null: `clip_ratio`."""
-    clip_ratio_high: PositiveFloat = DERIVED
-    """The ratio is clipped at 1 plus this; null: `clip_ratio`."""
-    clip_ratio_c: Annotated[float, Bounds(above=1.0)] = 3.0
-    """Dual clip: with a negative advantage A the loss is at most this times -A."""
-    policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
-    loss_agg_mode: LossAggMode = "token-mean"
-    """How token losses become one number; the denominator counts the whole mini-batch."""
-    loss_scale_factor: PositiveFloat | None = None
-    """Divisor of seq-mean-token-sum-norm; needed there, unused elsewhere."""
-    entropy_coeff: float = 0.0
-    """Weight of the entropy bonus in the loss."""
-    use_kl_loss: bool = False
-    """Add the KL divergence to the reference to the loss."""
-    kl_loss_coef: NonNegativeFloat = 0.001
-    """Weight of that KL term."""
-    kl_loss_type: KLLossKind = "low_var_kl"
-    """Estimator of that KL term; a trailing + keeps the value and takes the gradient of k2."""
-    ppo_epochs: Positive = 1
-    """Passes over a step's batch."""
-    old_log_probs: Literal["auto", "recompute"] = "auto"
-    """Log-probs before the update. auto: no pass of their own where the update's or the engine's can stand in (the
-    engine's are checked on a sample of rows in each step); recompute: a pass in each step. Ours, not verl's."""
-    use_prefix_sharing: bool | None = None
-    """Compute the prompt of a group's `rollout.n` responses once a pass, in actor, reference and critic; null: on where
-    it can be, which is on the CPU. verl: `use_prefix_grouper`, off."""
-    shuffle: bool = False
-    """Shuffle the rows before they are cut into mini-batches, anew for each pass."""
-    data_loader_seed: Seed = 42
-    """Seed of that shuffle."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    fsdp_config: ComputeConfig = field(default_factory=ComputeConfig)
 
 
 @dataclass(frozen=True)
@@ -202,66 +136,6 @@ class CriticConfig:
     """Shuffle the rows before they are cut into mini-batches; null: the actor's."""
     data_loader_seed: Seed = 42
     """Seed of that shuffle."""
-
-
-@dataclass(frozen=True)
-class KLControlConfig:
-    """`algorithm.kl_ctrl`: the coefficient of the KL penalty in the reward."""
-
-    type: Literal["fixed", "adaptive"] = "fixed"
-    """adaptive: the coefficient moves so that the KL approaches `target_kl`."""
-    kl_coef: NonNegativeFloat = 0.001
-    """The coefficient, or its start."""
-    horizon: Positive = 10000
-    """Adaptive only: responses over which it adapts."""
-    target_kl: PositiveFloat = 0.1
-    """Adaptive only: the KL aimed at, in nats a token."""
-
-
-@dataclass(frozen=True)
-class AlgorithmConfig:
-    """`algorithm`: from rewards to advantages."""
-
-    adv_estimator: AdvEstimatorName = "gae"
-    """gae (PPO, with a critic), grpo (groups, no critic), or `module:function` of your own."""
-    gamma: Share = 1.0
-    """Discount a token (gae)."""
-    lam: Share = 1.0
-    """GAE's lambda."""
-    bootstrap_truncated: bool = False
-    """A response cut at the length limit ends with the critic's value of its last state instead of 0 (gae)."""
-    norm_adv_by_std_in_grpo: bool = True
-    """Divide by the group's standard deviation (grpo); off: Dr. GRPO."""
-    use_kl_in_reward: bool = DERIVED
-    """Subtract the KL to the reference from the reward. null: on when `kl_ctrl.kl_coef` is above 0 and either you
-    gave it or `adv_estimator` is gae. verl: off."""
-    kl_penalty: KLKind = "kl"
-    """Estimator of that KL; kl = k1, mse = k2, low_var_kl = k3."""
-    kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
-
-
-@dataclass(frozen=True)
-class CustomRewardConfig:
-    """`custom_reward_function` (also under `reward.`): your own scorer."""
-
-    path: File | None = None
-    """Python file; null: the reward registered for each row's data source."""
-    name: str = "compute_score"
-    """Function in that file: f(data_source, solution_str, ground_truth, extra_info) to a number or a dict."""
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """`reward`: how responses are scored."""
-
-    num_workers: Positive | None = None
-    """Worker processes; null: one a core, at most 8."""
-    timeout_s: PositiveFloat = 10.0
-    """Seconds a response may take to score; then it counts as an error. Ours, not verl's."""
-    max_error_rate: Share = 0.1
-    """Share of a batch's scores that may fail before the run ends. Ours, not verl's."""
-    mode: Literal["strict", "flexible"] = "strict"
-    """GSM8K: strict wants `#### number`; flexible compares the value, in any usual form. Ours, not verl's."""
 
 
 @dataclass(frozen=True)

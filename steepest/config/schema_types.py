@@ -6,7 +6,7 @@ A field's annotation says all that is checked about its value alone; what keys m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 
 @dataclass(frozen=True)
@@ -76,3 +76,4 @@ Files = Annotated[tuple[str, ...], IsPath()]
 RequiredFile = Annotated[str, IsPath(), Required()]
 RequiredFiles = Annotated[tuple[str, ...], IsPath(), Required()]
 Mapping = dict[str, Any]
+LossAggMode = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
