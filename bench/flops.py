@@ -119,14 +119,15 @@ def step_flops(
     critic: Critic,
     reference: bool,
     old_log_probs: bool,
+    values: bool = True,
     lora_rank: int = 0,
     share_prompts: bool = False,
 ) -> dict[str, int]:
     """Operations of each pass of a step with one update.
 
-    `old_log_probs`: the actor's log-probs before the update have a pass of their own. `share_prompts`: the training
-    passes compute a group's prompt once. A value head alone (critic "head") costs nothing that counts: it reads the
-    hidden states of the reference's pass.
+    `old_log_probs`, `values`: what the actor and the critic say before the update has a pass of its own.
+    `share_prompts`: the training passes compute a group's prompt once. A value head alone (critic "head") costs nothing
+    that counts: it reads the hidden states of the reference's pass.
     """
     trunk = body(shape, groups, share_prompts=share_prompts)
     scored = trunk + vocabulary(shape, groups)
@@ -136,7 +137,7 @@ def step_flops(
         "gen": rollout_flops(shape, groups),
         "old_log_prob": scored + extra if old_log_probs else 0,
         "ref": scored if reference else 0,
-        "values": {"full": trunk, "adapter": trunk + extra}.get(critic, 0),
+        "values": {"full": trunk, "adapter": trunk + extra}.get(critic, 0) if values else 0,
         "update_critic": {"full": 3 * trunk, "adapter": 2 * trunk + 3 * extra}.get(critic, 0),
         "update_actor": (1 + backward) * scored + 3 * extra,
     }

@@ -17,9 +17,12 @@ from bench.measure import GIB, BenchError, Measured, run_measured
 
 Kind = Literal["full", "adapter", "head"]
 """full: every weight trains. adapter, head: a LoRA actor, and the critic on its base (`critic.share_base`)."""
-MICRO_TOKENS = 1024
-"""Of a micro-batch, at most: about the four rows that TRL is given."""
+MICRO_TOKENS: dict[Kind, int] = {"full": 512, "adapter": 288, "head": 288}
+"""Of a micro-batch, at most. What it costs in time is a few percent (weights' gradients are summed more often, products
+have fewer rows), and activations are most of what a run holds beside the weights."""
 LORA_RANK = 16
+FREES_ENGINE = "actor_rollout_ref.rollout.free_cache_engine=True"
+"""While models train, the engine gives back its packed weights, which are as large as a model."""
 _A_PASS = 0.5
 """Old log-probs that took less than this share of the reference's time had no pass of all rows."""
 
@@ -55,6 +58,12 @@ class Run:
         names = dict.fromkeys(name for step in self.steps for name in step.parts)
         return {name: statistics.median(step.parts.get(name, 0.0) for step in self.steps) for name in names}
 
+    @property
+    def reads_values(self) -> bool:
+        """Whether the values have a pass of their own: else the critic's update computes them, and only its optimizer
+        step is left in `update_critic`."""
+        return self.parts.get("update_critic", 0.0) > self.parts.get("values", 0.0)
+
     def row(self, who: str, tokens: int) -> dict[str, Any]:
         """For a table: times, response tokens a processor second, memory, and how much others disturbed."""
         cpu = statistics.median(step.cpu for step in self.steps)
@@ -62,6 +71,8 @@ class Run:
         parts = self.parts
         generation = parts.get("gen", 0.0)
         update = sum(seconds for name, seconds in parts.items() if name.startswith("update"))
+        if not self.reads_values:
+            update += parts.get("values", 0.0)
         return {
             "run": who,
             "s a step": self.seconds,
@@ -85,7 +96,7 @@ def overrides(
     response: int,
     prompt_limit: int,
     steps: int,
-    budget: int = MICRO_TOKENS,
+    budget: int = MICRO_TOKENS["full"],
 ) -> list[str]:
     """The trainer's keys of a run on `prompts` rows, the same in every step: responses of exactly `response` tokens,
     one update a step, micro-batches of at most `budget` tokens."""
@@ -107,7 +118,8 @@ def overrides(
 
 def ppo(kind: Kind) -> list[str]:
     """GAE with a critic, and KL to the reference in the reward."""
-    keys = ["algorithm.adv_estimator=gae", "algorithm.use_kl_in_reward=True", "algorithm.kl_ctrl.kl_coef=0.001"]
+    kl = ["algorithm.use_kl_in_reward=True", "algorithm.kl_ctrl.kl_coef=0.001"]
+    keys = ["algorithm.adv_estimator=gae", *kl, FREES_ENGINE]
     if kind != "full":
         keys += [f"actor_rollout_ref.model.lora_rank={LORA_RANK}", f"critic.share_base={kind}"]
     return keys
@@ -161,7 +173,7 @@ def check(measured: Measured, log: Path) -> None:
 
 
 def operations(inputs: Inputs, run: Run, groups: Sequence[Group], *, critic: Critic, lora: bool) -> dict[str, int]:
-    """Arithmetic of the passes that this run made: an old-log-prob pass counts where its time shows one.
+    """Arithmetic of the passes that this run made: one for old log-probs or values counts where its time shows it.
 
     A group's prompt counts once where it has several responses: training shares it on the CPU, as generation does.
     """
@@ -171,6 +183,7 @@ def operations(inputs: Inputs, run: Run, groups: Sequence[Group], *, critic: Cri
         critic=critic,
         reference=True,
         old_log_probs=run.parts.get("old_log_prob", 0.0) > _A_PASS * run.parts.get("ref", 0.0),
+        values=run.reads_values,
         lora_rank=LORA_RANK if lora else 0,
         share_prompts=True,
     )

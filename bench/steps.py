@@ -21,7 +21,7 @@ from bench.compare import Comparison, markdown, write_results
 from bench.flops import Critic, Group
 from bench.inputs import ROOT, Inputs, guarded_main, inputs_of, parser, write_prompts
 from bench.measure import run_measured
-from bench.ours import GRPO, Kind, Run, check, make_run, operations, overrides, ppo, run_ours
+from bench.ours import GRPO, MICRO_TOKENS, Kind, Run, check, make_run, operations, overrides, ppo, run_ours
 from bench.peers.clock import read_records
 from bench.peers.environment import TRL, TRL_PPO, peers
 from bench.workload import prompt_ids, write_questions
@@ -83,10 +83,11 @@ def prepare(inputs: Inputs, args: argparse.Namespace) -> Workload:
 
 
 def run_kind(inputs: Inputs, work: Workload, kind: Kind, name: str) -> Run:
-    folder = inputs.out / "work" / name
+    folder, prompt_limit = inputs.out / "work" / name, max(work.lengths)
     keys = overrides(
         inputs, work.files["ours"], folder, prompts=work.prompts, group=work.group, response=work.response,
-        prompt_limit=max(work.lengths), steps=inputs.steps + 1,
+        prompt_limit=prompt_limit, steps=inputs.steps + 1,
+        budget=max(MICRO_TOKENS[kind], prompt_limit + work.response),
     )  # fmt: skip
     keys += ppo(kind) if work.algo == "ppo" else GRPO
     return run_ours(inputs, keys, folder, inputs.out / "logs" / f"{name}.log")

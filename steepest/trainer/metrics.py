@@ -40,6 +40,10 @@ def batch_metrics(batch: Batch) -> Metrics:
         field = getattr(batch, name)
         if field is not None:
             metrics |= three(f"critic/{name}", field[mask])
+    if batch.reward_baselines is not None:
+        failed = batch.reward_baselines.isnan()
+        metrics |= three("remax/baseline_reward", batch.reward_baselines[~failed])
+        metrics["remax/baseline_reward/error_rate"] = failed.float().mean().item()
     metrics |= three("response_length", batch.response_lengths)
     metrics["response_length/clip_ratio"] = batch.truncated.float().mean().item()
     metrics |= three("prompt_length", batch.prompt_lengths)
@@ -75,18 +79,24 @@ def speed_metrics(num_tokens: int, num_response_tokens: int, timings: Metrics) -
     }
 
 
-_MFU = {"step": "perf/mfu", "update_actor": "perf/mfu/actor", "update_critic": "perf/mfu/critic",
-        "old_log_prob": "perf/mfu/actor_infer"}  # fmt: skip
-"""Part of a step -> verl's name of the share of the machine's limit that it reached."""
+_MFU = {
+    "perf/mfu": ("step",),
+    "perf/mfu/actor": ("update_actor",),
+    "perf/mfu/critic": ("values", "update_critic"),
+    "perf/mfu/actor_infer": ("old_log_prob",),
+}
+"""verl's name of a share of the machine's limit -> the parts of a step that it speaks of. The critic's are two, since
+one pass may serve both."""
 
 
 def mfu_metrics(seconds: Mapping[str, float], done: Mapping[str, float], *, limit: float) -> Metrics:
     """Operations a second of the models' passes as a share of `limit`, for the step and for the parts that ran."""
-    return {
-        name: done[part] / (seconds[part] * limit)
-        for part, name in _MFU.items()
-        if done.get(part) and seconds.get(part)
-    }
+    found: Metrics = {}
+    for name, parts in _MFU.items():
+        time, work = (sum(of.get(part, 0.0) for part in parts) for of in (seconds, done))
+        if time and work:
+            found[name] = work / (time * limit)
+    return found
 
 
 def memory_metrics(device: Device) -> Metrics:

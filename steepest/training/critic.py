@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ from steepest.training.micro_batches import MicroBatches
 from steepest.training.mini_batches import UpdateSettings, iterate_mini_batches
 from steepest.training.optim import OptimSettings
 from steepest.training.trainable import ComputeSettings, MicroBatch, Trainable
+
+ReturnsOf = Callable[[Batch], Tensor]
+"""Returns (b, T) of rows whose values are known, each from its own row alone."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Critic(Trainable[ValueModel]):
         super().__init__(model, compute=compute, optim=optim)
         self.settings, self.loss = update, loss or CriticLossSettings()
         self.forward = forward or update.micro
+        self._found: Metrics | None = None
 
     @torch.no_grad()
     def values(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -87,9 +91,37 @@ class Critic(Trainable[ValueModel]):
             loss = _MiniBatchLoss(self, LossDenominators.of(mini.response_mask))
             means.add(self.accumulate(self._parts(mini, rows), loss, self.settings.micro))
             self.step("critic", means)
-        explained = explained_variance(batch.values, batch.returns, batch.response_mask)
-        named = {} if explained is None else {"critic/vf_explained_var": explained}
-        return means.read() | self.finish_iteration("critic") | named
+        return means.read() | self.finish_iteration("critic") | _explained(batch)
+
+    def has_one_update(self, num_rows: int) -> bool:
+        """Whether a batch of so many rows gives one optimizer step: its values are then those of the update itself."""
+        return self.settings.num_updates(num_rows) == 1
+
+    def values_with_gradient(self, batch: Batch, returns_of: ReturnsOf) -> tuple[Tensor, Tensor]:
+        """As `values`, and the gradient of the one update that follows: one forward pass serves both.
+
+        The returns of a row follow from its own values, so a micro-batch goes backward as soon as its values are
+        known. The loss is that of `update`, whose clip cannot act on values that have not moved. Rows without a policy
+        token are left out: they have no loss, and their final value is 0. `step_on_gradient` takes the step.
+
+        Reads tokens, response_mask, loss_mask and what `returns_of` does. Allowed where `has_one_update`.
+        """
+        assert self.has_one_update(len(batch))
+        mask = batch.response_mask if batch.loss_mask is None else batch.response_mask & batch.loss_mask
+        loss = _LossOfNewValues(self, LossDenominators.of(mask), batch, returns_of)
+        parts = self.micro_batches(batch, self.settings.micro)
+        self._found = self.accumulate(parts, loss, self.settings.micro)
+        return loss.values, loss.final_values
+
+    def step_on_gradient(self, batch: Batch) -> Metrics:
+        """The optimizer step after `values_with_gradient`, with the metrics of `update`."""
+        assert batch.values is not None and batch.returns is not None
+        means, found = Means(), self._found
+        self._found = None
+        if found and batch.response_mask.any():
+            means.add(found)
+            self.step("critic", means)
+        return means.read() | self.finish_iteration("critic") | _explained(batch)
 
     def _parts(self, mini: Batch, rows: Tensor) -> Iterator[MicroBatch]:
         """The micro-batches of a mini-batch, which is these rows of the batch."""
@@ -102,6 +134,12 @@ class Critic(Trainable[ValueModel]):
         return scatter(found.float(), part.packed, part.shape), final
 
 
+def _explained(batch: Batch) -> Metrics:
+    assert batch.values is not None and batch.returns is not None
+    explained = explained_variance(batch.values, batch.returns, batch.response_mask)
+    return {} if explained is None else {"critic/vf_explained_var": explained}
+
+
 @dataclass
 class _MiniBatchLoss:
     """The loss of one micro-batch, scaled so that the sum over micro-batches is the mini-batch's loss."""
@@ -110,11 +148,15 @@ class _MiniBatchLoss:
     denominators: LossDenominators
 
     def __call__(self, part: MicroBatch, sums: Sums) -> Tensor:
-        batch, mask, settings = part.batch, part.batch.response_mask, self.critic.loss
+        batch = part.batch
         assert batch.values is not None and batch.returns is not None
         values, _ = self.critic._values(part, with_final=False)
+        return self._loss(values, batch.values, batch.returns, batch.response_mask, sums)
+
+    def _loss(self, values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, sums: Sums) -> Tensor:
+        settings = self.critic.loss
         per_token, stats = clipped_value_loss(
-            values, batch.values, batch.returns, cliprange_value=settings.cliprange_value, response_mask=mask
+            values, old_values, returns, cliprange_value=settings.cliprange_value, response_mask=mask
         )
         loss = aggregate(
             per_token, mask, settings.loss_agg_mode, self.denominators, scale_factor=settings.loss_scale_factor
@@ -123,3 +165,25 @@ class _MiniBatchLoss:
         for name, tokens in {**stats, "vpred_mean": values}.items():
             sums.add_token_mean(f"critic/{name}", tokens, mask, self.denominators.num_tokens)
         return loss
+
+
+class _LossOfNewValues(_MiniBatchLoss):
+    """The same for values that nobody has read yet: they are kept, and the returns follow from them."""
+
+    def __init__(self, critic: Critic, denominators: LossDenominators, batch: Batch, returns_of: ReturnsOf) -> None:
+        super().__init__(critic, denominators)
+        self._batch, self._returns_of = batch, returns_of
+        self.values = torch.zeros(batch.responses.shape, dtype=torch.float32)
+        self.final_values = torch.zeros(len(batch), dtype=torch.float32)
+
+    def __call__(self, part: MicroBatch, sums: Sums) -> Tensor:
+        values, final = self.critic._values(part, with_final=True)
+        assert final is not None
+        rows, old_values = part.rows, values.detach()
+        self.values[rows], self.final_values[rows] = old_values.cpu(), final.detach().float().cpu()
+        known = self._batch.select(rows)
+        known.values, known.final_values = self.values[rows], self.final_values[rows]
+        returns, mask = self._returns_of(known).to(values.device), part.batch.response_mask
+        if part.batch.loss_mask is not None:
+            mask = mask & part.batch.loss_mask
+        return self._loss(values, old_values, returns, mask, sums)

@@ -12,7 +12,7 @@ from torch import Tensor
 from steepest.core.batch import Batch
 from steepest.models.lora_models import FrozenValueModel
 from steepest.models.packing import scatter
-from steepest.training.critic import Critic
+from steepest.training.critic import Critic, ReturnsOf
 from steepest.training.meters import Metrics
 from steepest.training.reference import ReadingReference, States
 from steepest.training.trainable import MicroBatch
@@ -32,6 +32,11 @@ class AdapterCritic(Critic):
         """See Critic."""
         with self.model.switched():
             return super().update(batch, step=step)
+
+    def values_with_gradient(self, batch: Batch, returns_of: ReturnsOf) -> tuple[Tensor, Tensor]:
+        """See Critic."""
+        with self.model.switched():
+            return super().values_with_gradient(batch, returns_of)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ class HeadCritic(Critic):
             return super().update(batch, step=step)
         finally:
             self._states = None
+
+    def has_one_update(self, num_rows: int) -> bool:
+        """Never: its passes run no model, so there is nothing to save."""
+        return False
 
     def _head(self, states: Tensor) -> Tensor:
         return self.model.head_values(states.to(self.device))

@@ -48,6 +48,8 @@ def test_passes_of_a_step():
         "gen": scored, "old_log_prob": scored, "ref": scored, "values": trunk, "update_critic": 3 * trunk,
         "update_actor": 3 * scored,
     }  # fmt: skip
+    joined = step_flops(SHAPE, group, critic="full", reference=True, old_log_probs=False, values=False)
+    assert joined == {**full, "old_log_prob": 0, "values": 0}
     grpo = step_flops(SHAPE, group, critic="none", reference=False, old_log_probs=False)
     assert grpo == {**dict.fromkeys(full, 0), "gen": scored, "update_actor": 3 * scored}
     extra = 3 * 2 * 31
