@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from steepest.errors import CheckpointError, ModelError
 from steepest.models.flops import forget
+from steepest.models.lora_product import fuse
 from steepest.registry import nearest
 
 ALL_LINEAR = "all-linear"
@@ -93,6 +94,7 @@ def add_adapter(hf: PreTrainedModel, name: str, settings: LoraSettings) -> None:
         for part in _PARTS:
             weight = getattr(layer, part)[name].weight
             weight.data = weight.data.to(torch.float32)
+        fuse(layer)
     switch_adapter(hf, name)
 
 
