@@ -19,9 +19,29 @@ from steepest.config.schema_types import (
 )
 
 KLLossKind = Literal[
-    "kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3", "kl+", "k1+", "abs+", "mse+", "k2+", "low_var_kl+", "k3+"
+    "kl",
+    "k1",
+    "abs",
+    "mse",
+    "k2",
+    "low_var_kl",
+    "k3",
+    "kl+",
+    "k1+",
+    "abs+",
+    "mse+",
+    "k2+",
+    "low_var_kl+",
+    "k3+",
+    "full",
 ]
-PolicyLossName = Annotated[str, NameOf("policy loss", ("vanilla",))]
+PolicyLossName = Annotated[
+    str,
+    NameOf(
+        "policy loss",
+        ("vanilla", "gspo", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "cispo", "dppo_tv", "dppo_kl"),
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -29,7 +49,17 @@ class PolicyLossConfig:
     """`actor_rollout_ref.actor.policy_loss`."""
 
     loss_mode: PolicyLossName = "vanilla"
-    """Name of the policy loss: vanilla is PPO's clip with the dual clip."""
+    """Name of the policy loss: vanilla is PPO's clip with the dual clip; geo_mean is GMPO."""
+    clip_cov_ratio: PositiveShare = 2e-4
+    """clip_cov: share of a mini-batch's tokens that take no part in its update, one at least."""
+    clip_cov_lb: float = 1.0
+    """clip_cov: they are drawn from those whose covariance of log-prob and advantage is above this ..."""
+    clip_cov_ub: float = 5.0
+    """... and below this."""
+    kl_cov_ratio: PositiveShare = 2e-4
+    """kl_cov: share of a mini-batch's tokens that are penalised, those of largest covariance, one at least."""
+    ppo_kl_coef: NonNegativeFloat = 0.1
+    """kl_cov: weight of that penalty, |log_prob - old_log_prob|. The paper's runs use 1."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +78,21 @@ class ActorConfig:
     clip_ratio: PositiveFloat = 0.2
     """PPO's clip of the probability ratio, for both sides unless the next two say otherwise."""
     clip_ratio_low: PositiveShare = DERIVED
-    """The ratio is clipped at 1 minus this; null: `clip_ratio`."""
+    """The ratio is clipped at 1 minus this; null: `clip_ratio`, and where that is not given, with gspo 0.0003, geo_mean
+    0.4 (of the log-ratio), dppo_tv 0.15 (of the probability), dppo_kl 0.05 (nats). verl: 0.2 for all."""
     clip_ratio_high: PositiveFloat = DERIVED
-    """The ratio is clipped at 1 plus this; null: `clip_ratio`."""
-    clip_ratio_c: Annotated[float, Bounds(above=1.0)] = 3.0
-    """Dual clip: with a negative advantage A the loss is at most this times -A."""
+    """The ratio is clipped at 1 plus this; null: as `clip_ratio_low`, but with gspo 0.0004."""
+    clip_ratio_c: Annotated[float, Bounds(above=1.0)] = DERIVED
+    """vanilla's dual clip: with a negative advantage A the loss is at most this times -A. dppo_tv and dppo_kl: the
+    largest ratio. null: 3, with the dppo losses 20. verl: 3."""
+    tau_pos: PositiveFloat = 1.0
+    """sapo: how fast the gate closes on tokens with a positive advantage as their ratio leaves 1."""
+    tau_neg: PositiveFloat = 1.05
+    """sapo: the same for the others."""
     policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
-    loss_agg_mode: LossAggMode = "token-mean"
-    """How token losses become one number; the denominator counts the whole mini-batch."""
+    loss_agg_mode: LossAggMode = DERIVED
+    """How token losses become one number; the denominator counts the whole mini-batch. null: token-mean, with gspo,
+    geo_mean and sapo seq-mean-token-mean, which verl takes for them in any case."""
     loss_scale_factor: PositiveFloat | None = None
     """Divisor of seq-mean-token-sum-norm; needed there, unused elsewhere."""
     entropy_coeff: float = 0.0
@@ -65,7 +102,8 @@ class ActorConfig:
     kl_loss_coef: NonNegativeFloat = 0.001
     """Weight of that KL term."""
     kl_loss_type: KLLossKind = "low_var_kl"
-    """Estimator of that KL term; a trailing + keeps the value and takes the gradient of k2."""
+    """Estimator of that KL term; a trailing + keeps the value and takes the gradient of k2. full: no estimate, the KL
+    over the whole vocabulary at each token, for a pass of the reference in each update."""
     ppo_epochs: Positive = 1
     """Passes over a step's batch."""
     old_log_probs: Literal["auto", "recompute"] = "auto"
@@ -77,6 +115,6 @@ class ActorConfig:
     shuffle: bool = False
     """Shuffle the rows before they are cut into mini-batches, anew for each pass."""
     data_loader_seed: Seed = 42
-    """Seed of that shuffle."""
+    """Seed of that shuffle, and of the tokens that clip_cov draws."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     fsdp_config: ComputeConfig = field(default_factory=ComputeConfig)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from steepest.core.exact_kl import exact_kl
 from steepest.core.log_probs import token_log_probs
 from steepest.errors import ModelError
 from steepest.models.attention import IMPLEMENTATION, SUPPORTED, AttentionContext
@@ -61,9 +62,13 @@ class CausalLM(nn.Module):
         The vocabulary projection runs on the M predicting positions only, in chunks. Returns ((M,) f32, (M,) f32 or
         None). Differentiable; with no targets the result is empty.
         """
-        hidden = self.hidden_states(packed.input_ids, packed.position_ids, self.attention.context(packed))
-        hidden = hidden.index_select(0, packed.predict_index)
+        hidden = self.predicting_states(packed)
         return self.score(hidden, packed, temperature=temperature, with_entropy=with_entropy)
+
+    def predicting_states(self, packed: Packed) -> Tensor:
+        """(M, hidden) last hidden states at `predict_index`."""
+        hidden = self.hidden_states(packed.input_ids, packed.position_ids, self.attention.context(packed))
+        return hidden.index_select(0, packed.predict_index)
 
     def score(
         self, hidden: Tensor, packed: Packed, *, temperature: float = 1.0, with_entropy: bool = False
@@ -79,6 +84,21 @@ class CausalLM(nn.Module):
             packed.targets,
             temperature=temperature,
             with_entropy=with_entropy,
+            logit_scale=scale,
+            softcap=softcap,
+        )
+
+    def exact_kl(self, hidden: Tensor, reference: CausalLM, ref_hidden: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """(M,) f32 KL of this policy's next-token distributions to the reference's, from the (M, hidden) states of
+        both. Nothing flows into the reference."""
+        head, ref_head = (model.hf.get_output_embeddings() for model in (self, reference))
+        for weight, states in ((head.weight, hidden), (ref_head.weight.detach(), ref_hidden)):
+            count_head(weight, states)
+        scale, softcap = logit_transform(self.config)
+        return exact_kl(
+            (hidden, head.weight, head.bias),
+            (ref_hidden, ref_head.weight, ref_head.bias),
+            temperature=temperature,
             logit_scale=scale,
             softcap=softcap,
         )

@@ -44,11 +44,13 @@ def iterate_mini_batches(num_rows: int, settings: UpdateSettings, iteration: int
     for epoch in range(settings.epochs):
         order = torch.arange(num_rows)
         if settings.shuffle:
-            order = torch.randperm(num_rows, generator=_generator(settings.seed, iteration, epoch))
+            generator = torch.Generator().manual_seed(seed_of(settings.seed, iteration, epoch))
+            order = torch.randperm(num_rows, generator=generator)
         yield from order.split(settings.mini_batch_rows)
 
 
-def _generator(*numbers: int) -> torch.Generator:
+def seed_of(*numbers: int) -> int:
+    """One seed from several numbers, such as a run's seed and the iteration."""
     # A hash, not a sum: (seed 1, iteration 2) and (seed 2, iteration 1) must not share an order.
     digest = hashlib.sha256(":".join(map(str, numbers)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return int.from_bytes(digest[:7], "big")

@@ -13,7 +13,7 @@ from steepest.models.lora_models import LoraCausalLM
 from steepest.models.packing import scatter
 from steepest.training.actor import PolicyPasses
 from steepest.training.micro_batches import MicroBatches
-from steepest.training.trainable import ComputeSettings
+from steepest.training.trainable import ComputeSettings, MicroBatch
 
 
 class Reference(PolicyPasses):
@@ -38,6 +38,12 @@ class Reference(PolicyPasses):
     def log_probs(self, batch: Batch) -> Tensor:
         """(B, T) f32 on the CPU; 0 where response_mask is false. The code path is the actor's."""
         return self._batch_log_probs(batch, with_entropy=False)[0]
+
+    @torch.no_grad()
+    def predicting_states(self, part: MicroBatch) -> Tensor:
+        """(M, hidden) states that the tokens of a micro-batch of the actor's are predicted from."""
+        with self.autocast():
+            return self.model.predicting_states(part.packed)
 
 
 class BaseReference(PolicyPasses):
@@ -64,6 +70,12 @@ class BaseReference(PolicyPasses):
         """(B, T) f32 on the CPU; 0 where response_mask is false. The code path is the actor's."""
         with self.model.base_alone():
             return self._batch_log_probs(batch, with_entropy=False)[0]
+
+    @torch.no_grad()
+    def predicting_states(self, part: MicroBatch) -> Tensor:
+        """As `Reference.predicting_states`."""
+        with self.model.base_alone(), self.autocast():
+            return self.model.predicting_states(part.packed)
 
 
 @dataclass(frozen=True)
