@@ -42,12 +42,18 @@ class Batch:
     """(B, T) f32, log-probs of the distribution sampled from, by the engine; 0 where masked."""
     token_level_scores: Tensor | None = None
     """(B, T) f32, the reward on the last response token, 0 elsewhere; by the reward."""
+    named_rewards: Tensor | None = None
+    """(B, K) f32, rewards of each response that the estimator reads one by one; 0 where the reward failed."""
+    reward_baselines: Tensor | None = None
+    """(B,) f32, the reward of the greedy response to the row's prompt; NaN where that reward failed."""
     old_log_probs: Tensor | None = None
     """(B, T) f32, log-probs before the update, by the actor; 0 where masked."""
     recomputed: Tensor | None = None
     """(B,) bool, rows whose old_log_probs are the actor's own, the others' being the engine's; None: all rows."""
     entropies: Tensor | None = None
     """(B, T) f32, entropy of the policy before the update, by the actor; 0 where masked."""
+    sum_pi_squared: Tensor | None = None
+    """(B, T) f32, sum over the vocabulary of that policy's squared probabilities, by the actor; 0 where masked."""
     ref_log_probs: Tensor | None = None
     """(B, T) f32, by the reference; 0 where masked."""
     values: Tensor | None = None
@@ -56,6 +62,10 @@ class Batch:
     """(B,) f32, V of the state after the last response token, by the critic."""
     token_level_rewards: Tensor | None = None
     """(B, T) f32, token_level_scores after the KL penalty."""
+    rollout_is_weights: Tensor | None = None
+    """(B, T) f32, factors of the policy loss, by rollout correction; 0 where the loss leaves a token out."""
+    loss_mask: Tensor | None = None
+    """(B, T) bool, tokens that stay in the losses, by rollout correction; response_mask becomes it with advantages."""
     advantages: Tensor | None = None
     """(B, T) f32, 0 where masked."""
     returns: Tensor | None = None
@@ -102,6 +112,31 @@ class Batch:
         return type(self)(**picked)
 
     @classmethod
+    def cat(cls, parts: Sequence[Batch], *, pad_id: int = 0) -> Batch:
+        """The rows of several batches in their order, padded to the widest; groups are numbered anew from 0.
+
+        Every group must lie in one part. A field must be None in all parts or in none; raises ValueError.
+        """
+        out: dict[str, Any] = {}
+        for item in dataclasses.fields(cls):
+            values = [getattr(part, item.name) for part in parts]
+            if any(value is None for value in values):
+                if not all(value is None for value in values):
+                    raise ValueError(f"Batch.cat: {item.name} is None in some of the parts only")
+                out[item.name] = None
+            elif isinstance(values[0], Tensor):
+                fill = pad_id if item.name in ("prompts", "responses") else 0
+                out[item.name] = _cat(values, fill, left=item.name == "prompts")
+            else:
+                out[item.name] = [row for value in values for row in value]
+        groups, start = [], 0
+        for part in parts:
+            found, number = torch.unique(part.group_ids, return_inverse=True)
+            groups.append(number + start)
+            start += len(found)
+        return cls(**{**out, "group_ids": torch.cat(groups)})
+
+    @classmethod
     def from_sequences(
         cls,
         prompts: Sequence[Sequence[int]],
@@ -138,3 +173,12 @@ def _pad(rows: Sequence[Sequence[Any]], width: int, fill: float, *, left: bool =
     real = column >= width - lengths[:, None] if left else column < lengths[:, None]
     out[real] = torch.tensor([value for row in rows for value in row], dtype=dtype)
     return out
+
+
+def _cat(parts: Sequence[Tensor], fill: int, *, left: bool) -> Tensor:
+    """Rows one below the other; those of two dimensions are widened with `fill`, on the left or on the right."""
+    if parts[0].dim() == 1:
+        return torch.cat(list(parts))
+    width = max(part.shape[1] for part in parts)
+    missing = [torch.full((len(part), width - part.shape[1]), fill, dtype=part.dtype) for part in parts]
+    return torch.cat([torch.cat([m, p] if left else [p, m], dim=1) for p, m in zip(parts, missing, strict=True)])

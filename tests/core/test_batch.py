@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from steepest.core.batch import Batch
@@ -90,3 +91,29 @@ def test_an_empty_response_still_has_a_column() -> None:
     batch = Batch.from_sequences([[1]], [[]], group_ids=[0], truncated=[True])
     assert batch.responses.shape == (1, 1)
     assert batch.response_mask.tolist() == [[False]]
+
+
+def test_cat_pads_to_the_widest_and_numbers_groups_anew() -> None:
+    one = Batch.from_sequences(
+        [[1, 2]], [[3]], group_ids=[5], truncated=[False], rollout_log_probs=[[-1.0]], samples=["a"], pad_id=9
+    )
+    two = Batch.from_sequences(
+        [[4], [4]], [[5, 6, 7], [8]], group_ids=[5, 5], truncated=[True, False],
+        rollout_log_probs=[[-2.0, -3.0, -4.0], [-5.0]], samples=["b", "c"], pad_id=9,
+    )  # fmt: skip
+    both = Batch.cat([one, two], pad_id=9)
+    assert both.prompts.tolist() == [[1, 2], [9, 4], [9, 4]]
+    assert both.responses.tolist() == [[3, 9, 9], [5, 6, 7], [8, 9, 9]]
+    assert both.response_mask.tolist() == [[True, False, False], [True, True, True], [True, False, False]]
+    assert both.rollout_log_probs is not None and both.rollout_log_probs[0].tolist() == [-1.0, 0.0, 0.0]
+    assert both.group_ids.tolist() == [0, 1, 1] and both.samples == ["a", "b", "c"]
+    assert both.truncated.tolist() == [False, True, False] and both.values is None
+    whole = Batch.from_sequences(
+        [[1, 2], [4], [4]], [[3], [5, 6, 7], [8]], group_ids=[0, 1, 1], truncated=[False, True, False], pad_id=9
+    )
+    assert torch.equal(both.position_ids, whole.position_ids) and torch.equal(both.input_ids, whole.input_ids)
+    none = one.select(torch.zeros(1, dtype=torch.bool))
+    assert len(Batch.cat([none, two, none], pad_id=9)) == 2 and Batch.cat([none, two]).group_ids.tolist() == [0, 0]
+    two.values = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="values is None in some of the parts only"):
+        Batch.cat([one, two])
