@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from steepest.registry import Registry
+from steepest.registry import Entry, Registry
 
-# The name is the `data_source` of a row. Fact `modes`: the values of `reward.mode` that the function takes as `mode=`.
-# Fact `check_ground_truth`: called with a row's ground truth, raises for one that no answer could equal.
-REWARDS = Registry("reward", "data_source")
+# A name is the `data_source` of a row, a pattern of them (`aime*`), or what `reward.functions` calls the function.
+# Facts of an entry:
+#   modes               the values of `reward.mode` that the function takes as `mode=`
+#   needs               fields of RewardRequest that it takes as keywords, beside the usual four
+#   check_ground_truth  called with a row's ground truth, raises for one that no answer could equal
+#   check_options       called with the options of `reward.functions`, raises ValueError for those that cannot be
+#   prepare             called once in a process before the first call, and not on the sample's time
+#   part                True: only a part of a sum; no data_source chooses it
+REWARDS = Registry("reward", "reward.functions")
 
 
-def ground_truth_problem(data_source: str, ground_truth: Any) -> str | None:
-    """What is wrong with a row's ground truth, by the reward registered for its data source; None when nothing is.
+def match_name(data_source: str, names: Iterable[str]) -> str | None:
+    """The name that stands for a data source: itself, or the longest pattern that it fits."""
+    known = list(names)
+    if data_source in known:
+        return data_source
+    fitting = [name for name in known if name.endswith("*") and data_source.startswith(name[:-1])]
+    return max(fitting, key=len, default=None)
 
-    Asked of every row before a model loads. A reward without the fact `check_ground_truth` takes anything.
-    """
-    if data_source not in REWARDS.names():
-        return None
-    check = REWARDS.get(data_source).facts.get("check_ground_truth")
-    try:
-        if check is not None:
-            check(ground_truth)
-    except (TypeError, ValueError) as error:
-        return str(error)
-    return None
+
+def data_source_names() -> list[str]:
+    """Every name and pattern that a row's data_source may have."""
+    return [name for name in REWARDS.names() if not REWARDS.get(name).facts.get("part")]
+
+
+def entry_for(data_source: str) -> Entry | None:
+    """The reward that a row's data_source chooses, or None."""
+    name = match_name(data_source, data_source_names())
+    return None if name is None else REWARDS.get(name)
 
 
 class RewardFunction(Protocol):
@@ -51,15 +61,33 @@ class RewardRequest:
     solution: str  # the decoded response, without the prompt and without special tokens
     ground_truth: Any
     extra_info: dict[str, Any] = field(default_factory=dict)
+    num_tokens: int | None = None  # of the response, in the policy's tokens, the end token included
+    messages: Sequence[Mapping[str, Any]] = ()  # the conversation that the response answers
 
 
 @dataclass(frozen=True)
 class RewardResult:
-    """The score of one response, or why there is none. `score` is None exactly when `error` is set; 0.0 is a score."""
+    """The score of one response, or why there is none. `score` is None exactly when `error` is set; 0.0 is a score.
+
+    With `reward.functions` the score is the sum of weight times score over the named rewards in `scores`.
+    """
 
     score: float | None
     parts: dict[str, float] = field(default_factory=dict)  # the other numbers that the function returned
     error: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)  # each reward of a weighted sum by name, without its weight
+
+    def named(self) -> dict[str, float]:
+        """Every number about this response by name: the parts and the rewards of a sum."""
+        return {**self.parts, **self.scores}
+
+
+class ScoresResponses(Protocol):
+    """What scores a batch of responses: the worker processes, a judge, a reward model, or all of a run's rewards."""
+
+    def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
+        """Results in the order of the requests."""
+        ...
 
 
 def read_outcome(outcome: object) -> tuple[float, dict[str, float]]:

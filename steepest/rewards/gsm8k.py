@@ -115,7 +115,7 @@ def _truth(ground_truth: Any) -> str:
     return ground_truth
 
 
-@REWARDS.register("openai/gsm8k", "steepest/arithmetic", modes=MODES, check_ground_truth=_truth)
+@REWARDS.register("gsm8k", "openai/gsm8k", "steepest/arithmetic", modes=MODES, check_ground_truth=_truth)
 def gsm8k(
     data_source: str,
     solution_str: str,

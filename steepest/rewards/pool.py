@@ -12,14 +12,16 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from steepest.config.reward_functions import GRADER, WeightedFunction
 from steepest.cores import usable_cores
 from steepest.errors import ConfigError, DataError, RewardError
 from steepest.registry import nearest
-from steepest.rewards.api import RewardRequest, RewardResult
+from steepest.rewards.api import RewardRequest, RewardResult, match_name
 from steepest.rewards.process import Setup, WorkerProcess, end_all
 
 _LOG = logging.getLogger("steepest.rewards")
@@ -34,7 +36,9 @@ class RewardPool:
     """Runs reward functions in worker processes.
 
     custom:         (path, name) of the user's function (`custom_reward_function.path`, `.name`); it then scores every
-                    row, whatever its data_source. None: the built-in function registered for the row's data_source
+                    row, whatever its data_source. None: `functions`
+    functions:      the rewards of `reward.functions` that run here, whose weighted sum is the score. None of them: the
+                    reward that the row's data_source chooses
     mode:           `reward.mode` of the built-in functions that have modes
     num_workers:    None: one a CPU core this process may use, at most 8
     timeout_s:      seconds that one sample may take, counted from its own start
@@ -50,6 +54,7 @@ class RewardPool:
         self,
         *,
         custom: tuple[str, str] | None = None,
+        functions: Sequence[WeightedFunction] = (),
         mode: str = "strict",
         num_workers: int | None = None,
         timeout_s: float = 10.0,
@@ -69,6 +74,7 @@ class RewardPool:
         self.mode, self.timeout_s, self.max_error_rate = mode, timeout_s, max_error_rate
         self.start_seconds = start_seconds
         self.error_rate = 0.0  # share of failed samples in the last call of `score`
+        self._functions = tuple(functions)
         self._custom = (str(Path(custom[0]).expanduser().resolve()), custom[1]) if custom else None
         self._sources: dict[str, list[str]] | None = None  # what the workers say they know: data_source -> modes
         self._workers: list[WorkerProcess] = []
@@ -113,10 +119,17 @@ class RewardPool:
                     "every row. Leave one of the two out."
                 )
             return
-        self._check_sources(sorted(set(data_sources)), self._sources)
+        sources = sorted(set(data_sources))
+        if not self._functions:
+            self._check_sources(sources, self._sources)
+            return
+        others = [function.name for function in self._functions if function.name in self._sources]
+        by_source = any(function.name == GRADER for function in self._functions)
+        self._check_sources([*others, *(sources if by_source else [])], self._sources)
 
     def _check_sources(self, data_sources: list[str], known: dict[str, list[str]]) -> None:
-        unknown = [source for source in data_sources if source not in known]
+        names = {source: match_name(source, known) for source in data_sources}
+        unknown = [source for source, name in names.items() if name is None]
         if unknown:
             guess = nearest(unknown[0], known)
             hint = f" Did you mean {guess!r}?" if guess else ""
@@ -124,7 +137,7 @@ class RewardPool:
                 f"data_source {', '.join(map(repr, unknown))}: no reward of this name.{hint} Known: "
                 f"{', '.join(known)}. Change the data, or set custom_reward_function.path to a file with your function."
             )
-        modes = {mode for source in data_sources for mode in known[source]} or {"strict"}
+        modes = {mode for name in names.values() for mode in known[str(name)]} or {"strict"}
         if self.mode not in modes:
             guess = nearest(self.mode, modes)
             hint = f" Did you mean {guess!r}?" if guess else ""
@@ -182,7 +195,7 @@ class RewardPool:
             raise RewardError("this RewardPool is closed")
         while len(self._workers) < min(wanted, self.num_workers):
             import_path = tuple(entry for entry in sys.path if isinstance(entry, str))
-            setup = Setup(self._custom, self.mode, import_path, os.environ.get("PYTHONPATH"))
+            setup = Setup(self._custom, self._functions, self.mode, import_path, os.environ.get("PYTHONPATH"))
             self._workers.append(WorkerProcess(setup))
 
     def _hand_out(self, call: _Call) -> None:
@@ -277,9 +290,8 @@ class _Call:
         self.payloads: list[bytes] = []
         self.waiting: deque[int] = deque()
         for number, request in enumerate(requests):
-            row = (request.data_source, request.solution, request.ground_truth, request.extra_info)
             try:
-                self.payloads.append(pickle.dumps(row, protocol=pickle.HIGHEST_PROTOCOL))
+                self.payloads.append(pickle.dumps(replace(request, messages=()), protocol=pickle.HIGHEST_PROTOCOL))
                 self.waiting.append(number)
             except Exception as error:  # pickling runs foreign code, which may raise anything
                 self.payloads.append(b"")
@@ -329,5 +341,6 @@ def allowed_failures(num_samples: int, max_error_rate: float) -> int:
 
 def _result(kind: str, rest: list[Any]) -> RewardResult:
     if kind == "scored":
-        return RewardResult(float(rest[0]), {str(name): float(value) for name, value in rest[1].items()})
+        parts, scores = ({str(name): float(value) for name, value in numbers.items()} for numbers in rest[1:])
+        return RewardResult(float(rest[0]), parts, scores=scores)
     return RewardResult(None, error=str(rest[0]))

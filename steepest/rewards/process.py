@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from steepest.config.reward_functions import WeightedFunction
+
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 _WIRE_SECONDS = 10  # no read or write on the wire takes longer: a worker that was stopped cannot stop the trainer
 _GRACE_SECONDS = 2.0
@@ -28,6 +30,7 @@ class Setup:
     """What a worker is told at its start."""
 
     custom: tuple[str, str] | None  # absolute path and name of the user's function
+    functions: tuple[WeightedFunction, ...]  # of reward.functions; none: by data_source
     mode: str  # reward.mode, for the functions that have modes
     import_path: tuple[str, ...]  # sys.path of the parent
     python_path: str | None  # PYTHONPATH as the user has it, for programs that a reward starts

@@ -1,10 +1,11 @@
 """The child side of the pool: `python -m steepest.rewards.worker WIRE_FD LIFELINE_FD PARENT_PID`. Not for people.
 
-Wire, parent to child: one `Setup`, then lists of pickled (data_source, solution, ground_truth, extra_info).
+Wire, parent to child: one `Setup`, then lists of pickled `RewardRequest`s, without what only the parent needs.
 Wire, child to parent: JSON, so that the parent never unpickles what a scoring process wrote:
     ["ready", {data_source: [modes]}] or ["refused", [problems]]      once
-    ["begun"]                                                         a list has arrived, its first sample starts
-    ["scored", score, parts] or ["failed", "TypeName: message (file:line)"]
+    ["begun"]                                                         a list has arrived, its first sample starts;
+                                                                      again when its preparations are over
+    ["scored", score, parts, scores] or ["failed", "TypeName: message (file:line)"]
                                                                       once a sample, in order; the next one starts
 
 Standard output belongs to nobody here: what reward functions print goes to standard error.
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import inspect
 import json
 import os
@@ -31,8 +31,9 @@ from typing import Any
 
 from steepest.errors import ConfigError
 from steepest.registry import load_file, nearest
-from steepest.rewards.api import REWARDS, read_outcome
+from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, data_source_names, read_outcome
 from steepest.rewards.process import Setup
+from steepest.rewards.weighted import BY_DATA_SOURCE, bind, preparations, prepare_once, score_one
 
 _MAX_MESSAGE = 500
 _CUSTOM_KEY = "custom_reward_function"
@@ -43,31 +44,50 @@ class Scorer:
 
     def __init__(self, setup: Setup) -> None:
         self._custom = load_custom(*setup.custom) if setup.custom else None
+        self._functions = bind(setup.functions) if setup.functions else BY_DATA_SOURCE
         self._mode = setup.mode
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._source = ""  # file of the function that is running
 
-    def score(self, payload: bytes) -> list[Any]:
-        """The message about one sample. Whatever the function raises, SystemExit too, is an answer and not our end."""
-        source = ""
+    def score(self, payload: bytes, begin: Callable[[], None]) -> list[Any]:
+        """The message about one sample. Whatever the function raises, SystemExit too, is an answer and not our end.
+
+        `begin` is called when something had to be prepared first: the sample's time starts then.
+        """
+        self._source = ""
         try:
-            data_source, solution, ground_truth, extra_info = pickle.loads(payload)
-            function = self._custom or self._built_in(data_source)
-            source = _source_file(function)
-            outcome = function(
-                data_source=data_source, solution_str=solution, ground_truth=ground_truth, extra_info=extra_info
-            )
-            if inspect.isawaitable(outcome):
-                outcome = self._run(outcome)
-            score, parts = read_outcome(outcome)
+            request: RewardRequest = pickle.loads(payload)
+            self._prepare(request.data_source, begin)
+            result = self._by_custom(request) if self._custom else self._by_functions(request)
         except BaseException as error:
-            return ["failed", describe(error, source)]
-        return ["scored", score, parts]
+            return ["failed", describe(error, self._source)]
+        return ["scored", result.score, result.parts, result.scores]
 
-    def _built_in(self, data_source: str) -> Callable[..., Any]:
-        if data_source not in REWARDS.names():
-            raise LookupError(f"no reward for data_source {data_source!r}; known: {', '.join(REWARDS.names())}")
-        entry = REWARDS.get(data_source)
-        return functools.partial(entry.value, mode=self._mode) if entry.facts.get("modes") else entry.value
+    def _prepare(self, data_source: str, begin: Callable[[], None]) -> None:
+        wanted = [] if self._custom else preparations(self._functions, data_source)
+        before = prepare_once.cache_info().misses
+        for prepare in wanted:
+            prepare_once(prepare)
+        if prepare_once.cache_info().misses > before:
+            begin()
+
+    def _by_custom(self, request: RewardRequest) -> RewardResult:
+        assert self._custom is not None
+        keywords = {
+            "data_source": request.data_source,
+            "solution_str": request.solution,
+            "ground_truth": request.ground_truth,
+            "extra_info": request.extra_info,
+        }
+        return RewardResult(*read_outcome(self._call(self._custom, keywords)))
+
+    def _by_functions(self, request: RewardRequest) -> RewardResult:
+        return score_one(self._functions, request, mode=self._mode, call=self._call)
+
+    def _call(self, function: Callable[..., Any], keywords: dict[str, Any]) -> Any:
+        self._source = _source_file(function)
+        outcome = function(**keywords)
+        return self._run(outcome) if inspect.isawaitable(outcome) else outcome
 
     def _run(self, outcome: Any) -> Any:
         # One loop for the life of the worker: clients that users keep between calls are bound to their loop,
@@ -127,7 +147,7 @@ def describe(error: BaseException, source: str) -> str:
 
 
 def _source_file(function: Callable[..., Any]) -> str:
-    code = getattr(inspect.unwrap(getattr(function, "func", function)), "__code__", None)
+    code = getattr(inspect.unwrap(function), "__code__", None)
     return code.co_filename if code else ""
 
 
@@ -173,12 +193,12 @@ def serve(wire: Connection) -> None:
     except ConfigError as error:
         send(["refused", error.problems])
         return
-    send(["ready", {name: list(REWARDS.get(name).facts.get("modes", ())) for name in REWARDS.names()}])
+    send(["ready", {name: list(REWARDS.get(name).facts.get("modes", ())) for name in data_source_names()}])
     while True:
         chunk: list[bytes] = wire.recv()
         send(["begun"])
         for payload in chunk:
-            send(scorer.score(payload))
+            send(scorer.score(payload, lambda: send(["begun"])))
 
 
 def main() -> None:

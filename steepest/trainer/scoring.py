@@ -9,17 +9,18 @@ from typing import Any
 import torch
 
 from steepest.core.batch import Batch
-from steepest.rewards.api import RewardRequest, RewardResult
-from steepest.rewards.pool import RewardPool
+from steepest.rewards.api import RewardRequest, RewardResult, ScoresResponses
 from steepest.training.meters import Metrics
 
 
 @dataclass
 class Scorer:
-    """Decodes responses (special tokens skipped) and has them scored by the pool."""
+    """Decodes responses (special tokens skipped) and has them scored."""
 
-    pool: RewardPool
+    rewards: ScoresResponses
     tokenizer: Any
+    costs: Callable[[], Metrics] = dict
+    """What the rewards have cost since they were last asked."""
 
     def texts(self, batch: Batch) -> list[str]:
         rows = [row[:n] for row, n in zip(batch.responses.tolist(), batch.response_lengths.tolist(), strict=True)]
@@ -33,10 +34,21 @@ class Scorer:
                 solution=text,
                 ground_truth=sample.ground_truth,
                 extra_info=sample.extra_info,
+                num_tokens=length,
+                messages=sample.messages,
             )
-            for sample, text in zip(batch.samples, texts, strict=True)
+            for sample, text, length in zip(batch.samples, texts, batch.response_lengths.tolist(), strict=True)
         ]
-        return self.pool.score(requests)
+        return self.rewards.score(requests)
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Responses with their texts and what their rewards said."""
+
+    batch: Batch
+    texts: list[str]
+    results: list[RewardResult]
 
 
 @dataclass
@@ -46,14 +58,40 @@ class StepScorer:
     scorer: Scorer
     write: Callable[[int, list[dict[str, Any]]], None] | None = None
     """Takes the step and one record a response (`trainer.rollout_data_dir`)."""
+    shape: Callable[[Batch, list[RewardResult]], list[RewardResult]] = lambda batch, results: results
+    """What the run adds to the rewards' own scores, e.g. a penalty for length."""
+    curate: Callable[[Batch], Metrics] = lambda batch: {}
+    """Takes responses out of the finished, scored batch."""
+    fills: Sequence[Callable[[Batch, list[RewardResult]], None]] = ()
+    """What the estimator reads beside the scores, put into a batch that has been scored."""
 
     def __call__(self, batch: Batch, step: int) -> Metrics:
+        rated = self.rate(batch)
+        self.finish(step, [rated])
+        return reward_metrics(rated.results) | self.curate(batch)
+
+    def rate(self, batch: Batch) -> Rated:
+        """Score some responses of a step, and place the scores."""
         texts = self.scorer.texts(batch)
-        results = self.scorer.results(batch, texts)
-        if self.write is not None:
-            self.write(step, sample_records(batch, texts, results))
+        results = self.results(batch, texts)
         place_scores(batch, results)
-        return reward_metrics(results)
+        for fill in self.fills:
+            fill(batch, results)
+        return Rated(batch, texts, results)
+
+    def results(self, batch: Batch, texts: Sequence[str]) -> list[RewardResult]:
+        """What the rewards say of responses, with what the run adds to it."""
+        return self.shape(batch, self.scorer.results(batch, texts))
+
+    def finish(self, step: int, parts: Sequence[Rated]) -> None:
+        """Write down all responses of a step, where that is asked for."""
+        if self.write is not None:
+            self.write(step, [row for part in parts for row in sample_records(part.batch, part.texts, part.results)])
+
+
+def with_costs(score: Callable[[Batch, int], Metrics], costs: Callable[[], Metrics]) -> Callable[[Batch, int], Metrics]:
+    """The reward part of a step, with what its rewards cost among the metrics."""
+    return lambda batch, step: score(batch, step) | costs()
 
 
 def place_scores(batch: Batch, results: Sequence[RewardResult]) -> None:
@@ -70,7 +108,8 @@ def place_scores(batch: Batch, results: Sequence[RewardResult]) -> None:
 
 
 def reward_metrics(results: Sequence[RewardResult]) -> Metrics:
-    """`reward/error_rate`, `reward/format_rate`, and the mean of every other part that rewards report."""
+    """`reward/error_rate`, `reward/format_rate`, the mean of every other part that rewards report, and mean, max and
+    min of each reward of a weighted sum, before its weight."""
     if not results:
         return {}
     metrics = {"reward/error_rate": sum(r.score is None for r in results) / len(results)}
@@ -78,6 +117,13 @@ def reward_metrics(results: Sequence[RewardResult]) -> Metrics:
     for name in names:
         values = [r.parts[name] for r in results if name in r.parts]
         metrics[f"reward/{'format_rate' if name == 'format' else name}"] = sum(values) / len(values)
+    for name in dict.fromkeys(name for r in results for name in r.scores):
+        values = [r.scores[name] for r in results if name in r.scores]
+        metrics |= {
+            f"reward/{name}/mean": sum(values) / len(values),
+            f"reward/{name}/max": max(values),
+            f"reward/{name}/min": min(values),
+        }
     return metrics
 
 
@@ -92,7 +138,7 @@ def sample_records(batch: Batch, texts: Sequence[str], results: Sequence[RewardR
             "response": text,
             "ground_truth": sample.ground_truth,
             "score": result.score,
-            **{f"reward/{name}": value for name, value in result.parts.items()},
+            **{f"reward/{name}": value for name, value in result.named().items()},
             "truncated": cut,
         }
         if result.error:

@@ -17,7 +17,6 @@ from steepest.rewards.api import REWARDS
 from steepest.rewards.gsm8k import MODES, flexible_answer, gsm8k, strict_answer
 
 HERE = Path(__file__).parent
-CORPUS = [json.loads(line) for line in (HERE / "gsm8k_corpus.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def score(answer: str, truth: str = "72", mode: str = "strict") -> float:
@@ -102,27 +101,6 @@ def test_flexible_reads_all_of_the_text_and_keeps_the_strict_format():
     assert gsm8k("openai/gsm8k", long, "72", mode="flexible") == {"score": 1.0, "acc": 1.0, "format": 0.0}
     assert gsm8k("openai/gsm8k", "#### 72.", "72", mode="flexible") == {"score": 1.0, "acc": 1.0, "format": 1.0}
     assert gsm8k("openai/gsm8k", "#### 73", "72", mode="flexible") == {"score": 0.0, "acc": 0.0, "format": 1.0}
-
-
-def error_rates(mode: str) -> tuple[int, int]:
-    """False accepts among the wrong answers of the corpus, false rejects among the right ones."""
-    accepted = [score(row["answer"], row["truth"], mode) for row in CORPUS]
-    pairs = list(zip(CORPUS, accepted, strict=True))
-    false_accepts = sum(1 for row, got in pairs if got and not row["right"])
-    return false_accepts, sum(1 for row, got in pairs if not got and row["right"])
-
-
-def test_corpus_is_what_the_document_says():
-    assert len({(row["answer"], row["truth"]) for row in CORPUS}) == len(CORPUS) == 116
-    assert sum(row["right"] for row in CORPUS) == 66
-
-
-@pytest.mark.parametrize(("mode", "false_accepts", "false_rejects"), [("strict", 23, 52), ("flexible", 10, 10)])
-def test_error_rates_on_the_adversarial_corpus(mode, false_accepts, false_rejects):
-    assert error_rates(mode) == (false_accepts, false_rejects)
-    page = (HERE.parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
-    accepts = f"{false_accepts} of 50 = {false_accepts / 50:.0%}"
-    assert f"| `{mode}` | {accepts} | {false_rejects} of 66 = {false_rejects / 66:.0%} |" in page
 
 
 @pytest.mark.parametrize("truth", ["1,234", "72 dollars", "", " 72", "seventy-two", "7" + "\u0662"])

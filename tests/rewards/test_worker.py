@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 
 from steepest.errors import ConfigError
+from steepest.rewards.api import RewardRequest
 from steepest.rewards.process import Setup
+from steepest.rewards.weighted import prepare_once
 from steepest.rewards.worker import Scorer, describe, load_custom
 
 FUNCTIONS = str(Path(__file__).parent / "functions.py")
+
+
+def begin() -> None:
+    """What a worker tells its parent when preparations are over."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +61,8 @@ def test_a_custom_function_that_cannot_be_used(tmp_path, path, name, message):
 )
 def test_every_kind_of_callable_with_the_four_keywords_will_do(tmp_path, text):
     (tmp_path / "mine.py").write_text(text)
-    scorer = Scorer(Setup((str(tmp_path / "mine.py"), "f"), "strict", tuple(sys.path), None))
-    assert scorer.score(pickle.dumps(("d", "s", "t", {}))) == ["scored", 1.0, {}]
+    scorer = Scorer(Setup((str(tmp_path / "mine.py"), "f"), (), "strict", tuple(sys.path), None))
+    assert scorer.score(pickle.dumps(RewardRequest("id", "d", "s", "t")), begin) == ["scored", 1.0, {}, {}]
 
 
 def test_an_error_names_the_innermost_line_of_the_functions_own_file():
@@ -81,8 +87,17 @@ def test_error_texts_are_one_short_line():
 
 
 def test_a_payload_that_cannot_be_read_fails_alone():
-    scorer = Scorer(Setup(None, "strict", tuple(sys.path), None))
-    kind, error = scorer.score(b"not a pickle")
+    scorer = Scorer(Setup(None, (), "strict", tuple(sys.path), None))
+    kind, error = scorer.score(b"not a pickle", begin)
     assert kind == "failed" and error.startswith("UnpicklingError")
-    row = ("openai/gsm8k", "#### 1", "1", {})
-    assert scorer.score(pickle.dumps(row)) == ["scored", 1.0, {"acc": 1.0, "format": 1.0}]
+    row = RewardRequest("id", "openai/gsm8k", "#### 1", "1")
+    assert scorer.score(pickle.dumps(row), begin) == ["scored", 1.0, {"acc": 1.0, "format": 1.0}, {}]
+
+
+def test_a_preparation_runs_once_a_process_and_the_samples_time_begins_after_it():
+    begun = []
+    scorer = Scorer(Setup(None, (), "strict", tuple(sys.path), None))
+    row = pickle.dumps(RewardRequest("id", "aime2024", "\\boxed{073}", "73"))
+    prepare_once.cache_clear()
+    assert [scorer.score(row, lambda: begun.append(1))[1] for _ in range(2)] == [1.0, 1.0]
+    assert begun == [1]

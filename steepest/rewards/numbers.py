@@ -1,0 +1,154 @@
+"""Reading numbers as people write them: one number, several, or none that is meant."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+_MAX_DIGITS = 60  # longer runs are noise, and Python refuses to convert very long ones
+_MAX_EXPONENT = 400
+
+_CLEANING: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile("[\u2212\u2013\ufe63\uff0d]"), "-"),
+    (re.compile("[\u00a0\u2009\u202f\u2007]|\\\\[,;:! ]"), " "),
+    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r" \1/\2 "),
+    (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\b(?:US|USD)(?=\s?\$?[0-9])"), ""),
+    (re.compile(r"\\times|\\cdot|\u00d7"), " x "),
+    (re.compile(r"(?<![\w.])(?<!x\s)(?<!x\s\s)10\s?\^\s?\{?(-?[0-9]{1,3})\}?(?![\w.])"), r"1e\1"),
+    (re.compile("\u2248|\u2243|\\\\approx|\\\\sim"), " = "),
+    (re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]"), "^"),
+    (re.compile(r"\\(?=[$%])|\*\*|__|[`$\u20ac\u00a3\u00a5]|\\[()\[\]]|\\(?:left|right)\b"), ""),
+    (re.compile(r"(?<=\d)_(?=\d)"), ""),
+)
+_DIGITS = str.maketrans({chr(0xFF10 + i): str(i) for i in range(10)})
+_NUMBER = re.compile(
+    r"""
+    (?<![\w.^])
+    (?P<sign>(?<![\w)])(?:[-+]|minus\ )\s?)?
+    (?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])|[0-9]{1,3}(?:\ [0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))
+    (?P<decimals>\.[0-9]+|,[0-9]{1,2}(?![0-9,]))?
+    (?P<mixed>\ [0-9]{1,4}/[0-9]{1,4})?
+    (?:[eE](?P<exponent>[-+]?[0-9]{1,3})(?!\w)|\s{0,3}x\s{0,3}10\s?\^\s?\{?(?P<power>[-+]?[0-9]{1,3})\}?)?
+    (?:\s?/\s?(?P<divisor>[0-9]{1,15}))?
+    (?P<scale>k\b|\s?(?:hundred|dozen|thousand|million|billion|trillion)\b)?
+    (?P<percent>\s?(?:%|percent\b|per\ cent\b))?
+    """,
+    re.VERBOSE,
+)
+_SCALES = {
+    "k": 10**3, "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12
+}  # fmt: skip
+# Between two numbers: both are parts of one expression, range or list, and neither is the answer.
+_JOINING = re.compile(r"\s*(?:[-+*^:/,;&x!]|\\div|\u00f7|or|to|and|,\s*(?:and|or))?\s*[({]*\s*\Z", re.IGNORECASE)
+_DENIED = re.compile(
+    r"\bnot\b|n't\b|n\u2019t\b|\b(?:more|less|fewer|greater|bigger|smaller|other)\s+than\b|\bat\s+(?:least|most)\b"
+    r"|\b(?:between|(?:half|third|quarter)\s+of|twice|double|under|over|above|below)\b"
+    r"|[<>\u2260\u00b1]|\\(?:pm|neq?|geq?|leq?)\b",
+    re.IGNORECASE,
+)
+_FUNCTION = re.compile("(?:sqrt|log|ln|sin|cos|tan|exp|\u221a)\\s*[({]?\\s*\\Z", re.IGNORECASE)
+_UNITS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_WORDS = {word: value for value, word in enumerate(_UNITS)} | {word: 10 * n for n, word in enumerate(_TENS, start=2)}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number, and whether it was written as a percentage (then `value` is a hundredth of what is written)."""
+
+    value: Fraction
+    percent: bool = False
+
+
+def clean(text: str) -> str:
+    """LaTeX, Markdown and Unicode spellings of numbers brought to plain ones."""
+    text = text.translate(_DIGITS)
+    for pattern, replacement in _CLEANING:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def stated_number(text: str, *, last: bool = False) -> Number | None:
+    """The one number that a short text states, or None.
+
+    Where there is an `=` the part after the last one counts, if it has a number. Of several numbers with words between
+    them the first counts (`last`: the last). None for a list (`1, 2`), a range (`70-72`), an open expression
+    (`6 * 12`, `72^2`, `10:30`), for words that deny or bound (`not 72`, `more than 72`, `< 72`, `between`), and for a
+    number that is more than `_MAX_DIGITS` long or follows a letter (`x72`).
+    """
+    text = clean(text)
+    after = text.rpartition("=")[2]
+    if _NUMBER.search(after):
+        text = after
+    matches = list(_NUMBER.finditer(text))
+    if not matches:
+        return number_in_words(text)
+    index = len(matches) - 1 if last else 0
+    match = matches[index]
+    if _is_joined(text, matches, index) or _DENIED.search(_near(text, match)):
+        return None
+    return _value(match)
+
+
+def _near(text: str, match: re.Match[str]) -> str:
+    """What may deny or bound a number: the words before it in its part of the sentence, and the sign behind it."""
+    return re.split(r"[,;.](?=\s)", text[: match.start()])[-1] + text[match.end() : match.end() + 2]
+
+
+def _is_joined(text: str, matches: list[re.Match[str]], index: int) -> bool:
+    match = matches[index]
+    behind = text[match.end() :]
+    if _FUNCTION.search(text[: match.start()][-20:]):
+        return True
+    if index + 1 < len(matches) and _JOINING.match(text[match.end() : matches[index + 1].start()]):
+        return True
+    if index > 0 and _JOINING.match(text[matches[index - 1].end() : match.start()]):
+        return True
+    return bool(
+        re.match(
+            r"\s*(?:\)?\s*[\^!*/:]|[-+]\s*\d|\+|,\d|x\b|(?:st|nd|rd|th)\b|or\s+so\b|squared\b|cubed\b|of\s+\d)", behind
+        )
+    )
+
+
+def _value(match: re.Match[str]) -> Number | None:
+    decimals = (match["decimals"] or "").replace(",", ".")
+    digits = re.sub(r"[, ]", "", match["whole"] or "") or "0"
+    exponent = int(match["exponent"] or match["power"] or 0)
+    divisor = int(match["divisor"] or 1)
+    if len(digits + decimals) > _MAX_DIGITS or abs(exponent) > _MAX_EXPONENT or divisor == 0:
+        return None
+    value = Fraction(digits + decimals) * Fraction(10) ** exponent / divisor
+    if match["mixed"]:
+        above, below = match["mixed"].split("/")
+        if int(below) == 0 or decimals or divisor != 1:
+            return None
+        value += Fraction(int(above), int(below))
+    if match["scale"]:
+        value *= _SCALES[match["scale"].strip()]
+    value = -value if (match["sign"] or "").strip() in ("-", "minus") else value
+    return Number(value / 100 if match["percent"] else value, match["percent"] is not None)
+
+
+def number_in_words(text: str) -> Number | None:
+    """`seventy-two`, `minus five`, `six dozen`: a text that is a number in words and nothing else."""
+    words = re.findall(r"[a-z]+", text.lower())
+    negative = words[:1] == ["minus"]
+    total = current = 0
+    words = [word for word in words[1 if negative else 0 :] if word != "and"]
+    for word in words:
+        if word in _WORDS:
+            current += _WORDS[word]
+        elif word in ("hundred", "dozen"):
+            current = max(1, current) * _SCALES[word]
+        elif word in _SCALES and word != "k":
+            total, current = total + max(1, current) * _SCALES[word], 0
+        else:
+            return None
+    return Number(Fraction(-(total + current) if negative else total + current)) if words else None

@@ -1,0 +1,69 @@
+"""Numeric match: the value that a response states against the value of the ground truth."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from steepest.rewards.answers import ground_truth_text, statements, visible
+from steepest.rewards.api import REWARDS
+from steepest.rewards.numbers import Number, stated_number
+
+
+def numeric_answer(text: str) -> Number | None:
+    """The number of the last statement of an answer (answers.py) that has a digit or is a number in words; without a
+    statement, the last number of the last line with one."""
+    shown = visible(text)
+    found = statements(shown)
+    for statement in reversed(found):
+        number = stated_number(statement.text)
+        if number is not None or _has_digit(statement.text):
+            return number
+    if found:
+        return None
+    lines = [line for line in shown.splitlines() if line.strip()]
+    line = next((line for line in reversed(lines) if _has_digit(line)), lines[-1] if lines else "")
+    return stated_number(line, last=True)
+
+
+def _has_digit(text: str) -> bool:
+    return any(c.isdigit() for c in text)
+
+
+def _truth(ground_truth: Any) -> Number:
+    text = ground_truth_text(ground_truth)
+    number = stated_number(text)
+    if number is None:
+        raise ValueError(f"ground_truth is {text[:40]!r}, expected one number such as '1234', '2.5', '25%' or '1e-3'")
+    return number
+
+
+def equal(stated: Number, truth: Number, rel_tol: float, abs_tol: float) -> bool:
+    """Whether the values agree. A truth in percent is met by the number without the sign too (25 for 25%)."""
+    values = [stated.value]
+    if truth.percent and not stated.percent:
+        values.append(stated.value / 100)
+    allowed = max(Fraction(rel_tol) * abs(truth.value), Fraction(abs_tol))
+    return any(abs(value - truth.value) <= allowed for value in values)
+
+
+@REWARDS.register("numeric", check_ground_truth=_truth)
+def numeric(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: dict[str, Any] | None = None,
+    *,
+    rel_tol: float = 1e-6,
+    abs_tol: float = 0.0,
+) -> dict[str, float]:
+    """Score 1.0 when the stated value is within `rel_tol` (of the truth) or `abs_tol` of the truth, else 0.0.
+
+    `format` is 1.0 when the response states a number. Raises TypeError or ValueError for a ground truth that is no
+    number and for a tolerance that is none.
+    """
+    if not (0 <= rel_tol < 1 and 0 <= abs_tol < float("inf")):
+        raise ValueError(f"rel_tol={rel_tol}, abs_tol={abs_tol}: tolerances are at least 0, the relative one below 1")
+    truth, stated = _truth(ground_truth), numeric_answer(solution_str)
+    right = float(stated is not None and equal(stated, truth, rel_tol, abs_tol))
+    return {"score": right, "acc": right, "format": float(stated is not None)}

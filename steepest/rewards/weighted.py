@@ -1,0 +1,158 @@
+"""The rewards of a run as one function: what a row's data_source chooses, or the weighted sum of `reward.functions`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steepest.config.reward_functions import GRADER, KEY, WeightedFunction
+from steepest.errors import ConfigError
+from steepest.registry import Entry
+from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, entry_for, read_outcome
+
+Call = Callable[[Callable[..., Any], dict[str, Any]], Any]
+"""Runs a function with keywords and gives what it returned, awaited where it is `async`."""
+
+
+@dataclass(frozen=True)
+class BoundFunction:
+    """A reward with its weight and its options, ready to be called for a row."""
+
+    label: str
+    weight: float
+    entry: Entry | None
+    """None: the one that the row's data_source chooses."""
+    options: dict[str, Any]
+
+    def entry_for(self, data_source: str) -> Entry:
+        """The reward that scores a row. Raises LookupError when the data_source chooses none."""
+        if self.entry is not None:
+            return self.entry
+        found = entry_for(data_source)
+        if found is None:
+            raise LookupError(f"no reward for data_source {data_source!r}; known: {', '.join(REWARDS.names())}")
+        return found
+
+    def keywords(self, entry: Entry, request: RewardRequest, mode: str) -> dict[str, Any]:
+        """All keywords of the call: the four of every reward, what the function needs, its options."""
+        keywords: dict[str, Any] = {
+            "data_source": request.data_source,
+            "solution_str": request.solution,
+            "ground_truth": request.ground_truth,
+            "extra_info": request.extra_info,
+        }
+        if entry.facts.get("modes"):
+            keywords["mode"] = mode
+        keywords |= {name: getattr(request, name) for name in entry.facts.get("needs", ())}
+        return keywords | self.options
+
+
+BY_DATA_SOURCE = (BoundFunction(GRADER, 1.0, None, {}),)
+
+
+def bind(wanted: Sequence[WeightedFunction]) -> tuple[BoundFunction, ...]:
+    """Look up functions and check their options. Raises ConfigError with all problems."""
+    bound, problems = [], []
+    for item in wanted:
+        if item.name == GRADER:
+            bound.append(BoundFunction(GRADER, item.weight, None, {}))
+            continue
+        try:
+            if ".py:" in item.name:
+                sys.path.append(str(Path(item.name.rpartition(":")[0]).expanduser().resolve().parent))  # its helpers
+            entry = REWARDS.get(item.name)
+            _check_options(entry, item.options)
+            bound.append(BoundFunction(item.label, item.weight, entry, item.options))
+        except ConfigError as error:
+            problems += error.problems
+        except (TypeError, ValueError) as error:
+            problems.append(f"{KEY}.{item.name}: {error}.")
+    if problems:
+        raise ConfigError(problems)
+    return tuple(bound)
+
+
+def _check_options(entry: Entry, options: dict[str, Any]) -> None:
+    """Raises TypeError for options that the function does not have, ValueError for values it refuses."""
+    needs = entry.facts.get("needs", ())
+    try:
+        parameters = inspect.signature(entry.value).parameters.values()
+    except ValueError:
+        return  # written in C, without a signature: the first call will tell
+    known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in needs}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for name in options:
+            if name not in known:
+                takes = f"Its options: {', '.join(known)}" if known else "It takes none"
+                raise TypeError(f"no option {name}. {takes}")
+    missing = [name for name, p in known.items() if p.default is p.empty and name not in options]
+    if missing:
+        raise TypeError(f"needs {' and '.join(missing)}: write {{{entry.name}: {{weight: 1.0, {missing[0]}: ...}}}}")
+    usual = dict.fromkeys(("data_source", "solution_str", "ground_truth", "extra_info"), "")
+    try:
+        inspect.signature(entry.value).bind(**usual, **dict.fromkeys(needs), **options)
+    except TypeError as error:
+        raise TypeError(f"it cannot be called with the keywords {', '.join(usual)} ({error})") from error
+    check = entry.facts.get("check_options")
+    if check is not None:
+        check(**options)
+
+
+def score_one(functions: Sequence[BoundFunction], request: RewardRequest, *, mode: str, call: Call) -> RewardResult:
+    """The score of a response. What a function raises, and an outcome that is no finite number, is raised on.
+
+    With one function that the data_source chooses, its parts are the result's. Else each function's own score is in
+    `scores` under its label, `acc` is that of the first function that reports one, and other parts are `label/part`.
+    """
+    if functions == BY_DATA_SOURCE:
+        score, parts = _call(functions[0], request, mode, call)
+        return RewardResult(score, parts)
+    total, scores, parts = 0.0, dict[str, float](), dict[str, float]()
+    for function in functions:
+        score, own = _call(function, request, mode, call)
+        total += function.weight * score
+        scores[function.label] = score
+        if "acc" in own:
+            parts.setdefault("acc", own["acc"])
+        parts |= {f"{function.label}/{name}": value for name, value in own.items() if name != "acc"}
+    return RewardResult(total, parts, scores=scores)
+
+
+def _call(function: BoundFunction, request: RewardRequest, mode: str, call: Call) -> tuple[float, dict[str, float]]:
+    entry = function.entry_for(request.data_source)
+    return read_outcome(call(entry.value, function.keywords(entry, request, mode)))
+
+
+def preparations(functions: Sequence[BoundFunction], data_source: str) -> list[Callable[[], None]]:
+    """What the functions of a row want done once in a process before their first call (fact `prepare`)."""
+    entries = [function.entry or entry_for(data_source) for function in functions]
+    return [entry.facts["prepare"] for entry in entries if entry is not None and "prepare" in entry.facts]
+
+
+@functools.lru_cache(maxsize=1024)
+def prepare_once(prepare: Callable[[], None]) -> None:
+    """Run a preparation the first time it is asked for."""
+    prepare()
+
+
+def ground_truth_problem(data_source: str, ground_truth: Any, functions: Sequence[WeightedFunction] = ()) -> str | None:
+    """What is wrong with a row's ground truth, by the rewards that will score it; None when nothing is.
+
+    Asked of every row before a model loads. `functions` are those of `reward.functions`; none of them: the reward
+    registered for the data source. A reward without the fact `check_ground_truth` takes anything.
+    """
+    names = [function.name for function in functions] if functions else [GRADER]
+    for name in names:
+        entry = entry_for(data_source) if name == GRADER else REWARDS.get(name) if name in REWARDS.names() else None
+        check = entry.facts.get("check_ground_truth") if entry is not None else None
+        try:
+            if check is not None:
+                check(ground_truth)
+        except (TypeError, ValueError) as error:
+            return str(error)
+    return None
