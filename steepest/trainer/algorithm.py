@@ -71,21 +71,45 @@ class KLShapedRewards:
 
 @dataclass
 class Advantages:
-    """The estimator's advantages and returns; whitened over the step's policy tokens where `whitened` says so."""
+    """The estimator's advantages and returns; whitened over the step's policy tokens where `whitened` says so.
+
+    The estimator sees every token of a response, whitening and the losses those of `batch.loss_mask` alone."""
 
     estimator: Estimator
     whitened: bool
 
-    def __call__(self, batch: Batch) -> None:
-        assert batch.token_level_rewards is not None
-        inputs = AdvantageInputs(
-            token_level_rewards=batch.token_level_rewards,
-            response_mask=batch.response_mask,
-            values=batch.values,
-            group_ids=batch.group_ids,
-            final_values=batch.final_values,
-            truncated=batch.truncated,
-        )
+    def returns_of(self, batch: Batch) -> Tensor:
+        """The returns (b, T) of some rows, by an estimator that needs nothing but the row."""
         with torch.no_grad():
-            advantages, batch.returns = self.estimator(inputs)
-            batch.advantages = whiten(advantages, batch.response_mask) if self.whitened else advantages
+            return self.estimator(_inputs(batch))[1]
+
+    def __call__(self, batch: Batch) -> None:
+        with torch.no_grad():
+            advantages, returns = self.estimator(_inputs(batch))
+            mask = drop_from_losses(batch)
+            batch.returns = torch.where(mask, returns, 0.0)
+            batch.advantages = whiten(advantages, mask) if self.whitened else torch.where(mask, advantages, 0.0)
+
+
+def drop_from_losses(batch: Batch) -> Tensor:
+    """Narrow response_mask to `loss_mask`, if there is one: rewards have been read, only losses follow."""
+    if batch.loss_mask is not None:
+        batch.response_mask = batch.response_mask & batch.loss_mask
+    return batch.response_mask
+
+
+def _inputs(batch: Batch) -> AdvantageInputs:
+    assert batch.token_level_rewards is not None
+    return AdvantageInputs(
+        token_level_rewards=batch.token_level_rewards,
+        response_mask=batch.response_mask,
+        values=batch.values,
+        group_ids=batch.group_ids,
+        final_values=batch.final_values,
+        truncated=batch.truncated,
+        old_log_probs=batch.old_log_probs,
+        sum_pi_squared=batch.sum_pi_squared,
+        rollout_is_weights=batch.rollout_is_weights,
+        named_rewards=batch.named_rewards,
+        reward_baselines=batch.reward_baselines,
+    )

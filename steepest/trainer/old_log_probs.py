@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steepest.core.batch import Batch
 from steepest.trainer.ppo import ActorLike
+from steepest.training.actor import Actor
 from steepest.training.meters import Metrics
 
 BOUND = 1e-3
@@ -95,3 +96,19 @@ class ActorOfEngineLogProbs:
                 "check out."
             )
         return False
+
+
+@dataclass
+class ActorWithSquares:
+    """The actor, whose pass before the update also fills in batch.sum_pi_squared, for the advantage estimator."""
+
+    actor: Actor
+
+    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(old log-probs, entropies) (B, T) f32."""
+        log_probs, entropies, batch.sum_pi_squared = self.actor.log_probs_and_squares(batch)
+        return log_probs, entropies
+
+    def update(self, batch: Batch, *, step: int) -> Metrics:
+        """As the actor's."""
+        return self.actor.update(batch, step=step)

@@ -69,3 +69,8 @@ class StepRollouts:
         batch = generate_batch(self.engine, rows, sampling, pad_id=self.pad_id)
         self.release()
         return batch
+
+    def greedily(self, prompts: Sequence[Prompt]) -> Batch:
+        """The likeliest response to each prompt, token by token. Draws no random number and does not release."""
+        sampling = replace(self.sampling, n=1, temperature=0.0, top_p=1.0, top_k=-1)
+        return generate_batch(self.engine, prompts, sampling, pad_id=self.pad_id)

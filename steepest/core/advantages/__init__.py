@@ -1,0 +1,32 @@
+"""Advantage estimators: from rewards per token to advantages and returns per token.
+
+Each estimator is one function: `AdvantageInputs` in, `(advantages, returns)` out, its options as keywords with types.
+What it registers with:
+  needs      the optional fields it reads; a critic exists because some estimator needs `values`
+  whitened   its advantages are to be whitened over the batch; where it is not said, those that need `values` are
+  by_row     a row's returns follow from this row alone
+"""
+
+from steepest.core.advantages.gae import gae
+from steepest.core.advantages.gdpo import gdpo
+from steepest.core.advantages.groups import gpg, grpo, grpo_passk, opo, reinforce_plus_plus_baseline, rloo
+from steepest.core.advantages.inputs import ADVANTAGE_ESTIMATORS, AdvantageInputs
+from steepest.core.advantages.reinforce import reinforce_plus_plus
+from steepest.core.advantages.remax import remax
+from steepest.core.advantages.token_baseline import optimal_token_baseline
+
+__all__ = [
+    "ADVANTAGE_ESTIMATORS",
+    "AdvantageInputs",
+    "gae",
+    "gdpo",
+    "gpg",
+    "grpo",
+    "grpo_passk",
+    "opo",
+    "optimal_token_baseline",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "remax",
+    "rloo",
+]

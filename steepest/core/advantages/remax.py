@@ -1,0 +1,29 @@
+"""ReMax: the reward of the greedy response as baseline."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steepest.core.advantages.inputs import ADVANTAGE_ESTIMATORS, AdvantageInputs
+
+
+@ADVANTAGE_ESTIMATORS.register("remax", needs=("reward_baselines",))
+@torch.no_grad()
+def remax(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
+    """ReMax: reward to go, less the reward of the prompt's greedy response.
+
+        A_t = G_t - b           G_t = sum of token_level_rewards from t on, b = reward_baselines, on every true token
+
+    b does not depend on the response, so the gradient stays unbiased; one response a prompt is enough, besides the
+    greedy one. A KL penalty in the rewards is in G and not in b.
+
+    Reads token_level_rewards and response_mask, both (B, T), and reward_baselines (B,). Returns (advantages, returns),
+    both (B, T), 0 where masked; returns are G. Raises ValueError when reward_baselines is None.
+
+    Li et al. 2023, https://arxiv.org/abs/2310.10505. Undiscounted, as there.
+    """
+    rewards = torch.where(x.response_mask, x.token_level_rewards, 0.0)
+    returns = torch.where(x.response_mask, rewards.flip(1).cumsum(1).flip(1), 0.0)
+    baselines = x.require("reward_baselines", "remax")
+    return torch.where(x.response_mask, returns - baselines[:, None], 0.0), returns

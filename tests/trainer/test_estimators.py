@@ -1,0 +1,112 @@
+"""Each advantage estimator without a critic in a real run: what reaches the update."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steepest.config.load import load_config
+from steepest.core.advantages import ADVANTAGE_ESTIMATORS
+from steepest.core.batch import Batch
+from steepest.loggers.jsonl import read_metrics
+from steepest.trainer import algorithm, build
+from steepest.trainer.job import run_ppo
+from tests.trainer.toy import make_toy, toy_overrides
+
+RUN = (
+    "trainer.total_training_steps=1", "trainer.test_freq=-1", "trainer.val_before_train=False",
+    "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=16", "data.max_response_length=4",
+    "actor_rollout_ref.rollout.n=3",
+    "algorithm.kl_ctrl.kl_coef=0", "trainer.logger=[jsonl]",
+)  # fmt: skip
+OF_ROWS = ("grpo_passk", "rloo", "opo", "gpg")
+WHITENED = ("reinforce_plus_plus", "reinforce_plus_plus_baseline")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return make_toy(tmp_path_factory.mktemp("toy"))
+
+
+def config(toy, folder, *more: str):
+    return load_config(toy_overrides(toy, folder, *RUN, *more))
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[Batch]:
+    """The batches whose advantages were estimated."""
+    batches: list[Batch] = []
+    real = algorithm.Advantages.__call__
+
+    def spy(self, batch):
+        real(self, batch)
+        batches.append(batch)
+
+    monkeypatch.setattr(algorithm.Advantages, "__call__", spy)
+    return batches
+
+
+@pytest.mark.parametrize("name", [*OF_ROWS, *WHITENED, "optimal_token_baseline"])
+def test_a_step_of_a_run(toy, tmp_path, seen, name, capsys):
+    reward = tmp_path / "reward.py"
+    reward.write_text("def digit(data_source, solution_str, ground_truth, extra_info):\n    return len(solution_str)\n")
+    words = (f"custom_reward_function.path={reward}", f"algorithm.adv_estimator={name}")
+    run_ppo(config(toy, tmp_path / "run", *words))
+    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl").values()
+    assert "critic/vf_loss" not in row and row["actor/grad_norm"] > 0
+    (batch,) = seen
+    mask, advantages = batch.response_mask, batch.advantages
+    assert advantages[mask].any() and not advantages[~mask].any()
+    if name in WHITENED:
+        assert float(advantages[mask].mean()) == pytest.approx(0, abs=1e-5)
+        assert float(advantages[mask].var()) == pytest.approx(1, abs=1e-4)
+    if name in OF_ROWS:  # one number a response
+        per_row = [line[kept].unique() for line, kept in zip(advantages, mask, strict=True)]
+        assert all(len(numbers) == 1 for numbers in per_row)
+    told = "algorithm.adv_estimator=optimal_token_baseline reads them" in capsys.readouterr().out
+    assert told == (name == "optimal_token_baseline") == (batch.sum_pi_squared is not None)
+    if told:
+        # a sum of squared probabilities is at most 1 and at least the drawn token's own
+        squares, own = batch.sum_pi_squared[mask], batch.old_log_probs[mask].exp() ** 2
+        assert bool((squares <= 1 + 1e-5).all()) and bool((squares >= own - 1e-5).all())
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo", "gae", *WHITENED])
+def test_whitening_is_the_estimator_s_to_say(toy, tmp_path, name):
+    made = build.build_advantages(config(toy, tmp_path, f"algorithm.adv_estimator={name}"))
+    assert made.whitened == (name in (*WHITENED, "gae"))
+
+
+def test_an_estimator_of_ones_own_is_whitened_where_it_reads_values_or_says_so(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(ADVANTAGE_ESTIMATORS, "_entries", dict(ADVANTAGE_ESTIMATORS._entries))
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from steepest.core.advantages import ADVANTAGE_ESTIMATORS\n"
+        "@ADVANTAGE_ESTIMATORS.register('own_values', needs=('values',))\n"
+        "def of_values(x): ...\n"
+        "@ADVANTAGE_ESTIMATORS.register('own_says_no', needs=('values',), whitened=False)\n"
+        "def says_no(x): ...\n"
+        "def plain(x): ...\n"
+    )
+    for function, want in (("of_values", True), ("says_no", False), ("plain", False)):
+        made = build.build_advantages(config(toy, tmp_path / "run", f"algorithm.adv_estimator={file}:{function}"))
+        assert made.whitened is want
+
+
+def test_the_estimator_is_given_the_batch_s_own_fields():
+    """Weights of rollout correction and log-probs of the actor, not of the engine, reach the token baseline."""
+    batch = Batch.from_sequences(
+        [[1], [1]], [[2, 3], [4]], group_ids=[0, 0], truncated=[False, False],
+        rollout_log_probs=[[0.0, 0.0], [-9.0]],
+    )  # fmt: skip
+    batch.token_level_rewards = torch.tensor([[0.0, 5.0], [0.0, 0.0]])
+    half = torch.full((2, 2), 0.5).log()  # 1 - 2 pi is 0: the weight of a token is its sum of squares
+    batch.old_log_probs, batch.sum_pi_squared = half, torch.ones(2, 2)
+    estimate = algorithm.Advantages(ADVANTAGE_ESTIMATORS.get("optimal_token_baseline").value, whitened=False)
+    # first place: weights 1 and 1, b = 5 / 2; the second place is of one row alone
+    estimate(batch)
+    assert batch.advantages.tolist() == [[2.5, 5.0], [-2.5, 0.0]]
+    # rho 1 and 2: weights 1 and 4, b = 5 / 5
+    batch.rollout_is_weights = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
+    estimate(batch)
+    assert batch.advantages.tolist() == [[4.0, 5.0], [-1.0, 0.0]]

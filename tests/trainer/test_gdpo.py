@@ -1,0 +1,159 @@
+"""GDPO in the trainer: which rewards reach the batch, with which weights, and a run's own advantages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steepest.config.estimators import named_rewards
+from steepest.config.load import load_config
+from steepest.core.advantages import ADVANTAGE_ESTIMATORS
+from steepest.core.batch import Batch
+from steepest.errors import ConfigError, RewardError
+from steepest.loggers.jsonl import read_metrics
+from steepest.registry import Entry
+from steepest.rewards.api import RewardResult
+from steepest.trainer import build
+from steepest.trainer.algorithm import Advantages
+from steepest.trainer.dynamic_sampling import PromptPosition
+from steepest.trainer.estimator_inputs import NamedRewards
+from steepest.trainer.job import run_ppo
+from steepest.trainer.rollouts import StepRollouts
+from steepest.trainer.scoring import Scorer, StepScorer
+from tests.config.commands import REQUIRED
+from tests.trainer.fakes import FakePool, NumberTokenizer, exact, prompt
+from tests.trainer.toy import make_toy, toy_overrides
+
+GDPO = ("algorithm.adv_estimator=gdpo", "actor_rollout_ref.rollout.n=4", "data.train_batch_size=8",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=8")  # fmt: skip
+PARTS = """
+def parts(data_source, solution_str, ground_truth, extra_info):
+    answer = solution_str.strip()
+    return {"score": 0.0, "right": float(answer == ground_truth), "digit": 50.0 * answer.isdigit()}
+"""
+
+
+def rows(number: int) -> Batch:
+    return Batch.from_sequences(
+        [[1]] * number, [[n] for n in range(number)], group_ids=[0] * number, truncated=[False] * number,
+        samples=[prompt(n) for n in range(number)],
+    )  # fmt: skip
+
+
+def test_parts_and_rewards_of_a_sum_reach_the_batch_by_name():
+    def scored(request) -> RewardResult:
+        n = float(request.solution)
+        if n == 2:
+            return RewardResult(None, error="no")
+        return RewardResult(10 * n, {"form": n}, scores={"exact": n + 0.5})
+
+    batch = rows(4)
+    scorer = StepScorer(Scorer(FakePool(scored), NumberTokenizer()), fills=[NamedRewards(("exact", "form", "score"))])
+    scorer(batch, 1)
+    assert batch.named_rewards.tolist() == [[0.5, 0, 0], [1.5, 1, 10], [0, 0, 0], [3.5, 3, 30]]
+    assert batch.response_mask[:, 0].tolist() == [True, True, False, True]
+    assert batch.select(torch.tensor([3, 1])).named_rewards.tolist() == [[3.5, 3, 30], [1.5, 1, 10]]
+    assert Batch.cat([batch.select(slice(0, 1)), batch]).named_rewards.shape == (5, 3)
+
+
+def test_a_name_that_no_reward_reports_ends_the_run():
+    scorer = StepScorer(
+        Scorer(FakePool(lambda request: RewardResult(1.0, {"form": 1.0})), NumberTokenizer()),
+        fills=[NamedRewards(("from",))],
+    )
+    with pytest.raises(RewardError) as caught:
+        scorer(rows(2), 1)
+    assert str(caught.value) == (
+        "algorithm.gdpo_reward_keys=from: a reward reported no such part. Did you mean form? It reported: reward, form."
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["reward.functions={grader: 2, length: {weight: -0.1, max_length: 5}}"], {"grader": 2.0, "length": -0.1}),
+        (["reward.functions={grader: 2, exact: 1}", "algorithm.gdpo_reward_keys=[exact,acc]"],
+         {"exact": 1.0, "acc": 1.0}),
+        (["algorithm.gdpo_reward_keys=[acc,format]", "algorithm.gdpo_reward_weights=[1.0,0.2]"],
+         {"acc": 1.0, "format": 0.2}),
+    ],
+    ids=["functions", "keys", "weights"],
+)  # fmt: skip
+def test_names_and_weights(words, wanted):
+    config = load_config([*REQUIRED, *GDPO, *words])
+    assert named_rewards(config) == wanted
+    assert build.build_advantages(config).estimator.keywords["weights"] == tuple(wanted.values())
+
+
+def own(x, *, weights):
+    """An estimator of the user's own that reads named rewards."""
+    return x.response_mask * (x.named_rewards @ torch.tensor(weights))[:, None], x.response_mask.float()
+
+
+def test_an_estimator_of_ones_own_may_ask_for_named_rewards(monkeypatch):
+    monkeypatch.setitem(ADVANTAGE_ESTIMATORS._entries, "own", Entry("own", own, {"needs": ("named_rewards",)}))
+    words = [*REQUIRED, f"algorithm.adv_estimator={__name__}:own"]
+
+    def scorer_of(*more):
+        rollouts, scorer = StepRollouts(None, [], None, None, 0), StepScorer(Scorer(FakePool(exact), NumberTokenizer()))
+        config = load_config([*words, *more])
+        return build.build_sampling(config, rollouts, scorer, PromptPosition(), None)[1]
+
+    with pytest.raises(ConfigError) as caught:
+        scorer_of()
+    assert str(caught.value) == (
+        f"algorithm.adv_estimator={__name__}:own reads rewards by name, and none is named. Set "
+        "algorithm.gdpo_reward_keys, or reward.functions."
+    )
+    batch = rows(2)
+    scorer_of("algorithm.gdpo_reward_keys=[format]")(batch, 1)
+    assert batch.named_rewards.tolist() == [[1.0], [1.0]]
+
+
+def recorded(monkeypatch) -> list[Batch]:
+    batches: list[Batch] = []
+    estimate = Advantages.__call__
+
+    def call(self, batch):
+        estimate(self, batch)
+        batches.append(batch)
+
+    monkeypatch.setattr(Advantages, "__call__", call)
+    return batches
+
+
+def test_a_run_learns_from_two_rewards_each_in_its_group(tmp_path, monkeypatch):
+    """The score is 0 for every response, so all that is learnt comes from the named rewards."""
+    batches, toy, folder = recorded(monkeypatch), make_toy(tmp_path / "toy"), tmp_path / "run"
+    toy["reward"].write_text(PARTS)
+    run_ppo(load_config(toy_overrides(toy, folder, *GDPO, "trainer.total_training_steps=2",
+                                      "algorithm.gdpo_reward_keys=[right,digit]",
+                                      "algorithm.gdpo_reward_weights=[1.0,0.5]", "trainer.val_before_train=False",
+                                      "trainer.test_freq=-1", reward="parts")))  # fmt: skip
+    assert len(batches) == 2
+    for batch in batches:
+        assert batch.token_level_scores.eq(0).all() and batch.named_rewards.shape == (32, 2)
+        assert set(batch.named_rewards[:, 1].tolist()) <= {0.0, 50.0}
+        total = torch.zeros(32)
+        for k, weight in enumerate((1.0, 0.5)):
+            for group in range(8):
+                own = batch.named_rewards[4 * group : 4 * group + 4, k]
+                total[4 * group : 4 * group + 4] += weight * (own - own.mean()) / (own.std() + 1e-6)
+        wanted = total / (total.std() + 1e-6)
+        assert wanted.abs().max() > 0.5
+        torch.testing.assert_close(batch.advantages[:, 0], wanted, rtol=1e-4, atol=1e-4)
+    metrics = read_metrics(folder / "metrics.jsonl")
+    assert metrics[2]["reward/digit"] == pytest.approx(batches[1].named_rewards[:, 1].mean().item())
+
+
+def test_the_rewards_of_a_sum_are_named_by_their_functions(tmp_path, monkeypatch):
+    """`reward.functions` alone says all: names, and weights."""
+    batches, toy, folder = recorded(monkeypatch), make_toy(tmp_path / "toy"), tmp_path / "run"
+    functions = f"reward.functions={{'{toy['reward']}:digit': 1.0, exact: 0.5}}"
+    words = toy_overrides(toy, folder, *GDPO, functions, "trainer.total_training_steps=1",
+                          "trainer.val_before_train=False", "trainer.test_freq=-1")  # fmt: skip
+    run_ppo(load_config([word for word in words if not word.startswith("custom_reward_function")]))
+    (batch,) = batches
+    total = batch.named_rewards @ torch.tensor([1.0, 0.5])
+    assert batch.named_rewards.shape == (32, 2)
+    torch.testing.assert_close(batch.token_level_scores.sum(1), total)
