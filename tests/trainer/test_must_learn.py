@@ -12,6 +12,15 @@ GRPO = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=4", "data.t
         "actor_rollout_ref.actor.ppo_mini_batch_size=16")  # fmt: skip
 
 
+OTHERS = {
+    "dr_grpo": ("algorithm.norm_adv_by_std_in_grpo=False", "actor_rollout_ref.actor.loss_scale_factor=1",
+                "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm"),
+    "dapo": ("actor_rollout_ref.actor.clip_ratio_high=0.28", "algorithm.filter_groups.enable=True"),
+    "gspo": ("actor_rollout_ref.actor.policy_loss.loss_mode=gspo",),
+    "cispo": ("actor_rollout_ref.actor.policy_loss.loss_mode=cispo",),
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     return make_toy(tmp_path_factory.mktemp("toy"))
@@ -29,6 +38,13 @@ def accuracy(toy, folder, *more: str, reward: str = "digit", steps: int = 60) ->
 @pytest.mark.parametrize("more", [(), GRPO], ids=["ppo", "grpo"])
 def test_learns_the_digit(toy, tmp_path, more):
     assert accuracy(toy, tmp_path, *more) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_other_algorithms_learn_the_digit(toy, tmp_path, name):
+    """Each by its own keys. The functions of all of them learn in tests/core/test_must_learn.py."""
+    assert accuracy(toy, tmp_path, *GRPO, *OTHERS[name], steps=90) >= 0.9
 
 
 @pytest.mark.parametrize("more", [(), GRPO], ids=["ppo", "grpo"])
