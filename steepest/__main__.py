@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 prepare = typer.Typer(help="Write a data set as train.parquet and test.parquet.", no_args_is_help=True)
 app.add_typer(prepare, name="prepare")
+rewards = typer.Typer(help="Look at reward functions before a run trusts them.", no_args_is_help=True)
+app.add_typer(rewards, name="rewards")
 
 
 def _show_version(value: bool) -> None:
@@ -46,6 +48,7 @@ def root(
 def quickstart(
     seed: Annotated[int, typer.Option(help="Of the data, the model and the training.")] = 0,
     folder: Annotated[Path, typer.Option(help="Where data, models and logs go.")] = Path("outputs/quickstart"),
+    algorithm: Annotated[str, typer.Option(help="ppo, or a preset: grpo, rloo, dapo, gspo, ...")] = "ppo",
 ) -> None:
     """Train a tiny model from nothing by PPO on this machine's CPU, in minutes and without any download.
 
@@ -58,7 +61,7 @@ def quickstart(
     def call() -> int | None:
         from steepest.trainer.quickstart import main as run
 
-        return run(seed=seed, folder=folder)
+        return run(seed=seed, folder=folder, algorithm=algorithm)
 
     raise typer.Exit(guarded(call))
 
@@ -178,6 +181,29 @@ def prepare_arithmetic(
 
         counts = {"num_train": num_train, "num_test": num_test, "num_sft": num_sft}
         _tell(run(save_dir, **counts, seed=seed, right_share=right_share))
+
+    raise typer.Exit(guarded(call))
+
+
+@rewards.command("check")
+def rewards_check(
+    name: Annotated[
+        str, typer.Argument(help="gsm8k, math, multiple_choice, exact, numeric, a data_source, or file.py:function.")
+    ],
+    mode: Annotated[str | None, typer.Option(help="Of gsm8k: strict (default) or flexible.")] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="JSON lines with answer, truth and right; default: the grader's own.")
+    ] = None,
+) -> None:
+    """Run a grader over hard answers that people have judged; print where it is wrong, and how often.
+
+    Example: [bold]steepest rewards check gsm8k --mode flexible[/bold]
+    """
+
+    def call() -> None:
+        from steepest.rewards.check import check, describe
+
+        typer.echo(describe(check(name, mode=mode, corpus=corpus)))
 
     raise typer.Exit(guarded(call))
 

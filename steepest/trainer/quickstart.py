@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from steepest.config.arguments import PRESETS
+from steepest.errors import ConfigError
+from steepest.registry import nearest
 from steepest.trainer.resume import set_aside
 from steepest.trainer.run import shortened
 
@@ -25,12 +30,19 @@ NEXT = """What to do next
   GRPO instead of PPO: add algorithm.adv_estimator=grpo actor_rollout_ref.rollout.n=8"""
 
 
+PPO = "ppo"
+RESPONSES = 256
+"""Of a step, whatever the size of groups; half of them make an update."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the quickstart does. The defaults take a few minutes on two cores."""
 
     folder: str = "outputs/quickstart"
     seed: int = 0
+    algorithm: str = PPO
+    """ppo, or a preset."""
     sft_steps: int = 800
     ppo_steps: int = 40
     num_train: int = 8192
@@ -46,9 +58,22 @@ class Settings:
         return Path(self.folder) / "model"
 
 
-def main(*, seed: int = 0, folder: Path | str = "outputs/quickstart") -> int:
-    """The `steepest quickstart` command."""
-    return run_quickstart(Settings(folder=str(folder), seed=seed))
+def main(*, seed: int = 0, folder: Path | str = "outputs/quickstart", algorithm: str = PPO) -> int:
+    """The `steepest quickstart` command. Raises ConfigError for an algorithm that there is no preset for."""
+    check_algorithm(algorithm)
+    return run_quickstart(Settings(folder=str(folder), seed=seed, algorithm=algorithm))
+
+
+def algorithms() -> list[str]:
+    """What the quickstart can train by: ppo, and the presets."""
+    return [PPO, *sorted(path.stem for path in PRESETS.glob("*.yaml"))]
+
+
+def check_algorithm(name: str) -> None:
+    if name not in algorithms():
+        guess = nearest(name, algorithms())
+        hint = f" Did you mean {guess}?" if guess else ""
+        raise ConfigError(f"--algorithm {name}: there is no such preset.{hint} There are: {', '.join(algorithms())}.")
 
 
 def run_quickstart(settings: Settings) -> int:
@@ -115,10 +140,11 @@ def sft(settings: Settings) -> Path:
 
 
 def ppo_overrides(settings: Settings) -> list[str]:
+    critic = ["critic.optim.lr=1e-3"] if settings.algorithm == PPO else []
     return [
+        *critic,
         f"trainer.total_training_steps={settings.ppo_steps}",
         "actor_rollout_ref.actor.optim.lr=2e-4",
-        "critic.optim.lr=1e-3",
         "trainer.test_freq=5",
         "trainer.save_freq=10",
         "trainer.max_actor_ckpt_to_keep=1",
@@ -128,19 +154,31 @@ def ppo_overrides(settings: Settings) -> list[str]:
 
 def job_overrides(settings: Settings, name: str, model: Path) -> list[str]:
     """What every PPO command of the quickstart has in common; its run folder is `name`."""
+    preset, prompts = [], RESPONSES
+    if settings.algorithm != PPO:
+        preset = ["--config-name", settings.algorithm]
+        prompts //= group_size(settings.algorithm)
     return [
+        *preset,
         f"data.train_files={settings.data}/train.parquet",
         f"data.val_files={settings.data}/test.parquet",
-        "data.train_batch_size=256",
+        f"data.train_batch_size={prompts}",
         "data.max_prompt_length=64",
         "data.max_response_length=32",
         f"data.seed={settings.seed}",
         f"actor_rollout_ref.rollout.seed={settings.seed}",
         f"actor_rollout_ref.model.path={model}",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=128",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts // 2}",
         "trainer.logger=brief",
         f"trainer.default_local_dir={settings.folder}/{name}",
     ]
+
+
+def group_size(preset: str) -> int:
+    """Responses a prompt by a preset."""
+    found = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text(encoding="utf-8"))
+    n: int = found.get("actor_rollout_ref", {}).get("rollout", {}).get("n", 1)
+    return n
 
 
 def ppo(settings: Settings, name: str, model: Path, more: Sequence[str]) -> Any:

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import re
 
-from steepest.trainer.quickstart import Settings, run_quickstart, story, telling_pairs
+import pytest
+
+from steepest.config.load import load_config
+from steepest.errors import ConfigError
+from steepest.trainer.quickstart import (
+    PPO,
+    RESPONSES,
+    Settings,
+    algorithms,
+    job_overrides,
+    main,
+    ppo_overrides,
+    run_quickstart,
+    story,
+    telling_pairs,
+)
 
 SMALL = {"sft_steps": 3, "ppo_steps": 2, "num_train": 256, "num_test": 64, "num_sft": 256}
 LAST_LINE = r"quickstart: before_sft=\d\.\d{4} before_ppo=\d\.\d{4} after_ppo=\d\.\d{4} seconds=\d+"
@@ -41,3 +56,29 @@ def test_the_story_shows_what_was_learned_and_what_is_still_wrong():
 
 def test_fewer_than_three_problems_are_all_shown():
     assert len(telling_pairs([sample(0, "a", 0.0)], [sample(0, "b", 1.0)])) == 1
+
+
+@pytest.mark.parametrize("name", algorithms())
+def test_every_algorithm_has_as_many_responses_a_step(name, tmp_path):
+    settings = Settings(folder=str(tmp_path), algorithm=name)
+    words = [*job_overrides(settings, "run", tmp_path / "model"), *ppo_overrides(settings)]
+    config = load_config(words)
+    n = config.actor_rollout_ref.rollout.n
+    assert config.data.train_batch_size * n == RESPONSES
+    assert config.actor_rollout_ref.actor.ppo_mini_batch_size * n == RESPONSES // 2
+    assert config.provenance.warnings == ()
+    assert (config.algorithm.adv_estimator == "gae") == (name == PPO)
+
+
+def test_another_algorithm_runs_from_its_preset(tmp_path, capsys):
+    folder = tmp_path / "quickstart"
+    assert run_quickstart(Settings(folder=str(folder), algorithm="rloo", **SMALL)) == 0
+    text = capsys.readouterr().out
+    assert "--config-name rloo" in text and re.fullmatch(LAST_LINE, text.strip().splitlines()[-1])
+    assert not (folder / "ppo" / "global_step_2" / "critic").exists()
+
+
+def test_an_algorithm_without_a_preset_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--algorithm rlo: there is no such preset. Did you mean rloo"):
+        main(folder=tmp_path / "quickstart", algorithm="rlo")
+    assert not (tmp_path / "quickstart").exists()
