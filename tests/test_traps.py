@@ -29,7 +29,7 @@ def test_the_test_exists_and_runs_by_default(file: str, name: str) -> None:
 
 
 def test_every_trap_is_answered() -> None:
-    assert list(ROWS) == [n for n in range(1, 35) if n not in (20, 34)] + [20, 34]
+    assert list(ROWS) == list(range(1, 35))
     for number, row in ROWS.items():
         assert "`tests/" in row or number == 34, number
 

@@ -3,7 +3,7 @@
     arguments.py  text                -> assignments, in order (file first, then command line)
     this file     assignments         -> known keys with values of the right type
     resolve.py    null                -> derived values
-    rules.py      the whole           -> problems;  no_effect.py -> warnings; rules_lora.py: those about LoRA
+    rules.py      the whole           -> problems;  no_effect.py -> warnings; rules_*.py: of one subject
 
 Nothing here imports torch or opens a data file.
 """
@@ -21,9 +21,22 @@ from typing import Any, Generic, TypeVar
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from steepest.config import describe, no_effect, refused, resolve, rules, rules_lora, tree
+from steepest.config import (
+    describe,
+    no_effect,
+    refused,
+    resolve,
+    rules,
+    rules_advantages,
+    rules_curation,
+    rules_lora,
+    rules_policy_loss,
+    rules_reward,
+    tree,
+)
 from steepest.config.arguments import COMMAND_LINE, Arguments, Assignment, read_arguments
 from steepest.config.environment import SWITCHES
+from steepest.config.idle import Idle
 from steepest.config.keys import KeyBook
 from steepest.config.schema import Config, Provenance
 from steepest.config.schema_sft import SFTConfig
@@ -42,7 +55,7 @@ class Job(Generic[ConfigT]):
     book: KeyBook
     resolve: Callable[[dict[str, Any], Callable[[str], bool]], dict[str, str]]
     rules: list[rules.Rule]
-    idle: list[no_effect.Idle]
+    idle: list[Idle]
     warnings: list[Callable[[dict[str, Any], Any], Any]] = field(default_factory=list)
 
 
@@ -51,7 +64,14 @@ PPO_JOB = Job(
     "steepest.trainer.main_ppo",
     KeyBook(tree.leaves(Config), refused.REFUSED, refused.NO_EFFECT, refused.ALIASES),
     resolve.resolve_ppo,
-    [*rules.PPO_RULES, *rules_lora.LORA_RULES],
+    [
+        *rules.PPO_RULES,
+        *rules_lora.LORA_RULES,
+        *rules_advantages.ADVANTAGE_RULES,
+        *rules_curation.CURATION_RULES,
+        *rules_policy_loss.POLICY_LOSS_RULES,
+        *rules_reward.REWARD_RULES,
+    ],
     no_effect.PPO_IDLE,
     no_effect.PPO_WARNINGS,
 )

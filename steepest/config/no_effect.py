@@ -6,34 +6,30 @@ A warning exists only for keys the user gave, and not for a file that merely rep
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steepest.config.estimators import takes
+from steepest.config.idle import Idle
+from steepest.config.idle import names_of as _names
+from steepest.config.idle_advantages import ADVANTAGE_IDLE
+from steepest.config.idle_curation import CORRECTION_IDLE, CURATION_IDLE
 from steepest.config.resolve import ACTOR, MODEL, REF, ROLLOUT
+from steepest.config.reward_functions import GRADER, IN_WORKERS, JUDGE, functions_of
 from steepest.config.schema import Config
 from steepest.config.schema_sft import SFTConfig
-
-
-@dataclass(frozen=True)
-class Idle:
-    """Keys (or whole sections) and when they do nothing."""
-
-    keys: tuple[str, ...]
-    when: Callable[[Any], bool]
-    reason: str
-
-    def speaks_of(self, key: str) -> bool:
-        return any(key == one or key.startswith(f"{one}.") for one in self.keys)
-
-
-def _names(section: str, names: str) -> tuple[str, ...]:
-    return tuple(f"{section}.{name}" for name in names.split())
+from steepest.config.warnings_policy_loss import POLICY_LOSS_IDLE, POLICY_LOSS_WARNINGS
 
 
 def uses_reference(c: Config) -> bool:
     """Whether any KL term is on."""
     return bool(c.algorithm.use_kl_in_reward) or c.actor_rollout_ref.actor.use_kl_loss
+
+
+def reads_ref_log_probs(c: Config) -> bool:
+    """Whether the reference's log-probs are read: the exact KL (full) reads its distributions in the update instead."""
+    actor = c.actor_rollout_ref.actor
+    return bool(c.algorithm.use_kl_in_reward) or (actor.use_kl_loss and actor.kl_loss_type != "full")
 
 
 def _optim(section: str, get: Callable[[Any], Any]) -> list[Idle]:
@@ -72,6 +68,32 @@ def _of_a_hub(section: str, get: Callable[[Any], Any]) -> list[Idle]:
     ]
 
 
+def _rewards(c: Config) -> set[str]:
+    """Names of the rewards that score, `grader` where reward.functions has none."""
+    return {function.name for function in functions_of(c.reward.functions)} or {GRADER}
+
+
+REWARD_IDLE = [
+    Idle(("reward.mode",), lambda c: not _rewards(c) & {GRADER, "gsm8k"}, "no reward of reward.functions has modes"),
+    Idle(
+        _names("reward", "num_workers timeout_s"),
+        lambda c: not any(name in IN_WORKERS or ":" in name for name in _rewards(c)),
+        "no reward of reward.functions runs in worker processes",
+    ),
+    Idle(
+        _names("reward.reward_model", "model_path hub revision label micro_batch_size_per_gpu dtype trust_remote_code"),
+        lambda c: not c.reward.reward_model.enable,
+        "reward.functions names no reward_model, and reward.reward_model.enable is off",
+    ),
+    Idle(
+        _names("reward.reward_model", "hub revision"),
+        lambda c: _is_here(str(c.reward.reward_model.model_path)),
+        "reward.reward_model.model_path is on this machine",
+    ),
+    Idle(("reward.judge",), lambda c: JUDGE not in _rewards(c), "reward.functions names no judge"),
+]
+
+
 def _actor(c: Config) -> Any:
     return c.actor_rollout_ref.actor
 
@@ -97,6 +119,11 @@ PPO_IDLE = [
         "no reference is needed: algorithm.use_kl_in_reward and actor.use_kl_loss are off",
     ),
     Idle(
+        (REF,),
+        lambda c: not reads_ref_log_probs(c),
+        f"{ACTOR}.kl_loss_type=full has the reference compute in the actor's micro-batches",
+    ),
+    Idle(
         ("algorithm.kl_ctrl", "algorithm.kl_penalty"),
         lambda c: not c.algorithm.use_kl_in_reward,
         "algorithm.use_kl_in_reward is off",
@@ -112,14 +139,19 @@ PPO_IDLE = [
         f"{ACTOR}.use_kl_loss is off (for the reward: algorithm.use_kl_in_reward)",
     ),
     Idle(
-        _names("algorithm", "gamma lam"),
-        lambda c: c.algorithm.adv_estimator == "grpo",
-        "grpo gives every token of a response the same advantage",
+        ("algorithm.gamma",),
+        lambda c: not takes(c.algorithm.adv_estimator, "gamma"),
+        "this algorithm.adv_estimator does not discount",
+    ),
+    Idle(
+        ("algorithm.lam",),
+        lambda c: not takes(c.algorithm.adv_estimator, "lam"),
+        "algorithm.adv_estimator is not gae",
     ),
     Idle(
         ("algorithm.norm_adv_by_std_in_grpo",),
-        lambda c: c.algorithm.adv_estimator == "gae",
-        "adv_estimator is not grpo",
+        lambda c: not takes(c.algorithm.adv_estimator, "norm_adv_by_std_in_grpo"),
+        "adv_estimator is none of grpo, gdpo and grpo_passk",
     ),
     Idle(
         (f"{ACTOR}.loss_scale_factor",),
@@ -136,7 +168,10 @@ PPO_IDLE = [
         lambda c: _rollout(c).n == 1,
         f"{ROLLOUT}.n=1: no two responses have one prompt",
     ),
-    Idle((f"{ACTOR}.data_loader_seed",), lambda c: not _actor(c).shuffle, f"{ACTOR}.shuffle is off"),
+    *ADVANTAGE_IDLE,
+    *CORRECTION_IDLE,
+    *CURATION_IDLE,
+    *POLICY_LOSS_IDLE,
     Idle(("critic.data_loader_seed",), lambda c: not c.critic.shuffle, "critic.shuffle is off"),
     Idle(
         _names("trainer", "max_actor_ckpt_to_keep max_critic_ckpt_to_keep"),
@@ -159,6 +194,7 @@ PPO_IDLE = [
         "no custom_reward_function.path",
     ),
     Idle(("reward.mode",), lambda c: c.custom_reward_function.path is not None, "custom_reward_function scores"),
+    *REWARD_IDLE,
     Idle(
         _names(ROLLOUT, "gpu_memory_utilization"),
         lambda c: _rollout(c).name == "hf",
@@ -311,4 +347,5 @@ PPO_WARNINGS: list[Callable[[dict[str, Any], Config], Iterator[str]]] = [
     kl_is_ignored,
     filtered_sampling,
     small_lora_rate,
+    *POLICY_LOSS_WARNINGS,
 ]

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from steepest.config.no_effect import uses_reference
+from steepest.config.rules_curation import corrects
 from steepest.config.schema import Config, TrainerConfig
 from steepest.config.schema_model import OptimConfig
 from steepest.config.schema_sft import SFTConfig, SFTTrainerConfig
 from steepest.errors import ConfigError
 
-OldLogProbs = Literal["pass", "update", "engine"]
+OldLogProbs = Literal["pass", "update", "engine", "rollout"]
 """pass: a pass of their own. update: those of the step's one update. engine: the engine's, checked on a sample of rows;
-with one update a step they serve the KL in the reward only, and the update takes its own."""
+with one update a step they serve the KL in the reward only, and the update takes its own. rollout: the engine's, as
+they are (bypass mode)."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,13 @@ class Plan:
     critic_lr_warmup_steps: int
     """Steps of learning-rate warm-up of the critic (not `trainer.critic_warmup`)."""
     needs_critic: bool
+    values_by_update: bool
+    """The critic's one update a step computes the values too: each micro-batch goes backward with its own returns."""
     needs_reference: bool
     old_log_probs: OldLogProbs
     """Where the log-probs before the update come from."""
+    sums_squares: bool
+    """Their pass also sums the squared probabilities of the vocabulary, for the advantage estimator."""
     notes: tuple[str, ...]
     """Decisions to be printed at the start, one sentence each."""
 
@@ -53,13 +59,19 @@ class SFTPlan:
 
 
 def make_plan(
-    config: Config, num_train_samples: int, needs: tuple[str, ...] = (), *, half_precision: bool = False
+    config: Config,
+    num_train_samples: int,
+    needs: tuple[str, ...] = (),
+    *,
+    by_row: bool = False,
+    half_precision: bool = False,
 ) -> Plan:
     """Derive the run's numbers.
 
     `num_train_samples` counts the rows left after filtering; `needs` is what the advantage estimator declared it reads
-    (`("values",)`, `("group_ids",)`, ...); `half_precision` says that the engine or the actor computes in it. Raises
-    ConfigError when no batch is ever full, the critic does not fit, or the actor would never be trained.
+    (`("values",)`, `("group_ids",)`, ...), and `by_row` that a row's returns follow from this row; `half_precision`
+    says that the engine or the actor computes in it. Raises ConfigError when no batch is ever full, the critic does not
+    fit, or the actor would never be trained.
     """
     arr, critic, trainer = config.actor_rollout_ref, config.critic, config.trainer
     actor, n = arr.actor, arr.rollout.n
@@ -70,7 +82,7 @@ def make_plan(
     needs_critic = _needs_critic(config, needs)
     _check_critic_warmup(config, total)
     updates = batch // mini * actor.ppo_epochs
-    source, why = _old_log_probs(config, updates, half_precision)
+    source, why = _old_log_probs(config, updates, half_precision, needs)
     plan = Plan(
         steps_per_epoch=per_epoch,
         total_steps=total,
@@ -81,19 +93,33 @@ def make_plan(
         actor_warmup_steps=_warmup_steps(actor.optim, total),
         critic_lr_warmup_steps=_warmup_steps(critic.optim, total),
         needs_critic=needs_critic,
+        values_by_update=needs_critic
+        and by_row
+        and _values_by_update(config, batch // critic_mini * critic.ppo_epochs),
         needs_reference=uses_reference(config),
         old_log_probs=source,
+        sums_squares="sum_pi_squared" in needs,
         notes=(),
     )
     return _with_notes(plan, config, num_train_samples, why)
 
 
-def _old_log_probs(config: Config, updates: int, half_precision: bool) -> tuple[OldLogProbs, str]:
+def _old_log_probs(
+    config: Config, updates: int, half_precision: bool, needs: tuple[str, ...]
+) -> tuple[OldLogProbs, str]:
     """Where the log-probs before the update come from, and the sentence that says so."""
     key, rollout = "actor_rollout_ref.actor.old_log_probs", config.actor_rollout_ref.rollout
     kl, own_pass = config.algorithm.use_kl_in_reward, "Old log-probs are computed by a pass of their own"
+    if config.algorithm.rollout_correction.bypass_mode:
+        if "sum_pi_squared" in needs:
+            raise ConfigError(_squares_in_bypass(config))
+        return "rollout", "The rollout's log-probs are the old ones, unchecked (rollout_correction.bypass_mode)."
     if config.actor_rollout_ref.actor.old_log_probs == "recompute":
         return "pass", f"{own_pass} ({key}=recompute)."
+    if {"old_log_probs", "sum_pi_squared"} & {*needs}:
+        return "pass", f"{own_pass}: algorithm.adv_estimator={config.algorithm.adv_estimator} reads them."
+    if corrects(config):
+        return "pass", f"{own_pass}: algorithm.rollout_correction compares the engine's with them."
     if updates == 1 and not kl:
         note = "The update's own log-probs are the old ones: the pass that would compute them first is left out."
         return "update", note
@@ -106,6 +132,21 @@ def _old_log_probs(config: Config, updates: int, half_precision: bool) -> tuple[
         f"The engine's log-probs {use}, checked on a sample of rows in each step; beyond the bound all are computed "
         f"anew. Always anew: {key}=recompute."
     )
+
+
+def _squares_in_bypass(config: Config) -> str:
+    return (
+        "algorithm.rollout_correction.bypass_mode=True with "
+        f"algorithm.adv_estimator={config.algorithm.adv_estimator}: the estimator reads the squared probabilities of "
+        "the whole vocabulary, from the pass that bypass mode leaves out. Remove one of them."
+    )
+
+
+def _values_by_update(config: Config, updates: int) -> bool:
+    pretrains = config.trainer.critic_warmup and config.trainer.critic_warmup_returns == "monte_carlo"
+    if pretrains or config.algorithm.use_pf_ppo:  # other returns, other rows than those of the pass
+        return False
+    return updates == 1 and config.critic.share_base != "head"
 
 
 def make_sft_plan(config: SFTConfig, num_train_samples: int) -> SFTPlan:
@@ -163,13 +204,28 @@ def _with_notes(plan: Plan, config: Config, num_samples: int, old_log_probs: str
         )
     if actor.use_kl_loss:
         notes.append(f"KL in the loss is on: {actor.kl_loss_type}, coefficient {actor.kl_loss_coef:g}.")
-    if plan.updates_per_step == 1:
-        notes.append("One update a step: the ratio is 1 throughout, so the clip never acts.")
+    at_one = plan.updates_per_step == 1 and plan.old_log_probs != "rollout"
+    if at_one and (idle := _IDLE_AT_RATIO_ONE.get(actor.policy_loss.loss_mode, "clip")):
+        notes.append(f"One update a step: the ratio is 1 throughout, so the {idle} never acts.")
     notes.append(old_log_probs)
+    if config.algorithm.filter_groups.enable:
+        notes.append(
+            "Dynamic sampling is on: a step takes 1 to "
+            f"{config.algorithm.filter_groups.max_num_gen_batches} batches of prompts, so epochs pass faster than the "
+            "number of steps says (training/epoch)."
+        )
+    if plan.values_by_update:
+        notes.append(
+            "The critic's one update computes the values too: the pass that would read them first is left out."
+        )
     notes.extend(
         _step_notes(config.trainer, plan.steps_per_epoch, plan.total_steps, num_samples, config.data.train_batch_size)
     )
     return dataclasses.replace(plan, notes=tuple(notes))
+
+
+_IDLE_AT_RATIO_ONE = {"gpg": "", "sapo": "gate", "kl_cov": "penalty", "clip_cov": "clip of the ratio"}
+"""What a policy loss does about a ratio that leaves 1; elsewhere it is the clip."""
 
 
 def _kl_note(config: Config) -> str:

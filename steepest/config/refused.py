@@ -32,10 +32,21 @@ class Refusal:
 ALIASES = {
     "reward.custom_reward_function.path": "custom_reward_function.path",
     "reward.custom_reward_function.name": "custom_reward_function.name",
+    "reward_model.enable": "reward.reward_model.enable",
+    "reward_model.model.path": "reward.reward_model.model_path",
+    "reward_model.model.trust_remote_code": "reward.reward_model.trust_remote_code",
+    "reward_model.micro_batch_size_per_gpu": "reward.reward_model.micro_batch_size_per_gpu",
+    **{
+        f"{section}.{name}": f"reward.overlong_buffer.{name}"
+        for section in ("reward_model.overlong_buffer", "reward.reward_kwargs.overlong_buffer_cfg")
+        for name in ("enable", "len", "penalty_factor", "log")
+    },
 }
 
 _ONE_PROCESS = "This version runs in one process"
 _OFF = (False, None)
+_CHOSEN = "Rewards are chosen by data source, reward.functions or custom_reward_function."
+_RM = "The reward model runs in the trainer's process, on its device, in batches of micro_batch_size_per_gpu"
 _MULTI_TURN = "Conversations with tools are not part of this version; a response is one turn"
 _TRACE = "There is no profiler; timing_s/* and perf/* are logged each step"
 _FROM_ADAPTER = (
@@ -93,8 +104,7 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     ),
     ("critic.forward_micro_batch_size", "The deprecated global form: use forward_micro_batch_size_per_gpu.", (None,)),
     (f"{{{ACTOR},critic}}.grad_clip", "Dead in verl: use optim.clip_grad.", ()),
-    (f"{ACTOR}.{{tau_pos,tau_neg}}", "The SAPO loss is not part of this version; policy_loss.loss_mode=vanilla.", ()),
-    (f"{ACTOR}.policy_loss", "Only the vanilla loss (PPO's clip with dual clip) is part of this version.", ()),
+    (f"{ACTOR}.policy_loss.dro_beta", "The DRO loss is not part of this version.", (None,)),
     (f"{ACTOR}.calculate_entropy", "Entropy is always computed and logged as actor/entropy.", (True, False)),
     (f"{ACTOR}.calculate_sum_pi_squared", "This statistic is not computed.", _OFF),
     (f"{{{ACTOR},{REF}}}.use_torch_compile", "Nothing is compiled: docs/passes.md has the measurement.", _OFF),
@@ -211,10 +221,11 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     (f"{ROLLOUT}.{{quantization,quantization_config_file}}", "Generation runs in rollout.dtype.", (None,)),
     (f"{ROLLOUT}.disaggregation", "Prefill and decoding run together.", _OFF),
     # critic, algorithm
-    ("algorithm.{use_pf_ppo,pf_ppo}", "PF-PPO is not part of this version.", _OFF),
-    ("algorithm.filter_groups", "Groups are not filtered; equal groups are counted and reported.", _OFF),
-    ("algorithm.rollout_correction", "Rollout and training agree; the mismatch is logged (mismatch/*).", (None, False)),
-    ("algorithm.gdpo_reward_keys", "GDPO is not part of this version; adv_estimator=gae or grpo.", (None,)),
+    (
+        "algorithm.filter_groups.max_inflight_gen_batches",
+        "Rounds are generated one after the other, so that no response is ever older than the weights.",
+        (1,),
+    ),
     # trainer
     ("trainer.default_hdfs_dir", "Checkpoints go to trainer.default_local_dir.", (None,)),
     ("trainer.del_local_ckpt_after_load", "Checkpoints are pruned by trainer.max_actor_ckpt_to_keep.", _OFF),
@@ -224,13 +235,19 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     ("trainer.v1", "There is one trainer, and it is synchronous.", ()),
     ("trainer.{esi_redundant_time,ray_wait_register_center_timeout}", "Read by nothing in verl either.", (0, 300)),
     # other groups
-    ("reward.reward_manager.name", "Rewards are chosen by data source, or custom_reward_function.", ("naive",)),
-    ("reward.reward_manager", "Rewards are chosen by data source, or custom_reward_function.", ("register", None)),
-    ("reward.reward_model", "Reward models are not part of this version: custom_reward_function.path.", _OFF),
+    ("reward.reward_manager.name", _CHOSEN, ("naive",)),
+    ("reward.reward_manager", _CHOSEN, ("register", None)),
+    (
+        "{reward.reward_model,reward_model}.{enable_resource_pool,n_gpus_per_node,nnodes}",
+        f"{_RM}.",
+        (False, None, 0, 8),
+    ),
+    ("{reward.reward_model,reward_model}.rollout", f"{_RM}; there is no server of its own.", (None,)),
     ("{reward.sandbox_fusion,sandbox_fusion}", "There is no sandbox service: custom_reward_function.path.", (None,)),
-    ("reward_model.reward_manager", "Rewards are chosen by data source, or custom_reward_function.", ("naive",)),
+    ("reward.reward_kwargs.max_resp_len", "The longest response is data.max_response_length.", ()),
+    ("reward_model.reward_manager", _CHOSEN, ("naive",)),
     ("reward_model.num_workers", "Use reward.num_workers.", ()),
-    ("reward_model", "Reward models are not part of this version: custom_reward_function.path.", _OFF),
+    ("reward_model", "The reward model's keys are reward.reward_model.*.", _OFF),
     ("distillation", "Distillation is not part of this version.", _OFF),
     ("transfer_queue", "Data stays in the process; there is no queue service.", _OFF),
     ("global_profiler", f"{_TRACE}.", _OFF),

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from steepest.config.environment import hub_from_environment
+from steepest.config.policy_losses import CLIP_RANGES, DUAL_CLIP, MEANS_OF_ROWS, RATIO_BOUNDS
+from steepest.config.reward_functions import REWARD_MODEL
 from steepest.config.tree import get, put
 
 IsSet = Callable[[str], bool]
@@ -55,7 +57,7 @@ def resolve_ppo(tree: dict[str, Any], is_set: IsSet) -> dict[str, str]:
     _resolve_models(d, is_set)
     batch = d["data.train_batch_size"]
     d.fill(f"{ACTOR}.ppo_mini_batch_size", batch if batch % MINI_BATCH else MINI_BATCH, "data.train_batch_size")
-    d.copy(f"{ACTOR}.clip_ratio", f"{ACTOR}.clip_ratio_low", f"{ACTOR}.clip_ratio_high")
+    _resolve_policy_loss(d, is_set)
     d.fill(f"{ACTOR}.ppo_max_token_len_per_gpu", max(TOKEN_BUDGET, longest), "data.max_response_length")
     d.fill(f"{ROLLOUT}.max_model_len", longest, "data.max_response_length")
     d.copy(f"{ACTOR}.fsdp_config.dtype", f"{ROLLOUT}.dtype", "critic.fsdp.dtype")
@@ -64,6 +66,7 @@ def resolve_ppo(tree: dict[str, Any], is_set: IsSet) -> dict[str, str]:
     _resolve_critic(d)
     _resolve_micro_batches(d)
     _resolve_kl(d, is_set)
+    _resolve_reward(d)
     _resolve_trainer(d)
     d.copy("trainer.max_actor_ckpt_to_keep", "trainer.max_critic_ckpt_to_keep")
     d.copy("trainer.max_critic_ckpt_to_keep", "trainer.max_actor_ckpt_to_keep")
@@ -101,13 +104,26 @@ def _resolve_lora(d: Deriver) -> None:
         d.copy(f"{MODEL}.{name}", f"critic.model.{name}")
 
 
+def _resolve_policy_loss(d: Deriver, is_set: IsSet) -> None:
+    key, low, high = (f"{ACTOR}.{name}" for name in ("policy_loss.loss_mode", "clip_ratio_low", "clip_ratio_high"))
+    loss = d[key]
+    if loss in CLIP_RANGES and not is_set(f"{ACTOR}.clip_ratio"):
+        for side, value in zip((low, high), CLIP_RANGES[loss], strict=True):
+            d.fill(side, value, key)
+    d.copy(f"{ACTOR}.clip_ratio", low, high)
+    d.fill(f"{ACTOR}.clip_ratio_c", RATIO_BOUNDS.get(loss, DUAL_CLIP), key)
+    # The critic follows the user's word, not what suits a loss of whole responses.
+    d.copy(f"{ACTOR}.loss_agg_mode", "critic.loss_agg_mode")
+    d.fill("critic.loss_agg_mode", "token-mean", f"{ACTOR}.loss_agg_mode")
+    d.fill(f"{ACTOR}.loss_agg_mode", "seq-mean-token-mean" if loss in MEANS_OF_ROWS else "token-mean", key)
+
+
 def _resolve_critic(d: Deriver) -> None:
     for name in (
         "ppo_mini_batch_size",
         "ppo_max_token_len_per_gpu",
         "ppo_epochs",
         "shuffle",
-        "loss_agg_mode",
         "loss_scale_factor",
     ):
         d.copy(f"{ACTOR}.{name}", f"critic.{name}")
@@ -138,6 +154,16 @@ def _resolve_kl(d: Deriver, is_set: IsSet) -> None:
     coef = "algorithm.kl_ctrl.kl_coef"
     is_on = d[coef] > 0 and (is_set(coef) or d["algorithm.adv_estimator"] == "gae")
     d.fill("algorithm.use_kl_in_reward", is_on, coef if is_set(coef) else "algorithm.adv_estimator")
+
+
+def _resolve_reward(d: Deriver) -> None:
+    model = "reward.reward_model"
+    d.copy(f"{MODEL}.hub", f"{model}.hub")
+    d.copy(f"{ACTOR}.fsdp_config.dtype", f"{model}.dtype")
+    if d[f"{model}.enable"] and not d["reward.functions"]:
+        put(d.tree, "reward.functions", {REWARD_MODEL: 1.0})
+        d.derived["reward.functions"] = f"{model}.enable"
+    d.fill(f"{model}.enable", REWARD_MODEL in d["reward.functions"], "reward.functions")
 
 
 def _resolve_trainer(d: Deriver) -> None:

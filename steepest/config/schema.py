@@ -168,6 +168,9 @@ class TrainerConfig:
     """Validate, then stop."""
     critic_warmup: NonNegative = 0
     """First steps in which only the critic learns."""
+    critic_warmup_returns: Literal["estimator", "monte_carlo"] = "estimator"
+    """What the critic learns in those steps: the estimator's returns, or the rewards that followed, as with
+    `algorithm.lam=1` (VC-PPO's value pretraining). Ours, not verl's."""
     default_local_dir: File = DERIVED
     """Run folder; null: checkpoints/<project_name>/<experiment_name>."""
     resume_mode: Literal["auto", "disable", "resume_path"] = "auto"

@@ -40,6 +40,7 @@ PACKAGES = (
     Package("omegaconf", ">=2.3", "2.3.1", places=2),
     Package("numpy", ">=1.26", "2.4.6"),
     Package("pyyaml", ">=6", "6.0.3"),
+    Package("math-verify", ">=0.9,<0.10", "0.9.0"),
     Package("typer", ">=0.15", "0.29.2"),
     Package("rich", ">=13", "15.0.0"),
 )

@@ -30,8 +30,9 @@ from steepest.trainer.compute import (
     overrides,
     shares_prompts,
 )
+from steepest.trainer.correction import bypass_loss
 from steepest.trainer.resume import Start
-from steepest.training.actor import Actor, ActorLossSettings
+from steepest.training.actor import Actor, ActorLossSettings, Choice, PolicyLoss
 from steepest.training.critic import Critic, CriticLossSettings
 from steepest.training.micro_batches import MicroBatches
 from steepest.training.mini_batches import UpdateSettings
@@ -84,6 +85,8 @@ def build_models(config: Config, plan: Plan, start: Start, folders: Mapping[str,
     if plan.needs_reference:
         origin = None if start.checkpoint is None else folders["actor"]
         reference = build_reference(config, plan, policy, origin, device)
+        if actor.loss.exact_kl:
+            actor.reference = reference
     if plan.needs_critic and config.critic.share_base == "head":
         reader = reference if isinstance(reference, ReadingReference) else build_reader(config, policy, device)
     if plan.needs_critic:
@@ -96,16 +99,34 @@ def build_models(config: Config, plan: Plan, start: Start, folders: Mapping[str,
     return Models(actor, critic, reference)
 
 
-def build_actor(config: Config, plan: Plan, policy: CausalLM, compute: ComputeSettings) -> Actor:
-    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+def build_policy_loss(config: Config) -> tuple[PolicyLoss, Choice | None]:
+    """The policy loss with its options, and how it picks tokens over a whole mini-batch, if it does."""
+    if (bypass := bypass_loss(config)) is not None:
+        return bypass, None
+    actor = config.actor_rollout_ref.actor
     options = {
         "clip_ratio_low": actor.clip_ratio_low,
         "clip_ratio_high": actor.clip_ratio_high,
         "clip_ratio_c": actor.clip_ratio_c,
+        "tau_pos": actor.tau_pos,
+        "tau_neg": actor.tau_neg,
+        "clip_cov_ratio": actor.policy_loss.clip_cov_ratio,
+        "clip_cov_lb": actor.policy_loss.clip_cov_lb,
+        "clip_cov_ub": actor.policy_loss.clip_cov_ub,
+        "kl_cov_ratio": actor.policy_loss.kl_cov_ratio,
+        "ppo_kl_coef": actor.policy_loss.ppo_kl_coef,
     }
+    entry = POLICY_LOSSES.get(actor.policy_loss.loss_mode)
+    choose = entry.facts.get("choose")
+    return with_options(entry.value, options), None if choose is None else with_options(choose, options)
+
+
+def build_actor(config: Config, plan: Plan, policy: CausalLM, compute: ComputeSettings) -> Actor:
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    policy_loss, choose = build_policy_loss(config)
     return Actor(
         policy,
-        with_options(POLICY_LOSSES.get(actor.policy_loss.loss_mode).value, options),
+        policy_loss,
         compute=compute,
         optim=optim_settings(actor.optim, total_steps=plan.total_steps, warmup_steps=plan.actor_warmup_steps),
         update=UpdateSettings(
@@ -136,6 +157,7 @@ def build_actor(config: Config, plan: Plan, policy: CausalLM, compute: ComputeSe
             keys=LOG_PROB_KEYS,
         ),
         temperature=rollout.temperature,
+        choose=choose,
     )
 
 

@@ -55,6 +55,7 @@ class Evaluator:
         metrics["val-aux/response_length/mean"] = tokens / len(records)
         metrics["val-aux/response_length/clip_ratio"] = truncated / len(records)
         metrics["val-aux/num_prompts"] = float(len(self.prompts))
+        metrics |= {f"val-aux/{name}": value for name, value in self.scorer.costs().items()}
         return Evaluation(metrics, mean_accuracy(results), records)
 
 

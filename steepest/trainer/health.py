@@ -17,6 +17,7 @@ class Limits:
     ratio: float = 1e-3
     mismatch: float = 1e-3
     clipped: float = 0.5
+    rejected: float = 0.5
     entropy: float = 0.01
     dead_critic: float = 0.0
     warmup_steps: int = 20
@@ -54,6 +55,16 @@ def clipped(m: Metrics, limits: Limits) -> str | None:
     return (
         f"{value:.0%} of the responses were cut at data.max_response_length and never ended: "
         "raise it, or the reward sees unfinished answers"
+    )
+
+
+def rejected(m: Metrics, limits: Limits) -> str | None:
+    value = m.get("rollout_corr/rollout_rs_masked_fraction", 0.0)
+    if value <= limits.rejected:
+        return None
+    return (
+        f"{value:.0%} of the tokens were rejected by algorithm.rollout_correction.rollout_rs: little is learnt from. "
+        "Wider bounds, or an engine that is nearer to the trainer"
     )
 
 
@@ -102,6 +113,7 @@ CHECKS: tuple[Check, ...] = (
     ratio,
     mismatch,
     clipped,
+    rejected,
     equal_groups,
     no_signal,
     entropy_collapse,

@@ -13,6 +13,7 @@ import torch
 
 import steepest
 from steepest.config.plan import Plan, make_plan
+from steepest.config.reward_functions import WeightedFunction, functions_of
 from steepest.config.schema import Config
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import encode_prompts
@@ -23,18 +24,20 @@ from steepest.devices.limits import describe_rate, gemm_rate
 from steepest.errors import DataError
 from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.models.load import check_vocabulary
-from steepest.rewards import RewardPool
-from steepest.rewards.api import ground_truth_problem
+from steepest.rewards.weighted import ground_truth_problem
 from steepest.rollout.api import RolloutEngine
 from steepest.trainer import build
 from steepest.trainer.build_models import Models, build_models
+from steepest.trainer.curation import build_curation, build_shaping
+from steepest.trainer.dynamic_sampling import PromptPosition
 from steepest.trainer.evaluate import Evaluator
 from steepest.trainer.health import Health, Limits
 from steepest.trainer.ppo import Schedule, run_steps
 from steepest.trainer.resume import Start, find_start, require_work
+from steepest.trainer.rewards import Rewards, add_reward_model, build_rewards
 from steepest.trainer.rollouts import StepRollouts
 from steepest.trainer.run import Run, say, validation_history, write_jsonl
-from steepest.trainer.scoring import Scorer, StepScorer
+from steepest.trainer.scoring import Scorer, StepScorer, with_costs
 from steepest.trainer.sources import ModelSources, sources_of
 from steepest.trainer.start import begin, hold, naming, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.startup import Laps
@@ -70,10 +73,10 @@ def run_ppo(config: Config, laps: Laps | None = None) -> Result:
     """
     laps = laps or Laps()
     device = begin(config, seed=config.actor_rollout_ref.rollout.seed)
-    with build_pool(config) as pool:
-        pool.start()  # the workers import what they need while the rows are read
+    with build_rewards(config) as rewards:
+        rewards.start()  # the workers import what they need while the rows are read
         rows = load_rows(config)
-        pool.check({prompt.data_source for prompt in (*rows.train, *rows.val)})
+        rewards.check({prompt.data_source for prompt in (*rows.train, *rows.val)})
         model = config.actor_rollout_ref.model
         sources, section = sources_of(config.trainer), "actor_rollout_ref.model"
         folders = {"actor": sources.folder(f"{section}.path", model.path, model.hub, model.revision)}
@@ -81,7 +84,8 @@ def run_ppo(config: Config, laps: Laps | None = None) -> Result:
         tokenizer = open_tokenizer(model, section, folders["actor"], sources, trust_remote_code=trust)
         data = encode_rows(config, rows, tokenizer)
         laps.lap("data")
-        job = Job(config, device, pool, sources, folders, tokenizer, data)
+        add_reward_model(rewards, config, sources, device)
+        job = Job(config, device, rewards, sources, folders, tokenizer, data)
         with hold(job.folder):
             return job.run(laps)
 
@@ -93,30 +97,19 @@ def load_rows(config: Config) -> Data:
     train = load(data.train_files, max_samples=data.train_max_samples, key="data.train_files")
     val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files")
     if config.custom_reward_function.path is None:
-        check_ground_truths([*train, *val])
+        check_ground_truths([*train, *val], functions_of(config.reward.functions))
     return Data(train, val)
 
 
-def check_ground_truths(prompts: Sequence[Prompt]) -> None:
-    """Raises DataError for the first row whose ground truth no answer could equal."""
+def check_ground_truths(prompts: Sequence[Prompt], functions: Sequence[WeightedFunction] = ()) -> None:
+    """Raises DataError for the first row whose ground truth no answer could equal by one of the rewards."""
     for prompt in prompts:
-        problem = ground_truth_problem(prompt.data_source, prompt.ground_truth)
+        problem = ground_truth_problem(prompt.data_source, prompt.ground_truth, functions)
         if problem is not None:
             raise DataError(
                 f"row {prompt.uid} (file:row, from 0), column reward_model: {problem}. Mend the row, or score it with "
                 "a function of your own (custom_reward_function.path)."
             )
-
-
-def build_pool(config: Config) -> RewardPool:
-    reward, custom = config.reward, config.custom_reward_function
-    return RewardPool(
-        custom=(custom.path, custom.name) if custom.path else None,
-        num_workers=reward.num_workers,
-        timeout_s=reward.timeout_s,
-        max_error_rate=reward.max_error_rate,
-        mode=reward.mode,
-    )
 
 
 def encode_rows(config: Config, rows: Data, tokenizer: Any) -> Data:
@@ -141,7 +134,7 @@ class Job:
         self,
         config: Config,
         device: Device,
-        pool: RewardPool,
+        rewards: Rewards,
         sources: ModelSources,
         folders: dict[str, Path],
         tokenizer: Any,
@@ -149,15 +142,17 @@ class Job:
     ) -> None:
         self.sources = sources
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
-        self.scorer = Scorer(pool, tokenizer)
+        self.scorer = Scorer(rewards, tokenizer, rewards.costs)
         self.folder = Path(str(config.trainer.default_local_dir))
         entry = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator)
         self.plan: Plan = make_plan(
             config,
             len(data.train),
             needs=entry.facts.get("needs", ()),
+            by_row=entry.facts.get("by_row", False),
             half_precision=build.half_precision(config, device),
         )
+        self.position = PromptPosition()
         self.sampler = PromptSampler(
             len(data.train), config.data.train_batch_size, shuffle=config.data.shuffle, seed=config.data.seed
         )
@@ -194,6 +189,7 @@ class Job:
         if start.checkpoint is not None:
             controller.load_state_dict(start.entry("kl_controller"))
             set_rng_state(start.entry("random"), self.device)
+        self.position.restore(start.state.get("prompts"), start.step)
         run = self._make_run(store, start, models, engine, controller)
         try:
             self._train(run, start, models, engine, controller)
@@ -244,6 +240,7 @@ class Job:
                 "version": steepest.__version__,
                 "kl_controller": controller.state_dict(),
                 "random": rng_state(self.device),
+                "prompts": self.position.state_dict(),
             },
             checkpoint_bytes=sum(part.checkpoint_bytes() for part in (models.actor, models.critic) if part is not None),
             evaluator=self._evaluator(engine),
@@ -284,20 +281,25 @@ class Job:
         if self.config.trainer.val_only:
             run.validate(start.step)
             return
+        rollouts = StepRollouts(
+            engine,
+            self.data.train,
+            self.sampler,
+            build.train_sampling(self.config),
+            self.tokenizer.pad_token_id,
+            **({"release": engine.sleep} if build.frees_engine(self.config, self.device) else {}),
+        )
+        scorer = StepScorer(
+            self.scorer, self._rollout_writer(), build_shaping(self.config), build_curation(self.config)
+        )
+        generate, score = build.build_sampling(self.config, rollouts, scorer, self.position, models.actor.model)
         step = build.build_step(
             self.config,
             self.plan,
             models,
             controller,
-            generate=StepRollouts(
-                engine,
-                self.data.train,
-                self.sampler,
-                build.train_sampling(self.config),
-                self.tokenizer.pad_token_id,
-                **({"release": engine.sleep} if build.frees_engine(self.config, self.device) else {}),
-            ),
-            score=StepScorer(self.scorer, self._rollout_writer()),
+            generate=generate,
+            score=with_costs(score, self.scorer.costs),
             engine=engine,
             device=self.device,
             limit=self.limit,

@@ -1,6 +1,6 @@
 """The PPO step, whole on one screen, and the loop around it.
 
-    prompts -> generate -> score -> log-probs, reference, values -> KL and advantages -> critic, actor -> weights
+    prompts -> generate -> score -> log-probs, reference -> KL -> values -> advantages -> critic, actor -> weights
 
 Everything optional is an object chosen at start (`NoCritic`, `NoReference`, `ActorOfOneUpdate`, ...), so the step has
 no branches. Validation, saving, logging and health checks are callers in `run`.
@@ -65,6 +65,28 @@ class ActorOfOneUpdate:
 
     def update(self, batch: Batch, *, step: int) -> Metrics:
         return self.actor.update(batch, step=step)
+
+
+class OneUpdateCritic(Protocol):
+    def values_with_gradient(
+        self, batch: Batch, returns_of: Callable[[Batch], Tensor]
+    ) -> tuple[Tensor | None, Tensor | None]: ...
+    def step_on_gradient(self, batch: Batch) -> Metrics: ...
+
+
+@dataclass
+class CriticOfOneUpdate:
+    """The critic of a run with one update a step, whose returns follow from each row alone: values and gradient come
+    from one forward pass, so that `timing_s/values` holds the update's time as well."""
+
+    critic: OneUpdateCritic
+    returns_of: Callable[[Batch], Tensor]
+
+    def values(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        return self.critic.values_with_gradient(batch, self.returns_of)
+
+    def update(self, batch: Batch, *, step: int) -> Metrics:
+        return self.critic.step_on_gradient(batch)
 
 
 @dataclass
@@ -143,10 +165,11 @@ class PPOStep:
                 batch.old_log_probs, batch.entropies = self.actor.log_probs(batch)
             with timed("ref"):
                 batch.ref_log_probs = self.reference.log_probs(batch)
+            with timed("adv"):
+                metrics |= self.shape_rewards(batch)
             with timed("values"):
                 batch.values, batch.final_values = self.critic.values(batch)
             with timed("adv"):
-                metrics |= self.shape_rewards(batch)
                 self.estimate_advantages(batch)
             with timed("update_critic"):
                 metrics |= self.critic.update(batch, step=step)

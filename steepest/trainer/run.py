@@ -71,7 +71,7 @@ class Run:
     def log(self, step: int, metrics: Metrics) -> None:
         """Warnings first, then the step's line. Metrics are written even when saving the step failed."""
         metrics["training/global_step"] = float(step)
-        metrics["training/epoch"] = float((step - 1) // self.steps_per_epoch)
+        metrics.setdefault("training/epoch", float((step - 1) // self.steps_per_epoch))
         metrics |= speed_metrics(int(metrics.pop("tokens")), int(metrics.pop("response_tokens")), metrics)
         for message in self.health(metrics):
             say(f"warning: step {step}: {message}.")

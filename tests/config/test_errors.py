@@ -19,6 +19,9 @@ from tests.config.commands import GRPO, REQUIRED
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 
+CORRECTION = "algorithm.rollout_correction"
+GDPO = ("algorithm.adv_estimator=gdpo", f"{ROLLOUT}.n=4")
+
 
 def problems(*words: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
@@ -93,12 +96,14 @@ WRONG_VALUES = [
     (f"{ROLLOUT}.name=sglang", f"{ROLLOUT}.name=sglang: must be one of builtin, hf, vllm."),
     (
         "algorithm.adv_estimator=gpro",
-        "algorithm.adv_estimator=gpro: no such advantage estimator. Did you mean grpo? Known: gae, grpo, "
+        "algorithm.adv_estimator=gpro: no such advantage estimator. Did you mean grpo? Known: gae, gdpo, gpg, grpo, "
+        "grpo_passk, opo, optimal_token_baseline, reinforce_plus_plus, reinforce_plus_plus_baseline, remax, rloo, "
         "or module:function of your own.",
     ),
     (
-        f"{ACTOR}.policy_loss.loss_mode=gspo",
-        f"{ACTOR}.policy_loss.loss_mode=gspo: no such policy loss. Known: vanilla, or module:function of your own.",
+        f"{ACTOR}.policy_loss.loss_mode=gsp",
+        f"{ACTOR}.policy_loss.loss_mode=gsp: no such policy loss. Did you mean gspo? Known: vanilla, gspo, sapo, gpg, "
+        "clip_cov, kl_cov, geo_mean, cispo, dppo_tv, dppo_kl, or module:function of your own.",
     ),
     (
         "trainer.experiment_name=${algorithm.nme}",
@@ -138,6 +143,16 @@ REFUSED = [
         f"{ROLLOUT}.multi_turn.max_user_turns=3",
         f"{ROLLOUT}.multi_turn.max_user_turns: verl has this key, Steepest has not. Conversations with tools are not "
         "part of this version; a response is one turn.",
+    ),
+    (
+        "algorithm.filter_groups.max_inflight_gen_batches=2",
+        "algorithm.filter_groups.max_inflight_gen_batches=2: must be 1. Rounds are generated one after the other, so "
+        "that no response is ever older than the weights.",
+    ),
+    (
+        "reward.reward_kwargs.max_resp_len=99",
+        "reward.reward_kwargs.max_resp_len: verl has this key, Steepest has not. The longest response is "
+        "data.max_response_length.",
     ),
     (
         f"{ACTOR}.checkpoint.save_contents=[model]",
@@ -204,6 +219,12 @@ RULES = [
     (["algorithm.adv_estimator=grpo"],
      f"{ROLLOUT}.n=1 with algorithm.adv_estimator=grpo: a group of one has no baseline, so every advantage is zero. "
      f"Use {ROLLOUT}.n >= 2."),
+    *(([f"algorithm.adv_estimator={name}"],
+       f"{ROLLOUT}.n=1 with algorithm.adv_estimator={name}: a group of one has no baseline, so every advantage is "
+       f"zero. Use {ROLLOUT}.n >= 2.")
+      for name in ("rloo", "opo", "gpg", "grpo_passk", "reinforce_plus_plus_baseline", "optimal_token_baseline")),
+    (["algorithm.adv_estimator=reinforce_plus_plus", "critic.enable=True"],
+     "critic.enable=True with algorithm.adv_estimator=reinforce_plus_plus: nothing would read the values. Remove it."),
     ([f"{MODEL}.custom_chat_template=./chat_template.jinja"],
      f"{MODEL}.custom_chat_template=./chat_template.jinja: not a Jinja template, it has no {{{{ ... }}}}, so every "
      "prompt would become this text. Give the template itself, not its file: "
@@ -247,6 +268,9 @@ RULES = [
     ([f"{ACTOR}.loss_agg_mode=seq-mean-token-sum-norm"],
      f"{ACTOR}.loss_agg_mode=seq-mean-token-sum-norm: needs {ACTOR}.loss_scale_factor, the fixed length to divide by, "
      "e.g. 512 (data.max_response_length)."),
+    ([f"{ACTOR}.policy_loss.loss_mode=clip_cov", f"{ACTOR}.policy_loss.clip_cov_lb=5"],
+     f"{ACTOR}.policy_loss.clip_cov_lb=5: must be below clip_cov_ub=5, else no token has a covariance between the "
+     "two."),
     (["critic.loss_agg_mode=seq-mean-token-sum-norm"],
      "critic.loss_agg_mode=seq-mean-token-sum-norm: needs critic.loss_scale_factor, the fixed length to divide by, "
      "e.g. 512 (data.max_response_length)."),
@@ -303,6 +327,103 @@ RULES = [
      f"{MODEL}.target_modules=[]: no layer would be trained. Give names of layers, or all-linear."),
     (["critic.model.lora_rank=4", "critic.model.exclude_modules=all-linear", "critic.model.target_modules=[q_proj]"],
      "critic.model.exclude_modules=[all-linear]: nothing would be left. Give names of layers."),
+    (["reward.overlong_buffer.enable=True"],
+     "reward.overlong_buffer.len=null: must be at most data.max_response_length=512, the tokens before that limit in "
+     "which the penalty grows, e.g. 102."),
+    (["reward_model.overlong_buffer.enable=True", "reward_model.overlong_buffer.len=513"],
+     "reward.overlong_buffer.len=513: must be at most data.max_response_length=512, the tokens before that limit in "
+     "which the penalty grows, e.g. 102."),
+    (["algorithm.filter_groups.enable=True"],
+     f"algorithm.filter_groups.enable=True with {ROLLOUT}.n=1: a group of one never differs, so nothing would be left. "
+     f"Use {ROLLOUT}.n >= 2."),
+    (["algorithm.mask_equal_groups=True"],
+     f"algorithm.mask_equal_groups=True with {ROLLOUT}.n=1: a group of one never differs, so nothing would be left. "
+     f"Use {ROLLOUT}.n >= 2."),
+    ([f"{CORRECTION}.rollout_is=token", f"{CORRECTION}.rollout_is_threshold=0.5_2"],
+     f"{CORRECTION}.rollout_is_threshold=0.52: 1, the ratio of two policies that agree, must be within (a band has a "
+     "dot in both numbers, e.g. 0.5_2.0)."),
+    ([f"{CORRECTION}.rollout_is=sequence", f"{CORRECTION}.rollout_is_threshold=high"],
+     f"{CORRECTION}.rollout_is_threshold=high: must be a number, or low_high, e.g. 0.5_2.0."),
+    ([f"{CORRECTION}.rollout_rs=token_k1"],
+     f"{CORRECTION}.rollout_rs=[token_k1]: needs {CORRECTION}.rollout_rs_threshold, one each or one for all: a band of "
+     "ratios for k1, e.g. 0.5_2.0, a divergence in nats for k2 and k3, e.g. 0.01."),
+    ([f"{CORRECTION}.rollout_rs=[token_k1,seq_max_k3]", f"{CORRECTION}.rollout_rs_threshold=0.5_2.0"],
+     f"{CORRECTION}.rollout_rs_threshold: 0.5_2.0 for seq_max_k3: must be one number, a divergence in nats, "
+     "e.g. 0.01."),
+    ([f"{CORRECTION}.rollout_rs=[token_k1,seq_max_k3]", f"{CORRECTION}.rollout_rs_threshold=[0.5_2.0,1,2]"],
+     f"{CORRECTION}.rollout_rs_threshold: 3 thresholds for 2 rejections: give one each, or one for all."),
+    ([f"{CORRECTION}.rollout_rs=[token_k2,token_k2]", f"{CORRECTION}.rollout_rs_threshold=1"],
+     f"{CORRECTION}.rollout_rs=[token_k2,token_k2]: one of them twice. Give it once."),
+    ([f"{CORRECTION}.bypass_mode=True", f"{CORRECTION}.rollout_is=token"],
+     f"{CORRECTION}.bypass_mode=True with {CORRECTION}.rollout_is=token: the loss's ratio is training over rollout "
+     f"there, so the weight would be applied twice. Remove rollout_is, or use {CORRECTION}.loss_type=reinforce."),
+    ([f"{CORRECTION}.bypass_mode=True", f"{CORRECTION}.rollout_is=token", f"{CORRECTION}.loss_type=reinforce",
+      f"{CORRECTION}.rollout_is_batch_normalize=True"],
+     f"{CORRECTION}.bypass_mode=True with {CORRECTION}.rollout_is_batch_normalize=True: weights are made in the update "
+     "there, a micro-batch at a time, so there is no batch to take a mean of. Remove one of them."),
+    ([f"{CORRECTION}.bypass_mode=True", f"{CORRECTION}.rollout_rs=token_k2", f"{CORRECTION}.rollout_rs_threshold=1"],
+     f"{CORRECTION}.bypass_mode=True with {CORRECTION}.rollout_rs: rejection compares the rollout's log-probs with "
+     "those of the pass that bypass mode leaves out. Remove one of them."),
+    ([f"{CORRECTION}.bypass_mode=True", f"{ACTOR}.old_log_probs=recompute"],
+     f"{CORRECTION}.bypass_mode=True with {ACTOR}.old_log_probs=recompute: one leaves the pass out, the other asks for "
+     "it. Remove one."),
+    ([f"{CORRECTION}.rollout_is=token", f"{ROLLOUT}.top_p=0.9"],
+     f"{CORRECTION}.rollout_is with {ROLLOUT}.top_p=0.9, top_k=-1: the engine's log-probs are those of the filtered "
+     "choice, which never draws some tokens, so no weight can mend it. Use top_p=1 and top_k=-1."),
+    ([f"{CORRECTION}.bypass_mode=True", f"{ROLLOUT}.top_k=20"],
+     f"{CORRECTION}.bypass_mode with {ROLLOUT}.top_p=1, top_k=20: the engine's log-probs are those of the filtered "
+     "choice, which never draws some tokens, so no weight can mend it. Use top_p=1 and top_k=-1."),
+    (["reward.functions={mth: 1}"],
+     "reward.functions: no such reward: mth. Did you mean math? Known: grader, exact, format, gsm8k, length, math, "
+     "multiple_choice, numeric, reward_model, judge, or file.py:function of your own."),
+    (["reward.functions={math: {weigth: 2}}"],
+     "reward.functions.math={'weigth': 2}: expected its weight, a number, or a mapping {weight: 1.0, option: value}."),
+    (["reward.functions={math: yes}"],
+     "reward.functions.math=yes: expected its weight, a number, or a mapping {weight: 1.0, option: value}."),
+    (["reward.functions={math: 0}"],
+     "reward.functions.math: weight 0 changes nothing. Remove it, or give another weight."),
+    (["reward.functions={grader: {weight: 1, mode: flexible}}"],
+     "reward.functions.grader: takes no option (mode). What can be set is reward.mode."),
+    (["reward.functions={'a.py:mine': 1, 'b.py:mine': 1}"],
+     "reward.functions: two rewards are called mine, so their scores could not be told apart. Rename one."),
+    (["custom_reward_function.path=/tmp/mine.py", "reward.functions={math: 1}"],
+     "custom_reward_function.path=/tmp/mine.py: it scores every row, and reward.functions says otherwise. Remove one; "
+     "in a sum your function is {'/tmp/mine.py:compute_score': 1.0}."),
+    (["reward_model.enable=True"],
+     "reward.functions names reward_model: set reward.reward_model.model_path, the folder or hub id of the model."),
+    (["reward.reward_model.enable=False", "reward.functions={reward_model: 1}"],
+     "reward.reward_model.enable=False: reward.functions names reward_model. Make the two agree, or leave enable out."),
+    (["reward.reward_model.enable=True", "reward.functions={math: 1}"],
+     "reward.reward_model.enable=True: reward.functions names no reward_model. Make the two agree, or leave enable "
+     "out."),
+    (["reward.functions={judge: 1}", "reward.judge.base_url=http://127.0.0.1:1/v1"],
+     "reward.functions names judge: set reward.judge.model."),
+    (["reward.functions={judge: 1}", "reward.judge.base_url=127.0.0.1:1", "reward.judge.model=m"],
+     "reward.judge.base_url=127.0.0.1:1: expected an address that begins with http:// or https://."),
+    ([*GDPO],
+     "algorithm.gdpo_reward_keys=null with algorithm.adv_estimator=gdpo: it scales several rewards, each in its group, "
+     "and there is none. Name two or more in reward.functions or here, or use algorithm.adv_estimator=grpo for one."),
+    ([*GDPO, "reward.functions={exact: 1}"],
+     "algorithm.gdpo_reward_keys=null with algorithm.adv_estimator=gdpo: it scales several rewards, each in its group, "
+     "and there is 1. Name two or more in reward.functions or here, or use algorithm.adv_estimator=grpo for one."),
+    ([*GDPO, "algorithm.gdpo_reward_keys=[acc,acc]"],
+     "algorithm.gdpo_reward_keys=[acc,acc]: one of them twice. Give it once, with its whole weight in "
+     "algorithm.gdpo_reward_weights."),
+    ([*GDPO, "algorithm.gdpo_reward_keys=[acc,format]", "algorithm.gdpo_reward_weights=[1.0]"],
+     "algorithm.gdpo_reward_weights has 1 numbers for the 2 rewards acc, format. Give one each."),
+    ([*GDPO, "algorithm.gdpo_reward_keys=[acc,format]", "algorithm.gdpo_reward_weights=[1.0,0.0]"],
+     "algorithm.gdpo_reward_weights: weight 0 changes nothing. Remove format from algorithm.gdpo_reward_keys."),
+    ([*GDPO, "algorithm.gdpo_reward_keys=[acc,format]", "algorithm.use_kl_in_reward=True"],
+     "algorithm.use_kl_in_reward=True with algorithm.adv_estimator=gdpo: it reads rewards by name, and the KL penalty "
+     "is in none of them, so it would change nothing. Use actor_rollout_ref.actor.use_kl_loss=True."),
+    ([*GDPO, "algorithm.gdpo_reward_keys=[acc,overlong_reward]", "reward.overlong_buffer.enable=True",
+      "reward.overlong_buffer.len=8", "reward.overlong_buffer.log=False"],
+     "reward.overlong_buffer.enable=True with algorithm.adv_estimator=gdpo: it reads rewards by name, so the penalty "
+     "would change nothing. Name it in algorithm.gdpo_reward_keys as overlong_reward, with "
+     "reward.overlong_buffer.log=True."),
+    ([*GDPO, "algorithm.gdpo_reward_keys=[acc,format]", "algorithm.mask_equal_groups=True"],
+     "algorithm.mask_equal_groups=True with algorithm.adv_estimator=gdpo: responses whose scores are equal in sum may "
+     "differ in every reward, and gdpo learns from that. Remove it."),
 ]  # fmt: skip
 
 
@@ -347,7 +468,14 @@ REFERENCE_OFF = "no reference is needed: algorithm.use_kl_in_reward and actor.us
 WARNINGS = [
     (["critic.optim.lr=1e-5", "critic.cliprange_value=0.2", "algorithm.lam=0.9", *GRPO[3:]],
      ["critic.optim.lr, critic.cliprange_value have no effect: this run has no critic (algorithm.adv_estimator).",
-      "algorithm.lam has no effect: grpo gives every token of a response the same advantage."]),
+      "algorithm.lam has no effect: algorithm.adv_estimator is not gae."]),
+    (["algorithm.adv_estimator=rloo", f"{ROLLOUT}.n=4", "algorithm.gamma=0.9",
+      "algorithm.norm_adv_by_std_in_grpo=False"],
+     ["algorithm.gamma has no effect: this algorithm.adv_estimator does not discount.",
+      "algorithm.norm_adv_by_std_in_grpo has no effect: adv_estimator is none of grpo, gdpo and grpo_passk."]),
+    (["algorithm.adv_estimator=reinforce_plus_plus", "algorithm.gamma=0.9", "algorithm.lam=0.9"],
+     ["algorithm.lam has no effect: algorithm.adv_estimator is not gae."]),
+    (["algorithm.adv_estimator=grpo_passk", f"{ROLLOUT}.n=4", "algorithm.norm_adv_by_std_in_grpo=False"], []),
     (["algorithm.use_kl_in_reward=False", "algorithm.kl_ctrl.kl_coef=0.01"],
      ["algorithm.kl_ctrl.kl_coef has no effect: algorithm.use_kl_in_reward is off."]),
     (["algorithm.use_kl_in_reward=False", "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=4"],
@@ -395,7 +523,7 @@ WARNINGS = [
      ["critic.forward_micro_batch_size_per_gpu has no effect: the critic fills micro-batches to a token budget; "
       "critic.ppo_micro_batch_size_per_gpu is null."]),
     (["algorithm.norm_adv_by_std_in_grpo=False"],
-     ["algorithm.norm_adv_by_std_in_grpo has no effect: adv_estimator is not grpo."]),
+     ["algorithm.norm_adv_by_std_in_grpo has no effect: adv_estimator is none of grpo, gdpo and grpo_passk."]),
     ([f"{ACTOR}.data_loader_seed=1"], [f"{ACTOR}.data_loader_seed has no effect: {ACTOR}.shuffle is off."]),
     ([f"{MODEL}.lora_alpha=32", f"{MODEL}.target_modules=[q_proj]"],
      [f"{MODEL}.lora_alpha, {MODEL}.target_modules have no effect: {MODEL}.lora_rank=0 trains all weights, without an "
@@ -418,6 +546,45 @@ WARNINGS = [
     ([f"{MODEL}.lora_rank=8", "critic.share_base=head", f"{ACTOR}.optim.lr=1e-5"],
      ["critic.optim.lr=1e-05 is the default for all weights; with so few of them trained, about 1e-3 is usual: see "
       "docs/lora.md."]),
+    ([*GRPO, "algorithm.lam_critic=1.0", "algorithm.length_adaptive_alpha=0.05"],
+     ["algorithm.lam_critic, algorithm.length_adaptive_alpha have no effect: algorithm.adv_estimator is not gae."]),
+    ([*GRPO, "algorithm.gdpo_reward_keys=[acc,format]", "algorithm.gdpo_reward_weights=[1.0,0.5]"],
+     ["algorithm.gdpo_reward_keys, algorithm.gdpo_reward_weights have no effect: algorithm.adv_estimator is not "
+      "gdpo."]),
+    (["algorithm.lam=0.9", "algorithm.lam_critic=1.0", "algorithm.length_adaptive_alpha=0.05"],
+     ["algorithm.lam has no effect: length_adaptive_alpha gives the advantages' lambda and lam_critic the returns'."]),
+    (["algorithm.filter_groups.max_num_gen_batches=3", "algorithm.filter_groups.max_inflight_gen_batches=1"],
+     ["algorithm.filter_groups.max_num_gen_batches has no effect: algorithm.filter_groups.enable is off."]),
+    (["algorithm.pf_ppo.reweight_method=max_min"],
+     ["algorithm.pf_ppo.reweight_method has no effect: algorithm.use_pf_ppo is off."]),
+    (["algorithm.use_pf_ppo=True", "algorithm.pf_ppo.reweight_method=max_min", "algorithm.pf_ppo.weight_pow=3"],
+     ["algorithm.pf_ppo.weight_pow has no effect: algorithm.pf_ppo.reweight_method is not pow."]),
+    (["algorithm.mask_truncated=True", "algorithm.bootstrap_truncated=True"],
+     ["algorithm.bootstrap_truncated has no effect: algorithm.mask_truncated leaves truncated responses out."]),
+    (["reward.reward_kwargs.overlong_buffer_cfg.penalty_factor=2"],
+     ["reward.overlong_buffer.penalty_factor has no effect: reward.overlong_buffer.enable is off."]),
+    (["trainer.critic_warmup_returns=monte_carlo"],
+     ["trainer.critic_warmup_returns has no effect: trainer.critic_warmup is 0."]),
+    ([f"{CORRECTION}.rollout_is_threshold=3", f"{CORRECTION}.rollout_is_batch_normalize=True"],
+     [f"{CORRECTION}.rollout_is_threshold, {CORRECTION}.rollout_is_batch_normalize have no effect: "
+      f"{CORRECTION}.rollout_is is null."]),
+    ([f"{CORRECTION}.rollout_rs_threshold=3"],
+     [f"{CORRECTION}.rollout_rs_threshold has no effect: {CORRECTION}.rollout_rs is null."]),
+    ([f"{CORRECTION}.loss_type=reinforce"],
+     [f"{CORRECTION}.loss_type has no effect: {CORRECTION}.bypass_mode is off."]),
+    ([f"{CORRECTION}.bypass_mode=True", f"{CORRECTION}.loss_type=reinforce", f"{ACTOR}.clip_ratio_high=0.3"],
+     [f"{ACTOR}.clip_ratio_high has no effect: {CORRECTION}.loss_type=reinforce stands for the policy loss in bypass "
+      "mode."]),
+    (["reward.functions={math: 1}", "reward.mode=flexible"],
+     ["reward.mode has no effect: no reward of reward.functions has modes."]),
+    (["reward.functions={reward_model: 1}", "reward.reward_model.model_path=/", "reward.timeout_s=3",
+      "reward.reward_model.revision=x"],
+     ["reward.timeout_s has no effect: no reward of reward.functions runs in worker processes.",
+      "reward.reward_model.revision has no effect: reward.reward_model.model_path is on this machine."]),
+    (["reward_model.micro_batch_size_per_gpu=4", "reward.judge.max_retries=1"],
+     ["reward.reward_model.micro_batch_size_per_gpu has no effect: reward.functions names no reward_model, and "
+      "reward.reward_model.enable is off.",
+      "reward.judge.max_retries has no effect: reward.functions names no judge."]),
 ]  # fmt: skip
 
 

@@ -23,6 +23,8 @@ from tests.config.commands import GRPO, REFERENCE, REQUIRED
 
 REPOSITORY = Path(__file__).parents[2]
 
+PRESET_NAMES = ["cispo", "dapo", "dr_grpo", "grpo", "gspo", "reinforce_plus_plus", "rloo"]
+
 
 def load(*words: str) -> Config:
     return load_config([*REQUIRED, *words])
@@ -277,20 +279,20 @@ def test_a_file_of_verls_form_is_merged_below_the_command_line(tmp_path: Path) -
 
 def test_a_file_is_checked_like_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(
-        "data: {train_batchsize: 4}\ntrainer: {total_epochs: many}\nreward_model: {enable: true}\n"
+        "data: {train_batchsize: 4}\ntrainer: {total_epochs: many}\nreward_model: {num_workers: 8}\n"
     )
     file = tmp_path / "bad.yaml"
     assert problems(f"--config-path={tmp_path}", "--config-name=bad") == [
         f"data.train_batchsize: no such key. Did you mean data.train_batch_size? (in file {file})",
         f"trainer.total_epochs='many': expected a whole number. (in file {file})",
-        "reward_model.enable: verl has this key, Steepest has not. Reward models are not part of this version: "
-        f"custom_reward_function.path. (in file {file})",
+        f"reward_model.num_workers: verl has this key, Steepest has not. Use reward.num_workers. (in file {file})",
     ]
 
 
 def test_files_that_are_not_there_or_cannot_be_read(tmp_path: Path) -> None:
     assert problems("--config-name=grop") == [
-        f"--config-name=grop: no file {REPOSITORY / 'steepest/config/presets/grop.yaml'}. There are: grpo."
+        f"--config-name=grop: no file {REPOSITORY / 'steepest/config/presets/grop.yaml'}. "
+        f"There are: {', '.join(PRESET_NAMES)}."
     ]
     assert problems(f"--config-path={tmp_path}") == [
         "--config-path: needs --config-name NAME, the file NAME.yaml in that folder."
@@ -319,6 +321,29 @@ def test_help_shows_every_key_and_a_command() -> None:
     for key in tree.leaves(Config):
         assert f"  {key.rpartition('.')[2]}: " in out
     assert max(len(line) for line in out.splitlines()) <= 200
+
+
+@pytest.mark.parametrize("name", PRESET_NAMES)
+def test_a_preset_loads_without_a_warning(name: str) -> None:
+    """With nothing else given: it states what its algorithm needs, and nothing without effect."""
+    config = load("--config-name", name)
+    assert config.provenance.warnings == ()
+    assert config.algorithm.adv_estimator != "gae" and not config.critic.enable
+    assert (config.actor_rollout_ref.rollout.n == 8) == (name != "reinforce_plus_plus")
+
+
+def test_presets_say_what_their_papers_do() -> None:
+    dr_grpo, dapo, gspo, cispo, rloo = (
+        load("--config-name", name) for name in ("dr_grpo", "dapo", "gspo", "cispo", "rloo")
+    )
+    assert not dr_grpo.algorithm.norm_adv_by_std_in_grpo and not dr_grpo.actor_rollout_ref.actor.use_kl_loss
+    actor = dapo.actor_rollout_ref.actor
+    assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.loss_agg_mode) == (0.2, 0.28, "token-mean")
+    assert dapo.algorithm.filter_groups.enable and not dapo.algorithm.use_kl_in_reward
+    assert gspo.actor_rollout_ref.actor.policy_loss.loss_mode == "gspo"
+    assert gspo.actor_rollout_ref.actor.clip_ratio_high == 4e-4
+    assert cispo.actor_rollout_ref.actor.clip_ratio_low == 1.0
+    assert rloo.algorithm.adv_estimator == "rloo" and rloo.algorithm.use_kl_in_reward
 
 
 def test_the_grpo_preset_loads_without_a_warning() -> None:

@@ -61,6 +61,20 @@ def test_a_pass_that_is_redundant_is_left_out_and_told() -> None:
     assert plan.old_log_probs == "update" and any("left out" in note for note in plan.notes)
 
 
+def test_values_come_from_the_one_update_of_a_critic_whose_rows_stand_alone() -> None:
+    words = ["data.train_batch_size=8", "critic.ppo_mini_batch_size=8", f"{ACTOR}.ppo_mini_batch_size=4"]
+    needs = ("values",)
+    plan = make_plan(load_config([*REQUIRED, *words]), 64, needs, by_row=True)
+    assert plan.values_by_update
+    assert any(note.startswith("The critic's one update computes the values too") for note in plan.notes)
+    assert not make_plan(load_config([*REQUIRED, *words]), 64, needs).values_by_update, "an estimator of one's own"
+    assert not make_plan(load_config([*GRPO, *words]), 64, ("group_ids",), by_row=True).values_by_update, "no critic"
+    for several in ("critic.ppo_mini_batch_size=4", "critic.ppo_epochs=2"):
+        assert not make_plan(load_config([*REQUIRED, *words, several]), 64, needs, by_row=True).values_by_update
+    head = ["critic.share_base=head", "actor_rollout_ref.model.lora_rank=4"]
+    assert not make_plan(load_config([*REQUIRED, *words, *head]), 64, needs, by_row=True).values_by_update
+
+
 @pytest.mark.parametrize(
     ("more", "half_precision", "why"),
     [
@@ -155,3 +169,15 @@ def test_sft_plan() -> None:
     plan = make_sft_plan(config, 21)
     assert (plan.steps_per_epoch, plan.total_steps, plan.warmup_steps) == (2, 6, 3)
     assert plan.notes == ("2 steps an epoch; the last 5 of 21 rows of each epoch are left out.",)
+
+
+def test_rollout_correction_chooses_where_old_log_probs_come_from() -> None:
+    correction = "algorithm.rollout_correction"
+    one = ["data.train_batch_size=8", f"{ACTOR}.ppo_mini_batch_size=8"]
+    words = [*GRPO, *one, f"{correction}.rollout_rs=token_k1", f"{correction}.rollout_rs_threshold=2"]
+    for asked in ([*GRPO, *one, f"{correction}.rollout_is=token"], words):
+        plan = make_plan(load_config(asked), 64)
+        assert plan.old_log_probs == "pass", "the engine's own, or the update's, would make every weight 1"
+        assert any("algorithm.rollout_correction compares the engine's with them" in note for note in plan.notes)
+    plan = make_plan(load_config([*GRPO, *one, f"{correction}.bypass_mode=True"]), 64, half_precision=True)
+    assert plan.old_log_probs == "rollout" and any("rollout_correction.bypass_mode" in note for note in plan.notes)

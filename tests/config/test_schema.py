@@ -59,6 +59,9 @@ CONSUMED_IN_CONFIG = {
     ),
     "actor_rollout_ref.actor.old_log_probs",  # plan
     "critic.enable",  # plan
+    "algorithm.gdpo_reward_keys",  # estimators: named_rewards
+    "algorithm.gdpo_reward_weights",
+    "reward.reward_model.enable",  # resolve, rules: becomes reward.functions
     "trainer.max_critic_ckpt_to_keep",  # rules: another name of max_actor_ckpt_to_keep
     "trainer.nnodes",  # rules: one process
     "trainer.n_gpus_per_node",
@@ -67,7 +70,7 @@ CONSUMED_IN_CONFIG = {
     "trainer.total_epochs",  # plan
     "trainer.total_training_steps",
 }
-"""Keys whose one consumer is resolve.py, rules.py or plan.py."""
+"""Keys whose one consumer is resolve.py, estimators.py, rules.py or plan.py."""
 PASSED_WHOLE = ("optim",)
 """Sections that are handed to a function under another name, so that only `<anything>.field` can be looked for."""
 
@@ -92,7 +95,8 @@ def attribute_reads() -> tuple[set[tuple[str, str]], set[str]]:
     return pairs, names
 
 
-OTHER_OWNERS = {"data": {"config"}, "kl_ctrl": {"control"}, "custom_reward_function": {"custom"}}
+OTHER_OWNERS = {"data": {"config"}, "kl_ctrl": {"control"}, "custom_reward_function": {"custom"},
+                "rollout_correction": {"correction"}}  # fmt: skip
 
 
 @pytest.mark.skipif(

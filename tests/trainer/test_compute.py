@@ -140,7 +140,7 @@ def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_w
 
     def step(*more):
         config = load_config(toy_overrides(toy, tmp_path, *more))
-        plan = SimpleNamespace(old_log_probs="pass")
+        plan = SimpleNamespace(old_log_probs="pass", sums_squares=False)
         models = Models(SimpleNamespace(model=None), None, None)
         made = {"generate": None, "score": None, "engine": engine, "device": Card(), "limit": 1.0}
         return build.build_step(config, plan, models, None, **made)

@@ -23,6 +23,7 @@ SICK = [
     ("actor/ratio_max_dev_first", 0.01, "ratio differs from 1"),
     ("mismatch/k3_kl", 0.02, "disagree"),
     ("response_length/clip_ratio", 0.9, "90% of the responses were cut"),
+    ("rollout_corr/rollout_rs_masked_fraction", 0.8, "80% of the tokens were rejected"),
     ("group/equal_ratio", 1.0, "learns nothing"),
     ("critic/score/max", 0.0, "no reward signal"),
     ("actor/entropy", 0.001, "entropy fell"),

@@ -36,7 +36,7 @@ def test_a_run_is_the_one_with_a_pass_for_the_values(tmp_path, monkeypatch, caps
 
     metrics, weights = run(tmp_path / "one")
     assert not passes and "The critic's one update computes the values too" in capsys.readouterr().out
-    monkeypatch.setattr(build, "critic_of_a_step", lambda plan, models, advantages: models.critic)
+    monkeypatch.setattr(build, "critic_of_a_step", lambda config, plan, models, advantages: models.critic)
     wanted, other = run(tmp_path / "two")
     assert passes == [64, 64, 64]
     assert metrics.keys() == wanted.keys() == {1, 2, 3}

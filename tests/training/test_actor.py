@@ -278,3 +278,20 @@ def test_bfloat16_compute_keeps_float32_masters_and_a_ratio_of_one():
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(ValueError, match="'float16': float32 or bfloat16"):
         ComputeSettings(dtype="float16")
+
+
+def test_squares_are_those_of_the_distribution_and_log_probs_stay():
+    """Token by token from the plain model, at the temperature of sampling; 0 where masked."""
+    actor, batch = make_actor(temperature=0.7, forward=MicroBatches(tokens=15)), make_batch()
+    log_probs, entropies, squares = actor.log_probs_and_squares(batch)
+    want, want_entropies = actor.log_probs(batch)
+    assert torch.equal(log_probs, want) and torch.equal(entropies, want_entropies)
+    hf = policy().hf
+    hf.set_attn_implementation("eager")
+    for i in range(len(batch)):
+        prompt = batch.prompts[i, batch.prompts.shape[1] - int(batch.prompt_lengths[i]) :].tolist()
+        for t in range(batch.responses.shape[1]):
+            prefix = torch.tensor([prompt + batch.responses[i, :t].tolist()])
+            p = (hf(input_ids=prefix).logits[0, -1] / 0.7).softmax(-1) if batch.response_mask[i, t] else torch.zeros(1)
+            assert squares[i, t].item() == pytest.approx((p**2).sum().item(), rel=1e-4)
+    assert not squares.requires_grad

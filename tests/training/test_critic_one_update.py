@@ -87,7 +87,7 @@ def test_one_pass_gives_the_values_metrics_and_weights_of_two(kind, micro, maske
     moved = [name for name in after if not torch.equal(after[name], before[name])]
     assert len(moved) > 10
     for name, tensor in after.items():
-        torch.testing.assert_close(tensor, expected[name], atol=2e-5, rtol=0)
+        torch.testing.assert_close(tensor, expected[name], atol=2e-4, rtol=0)  # Adam's first step is 0.05
 
 
 def test_the_whole_batch_has_one_denominator_and_each_row_its_own_returns():
