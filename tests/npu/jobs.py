@@ -89,7 +89,11 @@ def logged(folder: Path) -> list[Row]:
 
 
 # In float32 these are rounding and nothing else: equal in size, not in digits.
-_ROUNDING = {"mismatch/max_abs_diff": 1e-5}
+_ROUNDING = dict.fromkeys(
+    ["mismatch/max_abs_diff"]
+    + [f"rollout_corr/{name}" for name in ("chi2_seq", "chi2_token", "log_ppl_diff_max", "log_ppl_diff_min")],
+    1e-5,
+)
 
 
 def differences(found: Sequence[Row], want: Sequence[Row]) -> dict[str, float]:
