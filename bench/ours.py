@@ -18,8 +18,8 @@ from bench.measure import GIB, BenchError, Measured, run_measured
 Kind = Literal["full", "adapter", "head"]
 """full: every weight trains. adapter, head: a LoRA actor, and the critic on its base (`critic.share_base`)."""
 MICRO_TOKENS: dict[Kind, int] = {"full": 512, "adapter": 288, "head": 288}
-"""Of a micro-batch, at most. What it costs in time is a few percent (weights' gradients are summed more often, products
-have fewer rows), and activations are most of what a run holds beside the weights."""
+"""Of a micro-batch, at most. Small ones cost time, 7 % of an update's and more (weights' gradients are summed often,
+products have fewer rows), and activations are most of what a run holds beside the weights."""
 LORA_RANK = 16
 FREES_ENGINE = "actor_rollout_ref.rollout.free_cache_engine=True"
 """While models train, the engine gives back its packed weights, which are as large as a model."""
