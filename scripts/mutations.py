@@ -287,6 +287,8 @@ MUTATIONS = [
     Mutation("log_probs.py", ".add_(grad_log_probs[:, None])", "", "log-prob gradient lost beside entropy"),
     Mutation("log_probs.py", "return grad.scatter_add_(1, targets[:, None], grad_log_probs[:, None])", "return grad",
              "target forgotten"),
+    Mutation("log_probs.py", "kept, ctx.kept = ctx.kept, None", "kept = ctx.kept", "kept chunk used after it is gone"),
+    Mutation("log_probs.py", "                log_p = None\n", "", "kept chunk taken for every chunk"),
     Mutation("log_probs.py", "beta=0.0 if first else 1.0", "beta=0.0", "last chunk only, fp32"),
     Mutation("log_probs.py", "total += _product(a, b)", "total.copy_(_product(a, b))", "last chunk only, bf16"),
     Mutation("log_probs.py", "grad_bias += grad.sum(0)", "grad_bias.copy_(grad.sum(0))", "last chunk only, bias"),

@@ -43,8 +43,9 @@ def token_log_probs(
     entropies is None without `with_entropy`. Both are differentiable, once, with respect to hidden, weight and bias.
 
     Tokens are taken `chunk_tokens` at a time, by default as many as make 16M logits; the backward computes each
-    chunk's logits again. The matrix products run in hidden's dtype, under autocast in autocast's; logits, sums and the
-    weight gradient are fp32, and gradients arrive in the dtype of their parameter.
+    chunk's logits again, except those of the last one, which is still there (without a soft cap). The matrix products
+    run in hidden's dtype, under autocast in autocast's; logits, sums and the weight gradient are fp32, and gradients
+    arrive in the dtype of their parameter.
 
     Raises ConfigError for a temperature that is not positive, ValueError for shapes that do not fit.
     """
@@ -169,6 +170,9 @@ class _TokenLogProbs(torch.autograd.Function):
                     entropies[rows] = _entropy(log_p, p_buffer)
         ctx.save_for_backward(hidden, weight, bias, targets, entropies)
         ctx.head = head
+        # The backward pass needs room for a chunk anyway, so the last one stays where it is and is not computed again.
+        keeps = slices and head.softcap is None and any(ctx.needs_input_grad)
+        ctx.kept = (buffer, log_p) if keeps else None
         ctx.set_materialize_grads(False)
         return log_probs, entropies
 
@@ -186,12 +190,15 @@ class _TokenLogProbs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             low_hidden, low_weight = hidden.to(head.matmul_dtype), weight.to(head.matmul_dtype)
             bias32 = None if bias is None else bias.float()
-            slices = head.slices(hidden.shape[0])
-            buffer = head.buffer(slices, low_weight)
+            slices = head.slices(hidden.shape[0])[::-1]
+            kept, ctx.kept = ctx.kept, None  # overwritten below: a second backward pass computes it again
+            buffer, log_p = kept or (head.buffer(slices, low_weight), None)
             for rows in slices:
-                scaled = head.logits(low_hidden[rows], low_weight, bias32, buffer)
+                scaled = log_p if log_p is not None else head.logits(low_hidden[rows], low_weight, bias32, buffer)
+                if log_p is None:
+                    log_p = head.log_softmax(scaled)
                 grad = _grad_of_scaled(
-                    head.log_softmax(scaled),
+                    log_p,
                     targets[rows],
                     grad_log_probs[rows],
                     None if grad_entropies is None else grad_entropies[rows],
@@ -204,7 +211,8 @@ class _TokenLogProbs(torch.autograd.Function):
                 if grad_hidden is not None:
                     grad_hidden[rows] = _product(grad, low_weight)
                 if grad_weight is not None:
-                    _add_product(grad_weight, grad.T, low_hidden[rows], first=rows.start == 0)
+                    _add_product(grad_weight, grad.T, low_hidden[rows], first=rows is slices[0])
+                log_p = None
             if grad_weight is not None and not slices:
                 grad_weight.zero_()
         return (

@@ -17,6 +17,7 @@ from steepest.core.log_probs import token_log_probs
 from steepest.errors import ModelError
 from steepest.models.attention import IMPLEMENTATION, SUPPORTED, AttentionContext
 from steepest.models.flops import count_backbone, count_head
+from steepest.models.fuse import fuse
 from steepest.models.packing import Packed
 from steepest.models.quiet import quiet_transformers
 from steepest.models.varlen import Attention
@@ -38,6 +39,7 @@ class CausalLM(nn.Module):
         self.attention = Attention()
         """Of `log_probs`; the trainer sets the device's own."""
         set_packed_attention(hf)
+        fuse(hf)
 
     @property
     def config(self) -> PretrainedConfig:

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from steepest.models.causal_lm import check_length, run_backbone, save_folder, set_packed_attention
 from steepest.models.flops import count_head
+from steepest.models.fuse import fuse
 from steepest.models.packing import Packed
 from steepest.models.varlen import Attention
 
@@ -35,6 +36,7 @@ class ValueModel(nn.Module):
         self.attention = Attention()
         """Of `values`; the trainer sets the device's own."""
         set_packed_attention(hf)
+        fuse(hf)
         self.own_head = None if find_head(hf) else nn.Linear(hf.config.get_text_config().hidden_size, 1)
         if self.own_head is not None:
             self.reset_head()

@@ -195,6 +195,22 @@ def test_frozen_inputs_get_no_gradient(needs: tuple[bool, bool, bool]) -> None:
             assert_close(leaf.grad, reference.grad, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("chunk_tokens", [3, 100])
+def test_a_second_backward_pass_gives_the_same_again(softcap: float | None, chunk_tokens: int) -> None:
+    """The chunk that stays from the forward pass is used once."""
+    (hidden, weight, bias), targets = make()
+    found = token_log_probs(
+        hidden, weight, bias, targets, with_entropy=True, chunk_tokens=chunk_tokens, softcap=softcap
+    )
+    assert found[1] is not None
+    loss = (found[0] * torch.linspace(-1, 1, len(targets))).sum() + found[1].sum()
+    first = torch.autograd.grad(loss, [hidden, weight, bias], retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(loss, [hidden, weight, bias]), strict=True):
+        assert_close(a, b)
+        assert a.abs().max() > 0.01
+
+
 def test_no_tokens() -> None:
     leaves, _ = make()
     log_probs, entropies = token_log_probs(

@@ -230,8 +230,9 @@ def test_the_folder_is_peft_s_and_reads_back(tmp_path):
     with torch.no_grad(), attention_implementation(model.hf, "sdpa"):
         want = model.hf(ids).logits
         theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
-        assert torch.equal(theirs(ids).logits, want)
-        assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(ids).logits, want)  # finds the base itself
+        itself = AutoModelForCausalLM.from_pretrained(folder)  # finds the base
+        for other in (theirs, itself):
+            torch.testing.assert_close(other(ids).logits, want, atol=1e-5, rtol=0)
     again = LoraCausalLM(tiny_hf(), settings, adapter=folder)
     assert torch.equal(log_probs(again), log_probs(model))
     model.copy_as(torch.float32).save(tmp_path / "merged", None)

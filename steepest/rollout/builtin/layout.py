@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from steepest.models.attention import RecordingContext
 from steepest.models.causal_lm import CausalLM, logit_transform
+from steepest.models.fused import inverse_rms
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -41,7 +41,7 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight: Tensor = self.module.weight  # type: ignore[assignment]
-        return F.rms_norm(x, (x.shape[-1],), weight + self.offset if self.offset else weight, self.eps)
+        return (x * inverse_rms(x, self.eps)).mul_(weight + self.offset if self.offset else weight)
 
 
 @dataclass(frozen=True)
