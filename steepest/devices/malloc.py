@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's names for what mallopt sets (malloc.h)."""
@@ -16,15 +19,45 @@ LARGEST_KEPT = 2**30
 """Bytes from which a tensor has a mapping of its own all the same."""
 
 
+_LEAST_MAPPED = 2**17
+"""glibc's own default: from here on a block may be a mapping."""
+_keeps = False
+"""Whether `keep_freed_memory` has set the limits."""
+
+
 def keep_freed_memory() -> bool:
     """Have the allocator take tensors of up to 1 GiB from memory that it keeps; docs/passes.md has what was measured.
 
     False, and nothing done, where the C library is not glibc or the environment already sets these limits.
     """
+    global _keeps
     if any(name in os.environ for name in _VARIABLES):
         return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    mallopt = _mallopt()
+    if mallopt is None:
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    _keeps = bool(mallopt(_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    return _keeps
+
+
+@contextmanager
+def given_back_when_freed() -> Iterator[None]:
+    """Tensors above 128 KiB that are made meanwhile are mappings of their own all the same: for what lives long and is
+    given up as a whole, such as an engine's copy of the weights while models train."""
+    mallopt = _mallopt() if _keeps else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, _LEAST_MAPPED)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_THRESHOLD, LARGEST_KEPT)
+
+
+def _mallopt() -> Any:
+    """The C library's function; None where it has none."""
+    try:
+        return ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return None

@@ -39,6 +39,35 @@ def test_tensors_of_64_mib_fault_once_and_not_for_each_operation():
     assert kept == "True" and plain > 1000 and faults < plain / 10
 
 
+GIVEN_BACK = """
+import torch
+from contextlib import nullcontext
+from steepest.devices.malloc import given_back_when_freed, keep_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) // 256
+
+keep_freed_memory()
+before = resident()
+with given_back_when_freed() if {apart} else nullcontext():
+    held = [torch.ones(2**20) for _ in range(50)]  # 4 MiB each
+after = torch.ones(2**20)  # keeps the heap from ending with what is freed
+made = resident() - before
+del held
+print(made, resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_is_given_up_as_a_whole_goes_back_to_the_system(apart):
+    script = GIVEN_BACK.format(apart=apart)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    made, left = map(int, done.stdout.split())
+    assert made > 190
+    assert (left < 20) == apart
+
+
 def test_an_environment_that_sets_the_allocator_is_left_alone():
     assert run(True, MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
 

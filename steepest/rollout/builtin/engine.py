@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
 from steepest.devices.api import device_of
+from steepest.devices.malloc import given_back_when_freed
 from steepest.devices.memory import GOES_ON, memory_guard, readable
 from steepest.errors import RolloutError
 from steepest.models.causal_lm import CausalLM
@@ -56,7 +58,7 @@ class BuiltinEngine:
         self._device = device_of(next(model.parameters()).device)
         self.notes: tuple[str, ...]
         self._dtype = dtype
-        with memory_guard(self._device, self._copying):
+        with memory_guard(self._device, self._copying), given_back_when_freed():
             self._network, self.notes = choose_network(model, dtype, max_model_len, self._device.memory().total)
         self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
         self._kv_memory_bytes = DEFAULT_KV_MEMORY_BYTES if kv_memory_bytes is None else kv_memory_bytes
@@ -84,7 +86,9 @@ class BuiltinEngine:
         """Note the trainer's version; where the engine has copies, refresh them in place (buffers stay)."""
         found = self._fingerprint()
         if not (self._fresh and found == self._loaded):
-            with memory_guard(self._device, self._copying):
+            # After `sleep` there are none, and the next one is to give them back to the system.
+            apart = given_back_when_freed() if self._asleep else nullcontext()
+            with memory_guard(self._device, self._copying), apart:
                 self._network.refresh()
         self.version, self._asleep, self._fresh = version, False, False
         self._loaded = found
@@ -152,7 +156,8 @@ class BuiltinEngine:
             self._kv_memory_bytes,
         )
         self._layout = num_slots, capacity
-        self._cache.lay_out(num_slots, capacity)
+        with given_back_when_freed():
+            self._cache.lay_out(num_slots, capacity)
         ends = [] if sampling.ignore_eos else self._ends
         vocab_size = self._source.vocab_size
         return Run(self._network, self._cache, prompts, sampling, ends, num_slots, self._max_model_len, vocab_size)
