@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench import limits
+from bench import SPINNING, limits
 from bench.compare import write_results
 from bench.flops import Shape
 from bench.measure import BenchError
@@ -44,11 +44,15 @@ class Inputs:
 
     @property
     def env(self) -> dict[str, str]:
-        """The same for ours and for a peer: threads, and threads that sleep while they wait (a busy neighbour would
-        make spinning ones wait for each other)."""
+        """Of a peer, and of a rollout engine of ours without the trainer."""
         threads = str(self.threads)
         quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", **quiet}
+        return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **SPINNING, **quiet}
+
+    @property
+    def own_env(self) -> dict[str, str | None]:
+        """Of our trainer: the same, but what waiting threads do it sees for itself. None: not set."""
+        return {**self.env, **dict.fromkeys(SPINNING)}
 
     @cached_property
     def shape(self) -> Shape:

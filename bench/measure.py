@@ -69,20 +69,24 @@ def run_measured(
     command: Sequence[str],
     *,
     log: Path,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     cwd: Path | None = None,
     timeout: float = 3600,
     interval: float = 0.25,
 ) -> Measured:
-    """Run `command` with its output in `log`. Beyond `timeout` seconds it is ended, and `timed_out` says so."""
+    """Run `command` with its output in `log`. Beyond `timeout` seconds it is ended, and `timed_out` says so.
+
+    `env` is put over this process's environment; None takes a variable away.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.time()
     samples: list[Sample] = []
     peak_rss = peak_pss = rss_at_pss = processes = 0
     timed_out = False
+    environment = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}
     with log.open("w") as output:
         child = subprocess.Popen(
-            list(command), stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})}, cwd=cwd,
+            list(command), stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=cwd,
             start_new_session=True,
         )  # fmt: skip
         try:

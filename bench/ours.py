@@ -17,7 +17,7 @@ from bench.measure import GIB, BenchError, Measured, run_measured
 
 Kind = Literal["full", "adapter", "head"]
 """full: every weight trains. adapter, head: a LoRA actor, and the critic on its base (`critic.share_base`)."""
-MICRO_TOKENS: dict[Kind, int] = {"full": 512, "adapter": 288, "head": 288}
+MICRO_TOKENS: dict[Kind, int] = {"full": 960, "adapter": 576, "head": 576}
 """Of a micro-batch, at most. Small ones cost time, 7 % of an update's and more (weights' gradients are summed often,
 products have fewer rows), and activations are most of what a run holds beside the weights."""
 LORA_RANK = 16
@@ -136,7 +136,7 @@ def run_ours(inputs: Inputs, keys: Sequence[str], folder: Path, log: Path) -> Ru
     if folder.exists():
         shutil.rmtree(folder)
     command = [sys.executable, "-m", "steepest.trainer.main_ppo", *keys]
-    measured = run_measured(command, log=log, env={**inputs.env, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
+    measured = run_measured(command, log=log, env={**inputs.own_env, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
     check(measured, log)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     records = [

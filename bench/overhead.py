@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench import SPINNING, STARTED_WITH
+
 PARTS = ("gen", "reward", "old_log_prob", "ref", "values", "adv", "update_critic", "update_actor", "update_weights",
          "describe", "log", "step")  # fmt: skip
 TARGET = 0.15
@@ -150,6 +152,12 @@ def measure(overrides: list[str], skip: int) -> Split:
     return split
 
 
+def as_started() -> None:
+    """Undo what `bench` set: this process is a run of ours."""
+    for name in SPINNING.keys() - STARTED_WITH.keys():
+        os.environ.pop(name, None)
+
+
 def prepare(folder: Path) -> list[str]:
     """The quickstart's data and its model after the warm-up, made once; the overrides of its PPO job."""
     from steepest.trainer import quickstart
@@ -172,6 +180,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    as_started()
     import steepest.trainer.entry  # noqa: F401  sets what a run sets before torch is imported
 
     skip = 2

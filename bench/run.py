@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from bench import limits
+from bench import STARTED_WITH, limits
 from bench.compare import write_results
 from bench.inputs import ROOT, Inputs, guarded_main, inputs_of, parser, write_prompts
 from bench.measure import BenchError
@@ -103,7 +103,8 @@ def command(name: str, args: argparse.Namespace, inputs: Inputs | None) -> list[
 def run(name: str, args: argparse.Namespace, inputs: Inputs | None) -> tuple[int, list[str]]:
     """Run one benchmark and pass on what it prints; its exit code and its lines."""
     said: list[str] = []
-    with subprocess.Popen(command(name, args, inputs), stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
+    words = command(name, args, inputs)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=STARTED_WITH) as child:
         assert child.stdout is not None
         for text in child.stdout:
             print(text, end="", flush=True)

@@ -1,16 +1,15 @@
-"""Thread settings and a busy neighbour: the quickstart's PPO step with one thread and all, waiting asleep or awake.
+"""Thread settings and a busy neighbour: the quickstart's PPO step with one thread and all, and ways to wait.
 
     python -m bench.threads                        prepares the quickstart's model once, then measures
     python -m bench.threads --folder DIR --busy 0 1 2
 
-Each row is a run of its own, whose environment sets OMP_NUM_THREADS and OMP_WAIT_POLICY. Beside it run processes
-that compute without end. Milliseconds a step, on the wall.
+Each row is a run of its own, whose environment sets OMP_NUM_THREADS and, but for the first way, OMP_WAIT_POLICY. Beside
+it run processes that compute without end. Milliseconds a step, on the wall.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -18,8 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bench import SPINNING, STARTED_WITH
 from steepest.cores import usable_cores
 
+WAYS = {"our default": None, "OMP_WAIT_POLICY=PASSIVE": "PASSIVE", "OMP_WAIT_POLICY=ACTIVE": "ACTIVE"}
+"""To wait: spin for a moment and sleep beside others, always sleep, never sleep."""
 _STEP = re.compile(r"step_ms=([\d.]+)")
 
 
@@ -35,11 +37,16 @@ def busy(number: int) -> Iterator[None]:
             process.wait()
 
 
-def step_ms(folder: Path, steps: int, threads: int, policy: str) -> float:
+def environment(threads: int, policy: str | None) -> dict[str, str]:
+    """Of a run; without a policy it chooses for itself."""
+    kept = {name: value for name, value in STARTED_WITH.items() if name not in SPINNING}
+    return {**kept, "OMP_NUM_THREADS": str(threads)} | ({"OMP_WAIT_POLICY": policy} if policy else {})
+
+
+def step_ms(folder: Path, steps: int, threads: int, policy: str | None) -> float:
     """Of one run."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": policy}
     words = [sys.executable, "-m", "bench.overhead", "--folder", str(folder), "--steps", str(steps)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=environment(threads, policy), capture_output=True, text=True, check=False)
     found = _STEP.search(done.stdout)
     if found is None:
         raise SystemExit(f"the run ended with code {done.returncode}:\n{done.stderr}")
@@ -52,15 +59,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1])
     given = parser.parse_args()
-    print("| threads | OMP_WAIT_POLICY | " + " | ".join(f"ms beside {n} busy" for n in given.busy) + " |")
+    print("| threads | waiting | " + " | ".join(f"ms beside {n} busy" for n in given.busy) + " |")
     print("|---|---|" + "---|" * len(given.busy))
     for threads in dict.fromkeys((1, usable_cores())):
-        for policy in ("PASSIVE", "ACTIVE"):
+        for way, policy in WAYS.items():
             row = []
             for number in given.busy:
                 with busy(number):
                     row.append(f"{step_ms(given.folder, given.steps, threads, policy):.0f}")
-            print(f"| {threads} | {policy} | " + " | ".join(row) + " |", flush=True)
+            print(f"| {threads} | {way} | " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":

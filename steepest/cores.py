@@ -11,10 +11,14 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def usable_cores(root: Path = CGROUP) -> int:
     """Cores this process may run on: by its affinity, and by the container's share of time."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     share = _container_cores(root)
-    return cores if share is None else min(cores, max(1, math.ceil(share)))
+    return cores_by_affinity() if share is None else min(cores_by_affinity(), max(1, math.ceil(share)))
+
+
+def cores_by_affinity() -> int:
+    """Without regard to the container's share, as libraries count."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _container_cores(root: Path) -> float | None:

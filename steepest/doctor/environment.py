@@ -10,20 +10,22 @@ from steepest.checks import Check
 from steepest.doctor.report import ok, warning
 
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
-WAITING = "OMP_WAIT_POLICY"
+WAITING = {"OMP_WAIT_POLICY": ("active",), "GOMP_SPINCOUNT": ("infinite", "infinity")}
+"""Variable -> values by which threads never sleep."""
 ACTIVATED = "VIRTUAL_ENV"
 
 
 def variables() -> list[Check]:
     """Those that are set so; one line saying so when none is."""
     lines = []
-    autoload, waiting, activated = (os.environ.get(name, "") for name in (AUTOLOAD, WAITING, ACTIVATED))
+    autoload, activated = (os.environ.get(name, "") for name in (AUTOLOAD, ACTIVATED))
     if autoload not in ("", "0"):
         text = f"{AUTOLOAD}={autoload}: torch loads every device plug-in, and a broken one ends each run"
         lines.append(warning(AUTOLOAD, text, f"unset {AUTOLOAD}; Steepest sets it to 0"))
-    if waiting.lower() == "active":
-        text = f"{WAITING}={waiting}: threads that wait keep their cores busy, which is slow beside other programs"
-        lines.append(warning(WAITING, text, f"unset {WAITING}; Steepest sets it to PASSIVE"))
+    for name, awake in WAITING.items():
+        if (value := os.environ.get(name, "")).lower() in awake:
+            text = f"{name}={value}: threads that wait keep their cores busy, which is slow beside other programs"
+            lines.append(warning(name, text, f"unset {name}; Steepest lets them sleep beside other programs"))
     if activated and Path(activated).resolve() != Path(sys.prefix).resolve():
         text = f"{ACTIVATED}={activated} is activated, but this Python is that of {sys.prefix}"
         lines.append(warning(ACTIVATED, text, "run `python -m steepest doctor`, or activate the other environment"))

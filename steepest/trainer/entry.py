@@ -9,16 +9,34 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from steepest.errors import ConfigError, SteepestError
 
-# OpenMP threads that wait for work sleep instead of spinning. On 2 cores, a step of the quickstart's model took 0.07 s
-# instead of 0.06 s on an idle machine, but 0.09 s instead of 0.19 s beside two busy processes, and spinning gets worse
-# with every further one. Read by the OpenMP library when torch is imported; a value of the user's own wins.
-WAIT_POLICY = "OMP_WAIT_POLICY"
-WAIT_POLICY_IS_OURS = WAIT_POLICY not in os.environ
-os.environ.setdefault(WAIT_POLICY, "PASSIVE")
+WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+SCHEDSTAT = Path("/proc/self/schedstat")
+
+
+def waiting_defaults(environment: Mapping[str, str], schedstat: Path = SCHEDSTAT) -> dict[str, str]:
+    """What to set so that waiting threads behave as `steepest/trainer/waiting.py` tells; nothing where the user did.
+
+    Where the kernel keeps no account of threads that wait for a core, nobody would notice others on the cores: there
+    waiting threads sleep at once.
+    """
+    if WAIT_POLICY in environment or SPIN_COUNT in environment:
+        return {}
+    try:
+        counted = int(schedstat.read_text().split()[0]) > 0  # this process has run, so 0 means: not counted
+    except (OSError, ValueError, IndexError):
+        counted = False
+    return {WAIT_POLICY: "PASSIVE", SPIN_COUNT: "20000"} if counted else {WAIT_POLICY: "PASSIVE"}
+
+
+# The OpenMP library reads them when torch is imported; later they would change nothing.
+OUR_WAITING = {} if "torch" in sys.modules else waiting_defaults(os.environ)
+"""Those variables that this process set by itself."""
+os.environ.update(OUR_WAITING)
 
 LOADED = time.perf_counter()
 """When the command started, but for the interpreter's own start."""

@@ -43,6 +43,7 @@ from steepest.trainer.start import begin, hold, naming, open_run_folder, open_st
 from steepest.trainer.startup import Laps
 from steepest.trainer.summary import end_summary, start_summary
 from steepest.trainer.threads import describe_threads
+from steepest.trainer.waiting import adaptive_waiting
 from steepest.training.checkpoint import CheckpointStore
 from steepest.training.rng import rng_state, set_rng_state
 
@@ -73,7 +74,7 @@ def run_ppo(config: Config, laps: Laps | None = None) -> Result:
     """
     laps = laps or Laps()
     device = begin(config, seed=config.actor_rollout_ref.rollout.seed)
-    with build_rewards(config) as rewards:
+    with adaptive_waiting(), build_rewards(config) as rewards:
         rewards.start()  # the workers import what they need while the rows are read
         rows = load_rows(config)
         rewards.check({prompt.data_source for prompt in (*rows.train, *rows.val)})

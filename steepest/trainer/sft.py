@@ -28,6 +28,7 @@ from steepest.trainer.sizes import size_of
 from steepest.trainer.sources import ModelSources, sources_of
 from steepest.trainer.start import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.summary import count, duration, table
+from steepest.trainer.waiting import adaptive_waiting
 from steepest.training.checkpoint import CheckpointStore
 from steepest.training.meters import Metrics
 from steepest.training.sft_step import Supervised
@@ -136,7 +137,7 @@ def _run_sft(config: SFTConfig) -> SFTResult:
     val_examples, val_report = encode(val)
     if val:
         say(f"validation: {val_report.describe()}")
-    with hold(Path(config.trainer.default_local_dir)):
+    with hold(Path(config.trainer.default_local_dir)), adaptive_waiting():
         result = _train(config, device, sources, folder, tokenizer, train_examples, val_examples)
     say(f"finished in {duration(time.perf_counter() - began)}; the model is in {result.model}")
     return result

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import torch
 
-from steepest.cores import usable_cores
-from steepest.trainer.entry import WAIT_POLICY, WAIT_POLICY_IS_OURS
+from steepest.cores import cores_by_affinity, usable_cores
+from steepest.trainer.entry import OUR_WAITING, SPIN_COUNT, WAIT_POLICY
 
 NUM_THREADS = "OMP_NUM_THREADS"
 
@@ -31,8 +32,34 @@ def describe_threads() -> str:
 
 
 def _waiting() -> str:
+    if torch.get_num_threads() == 1:
+        return "none waits for another"
+    if adapts():
+        return "waiting threads spin for a moment, and sleep where others use the cores (our default)"
     policy = os.environ.get(WAIT_POLICY)
+    if SPIN_COUNT in os.environ and not OUR_WAITING:
+        given = [f"{name}={os.environ[name]}" for name in (WAIT_POLICY, SPIN_COUNT) if name in os.environ]
+        return f"waiting threads do as told ({', '.join(given)})"
     if policy is None:
         return f"waiting threads do as the OpenMP library likes ({WAIT_POLICY} is unset)"
     what = {"PASSIVE": "sleep", "ACTIVE": "keep their core busy"}.get(policy.upper(), "do as it says")
-    return f"waiting threads {what} ({WAIT_POLICY}={policy}{', our default' if WAIT_POLICY_IS_OURS else ''})"
+    return f"waiting threads {what} ({WAIT_POLICY}={policy}{', our default' if OUR_WAITING else ''})"
+
+
+def adapts() -> bool:
+    """Whether `waiting.py` tells waiting threads what to do: the variables are ours, and the library knows them.
+
+    More threads than cores sleep without being told.
+    """
+    threads = torch.get_num_threads()
+    return SPIN_COUNT in OUR_WAITING and 1 < threads <= cores_by_affinity() and gnu_openmp() is not None
+
+
+def gnu_openmp() -> ctypes.CDLL | None:
+    """torch's OpenMP library, if it is GNU's. LLVM's and Intel's, which may stand in for it, have its names as well."""
+    if not torch.backends.openmp.is_available():
+        return None
+    library = ctypes.CDLL(torch._C.__file__)  # finds names in every library that it is linked with
+    if any(hasattr(place, "__kmpc_fork_call") for place in (library, ctypes.CDLL(None))):
+        return None
+    return library if hasattr(library, "GOMP_parallel") else None

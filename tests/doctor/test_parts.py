@@ -457,13 +457,14 @@ def test_modelscope(clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         ("TORCH_DEVICE_BACKEND_AUTOLOAD", "1", "torch loads every device plug-in", "0"),
         ("OMP_WAIT_POLICY", "ACTIVE", "keep their cores busy", "PASSIVE"),
+        ("GOMP_SPINCOUNT", "INFINITY", "keep their cores busy", "20000"),
         ("VIRTUAL_ENV", "/somewhere/else", "is activated, but this Python is that of", sys.prefix),
     ],
 )
 def test_variables_that_change_a_run(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str, harmless: str
 ) -> None:
-    for variable in ("TORCH_DEVICE_BACKEND_AUTOLOAD", "OMP_WAIT_POLICY", "VIRTUAL_ENV"):
+    for variable in ("TORCH_DEVICE_BACKEND_AUTOLOAD", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "VIRTUAL_ENV"):
         monkeypatch.delenv(variable, raising=False)
     assert [line.status for line in environment.variables()] == ["ok"]
     monkeypatch.setenv(name, value)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from steepest.errors import ConfigError, DeviceError
-from steepest.trainer.entry import describe, guarded, run_entry
+from steepest.trainer.entry import describe, guarded, run_entry, waiting_defaults
 
 
 def test_main_gets_the_arguments_and_its_code_is_the_exit_code() -> None:
@@ -73,11 +75,46 @@ def test_torch_is_kept_from_loading_a_broken_npu_plug_in() -> None:
     assert os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] == "0"
 
 
-def test_waiting_threads_sleep_unless_the_user_says_otherwise() -> None:
-    code = "import steepest.trainer.entry, os; print(os.environ['OMP_WAIT_POLICY'])"
-    for given, want in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | (
-            {"OMP_WAIT_POLICY": given} if given else {}
-        )
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == want
+BOTH, SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}, {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@pytest.mark.parametrize(
+    ("schedstat", "given", "set_by_us"),
+    [
+        ("81523 45210 31\n", {}, BOTH),
+        ("81523 45210 31\n", {"OMP_NUM_THREADS": "2"}, BOTH),
+        ("0 0 0\n", {}, SLEEP),  # a kernel that does not count
+        ("", {}, SLEEP),
+        ("off\n", {}, SLEEP),
+        (None, {}, SLEEP),  # another system
+        ("81523 45210 31\n", {"OMP_WAIT_POLICY": "ACTIVE"}, {}),
+        ("81523 45210 31\n", {"OMP_WAIT_POLICY": ""}, {}),
+        ("81523 45210 31\n", {"GOMP_SPINCOUNT": "5"}, {}),
+        (None, {"GOMP_SPINCOUNT": "5"}, {}),
+        (None, BOTH, {}),
+    ],
+)
+def test_how_threads_wait_is_set_where_the_user_did_not(
+    schedstat: str | None, given: dict[str, str], set_by_us: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "schedstat"
+    if schedstat is not None:
+        file.write_text(schedstat)
+    assert waiting_defaults(given, file) == set_by_us
+
+
+@pytest.mark.parametrize(
+    ("first", "given", "found"),
+    [
+        ("", {}, None),
+        ("", {"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ("", {"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ("import torch; ", {}, {}),  # too late to be read
+    ],
+)
+def test_a_command_has_it_in_its_environment(first: str, given: dict[str, str], found: dict[str, str] | None) -> None:
+    code = f"{first}import steepest.trainer.entry, os, json; print(json.dumps([os.environ.get(n) for n in {[*BOTH]}]))"
+    env = {name: value for name, value in os.environ.items() if name not in BOTH} | given
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    want = waiting_defaults({}) if found is None else found
+    assert json.loads(done.stdout) == [want.get(name) for name in BOTH]

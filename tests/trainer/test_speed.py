@@ -133,22 +133,32 @@ def test_no_more_threads_than_cores_unless_the_user_says_so(given, cores, want, 
     assert made == ([want] if want != 4 else [])
 
 
-@pytest.mark.parametrize("policy, text", [
-    ("PASSIVE", "waiting threads sleep (OMP_WAIT_POLICY=PASSIVE)"),
-    ("active", "waiting threads keep their core busy (OMP_WAIT_POLICY=active)"),
-    (None, "waiting threads do as the OpenMP library likes (OMP_WAIT_POLICY is unset)"),
+BOTH = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+
+
+@pytest.mark.parametrize("given, ours, cores, text", [
+    ({"OMP_WAIT_POLICY": "PASSIVE"}, {}, 7, "waiting threads sleep (OMP_WAIT_POLICY=PASSIVE)"),
+    ({"OMP_WAIT_POLICY": "active"}, {}, 7, "waiting threads keep their core busy (OMP_WAIT_POLICY=active)"),
+    ({}, {}, 7, "waiting threads do as the OpenMP library likes (OMP_WAIT_POLICY is unset)"),
+    ({"GOMP_SPINCOUNT": "5"}, {}, 7, "waiting threads do as told (GOMP_SPINCOUNT=5)"),
+    (BOTH, {}, 7, "waiting threads do as told (OMP_WAIT_POLICY=PASSIVE, GOMP_SPINCOUNT=20000)"),
+    (BOTH, BOTH, 7, "waiting threads spin for a moment, and sleep where others use the cores (our default)"),
+    (BOTH, BOTH, 2, "waiting threads sleep (OMP_WAIT_POLICY=PASSIVE, our default)"),  # more threads than cores
+    ({"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}, 7,
+     "waiting threads sleep (OMP_WAIT_POLICY=PASSIVE, our default)"),
 ])  # fmt: skip
-def test_the_summary_says_threads_and_who_chose(policy, text, monkeypatch):
+def test_the_summary_says_threads_and_who_chose(given, ours, cores, text, monkeypatch):
     monkeypatch.setattr(threads, "usable_cores", lambda: 7)
-    monkeypatch.setattr(threads, "WAIT_POLICY_IS_OURS", False)
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if policy:
-        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert threads.describe_threads() == f"{torch.get_num_threads()} on 7 usable core(s) (OMP_NUM_THREADS=3); {text}"
-    monkeypatch.setattr(threads, "WAIT_POLICY_IS_OURS", True)
-    if policy == "PASSIVE":
-        assert threads.describe_threads().endswith("(OMP_WAIT_POLICY=PASSIVE, our default)")
+    monkeypatch.setattr(threads, "cores_by_affinity", lambda: cores)
+    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(threads, "OUR_WAITING", ours)
+    for name in BOTH:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**given, "OMP_NUM_THREADS": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert threads.describe_threads() == f"3 on 7 usable core(s) (OMP_NUM_THREADS=3); {text}"
+    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 1)
+    assert threads.describe_threads().endswith("; none waits for another")
 
 
 def test_a_run_prints_threads_limit_and_start(toy, tmp_path, capsys):
