@@ -24,7 +24,7 @@ from steepest.trainer.threads import adapts, gnu_openmp
 EVERY, CROWDED, FREE, PATIENCE = 0.5, 0.1, 0.03, 4
 """Looks are EVERY so many seconds. Above CROWDED waiting threads sleep; below FREE in PATIENCE looks in a row they spin
 again. Both are shares of time: that of the thread which waited longest for a core. On 2 cores, 2 threads that decode,
-multiply matrices or run Python: 0.003 to 0.007 alone, 0.30 to 0.76 beside one busy process, spinning or sleeping."""
+multiply matrices or run Python: 0.002 to 0.023 alone, 0.29 to 0.76 beside one busy process, spinning or sleeping."""
 
 
 def adaptive_waiting() -> AbstractContextManager[object]:
