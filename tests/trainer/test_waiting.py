@@ -15,11 +15,16 @@ import pytest
 from steepest.config.load import load_config, load_sft_config
 from steepest.cores import cores_by_affinity
 from steepest.trainer import job, sft, waiting
+from steepest.trainer.entry import SPIN_COUNT, waiting_defaults
+from steepest.trainer.threads import gnu_openmp
 from steepest.trainer.waiting import Crowd, Waiting, longest, waits
 from tests.trainer.toy import make_toy, toy_overrides
 
 ROOT = Path(__file__).parents[2]
-needs_two_cores = pytest.mark.skipif(cores_by_affinity() < 2, reason="threads wait for each other on two cores")
+needs_two_cores = pytest.mark.skipif(
+    cores_by_affinity() < 2 or SPIN_COUNT not in waiting_defaults({}) or gnu_openmp() is None,
+    reason="needs two cores, a kernel that counts how long threads wait for them, and GNU's OpenMP library",
+)
 
 START = """
 import json, os, resource, subprocess, sys, threading, time
