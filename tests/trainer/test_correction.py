@@ -147,14 +147,16 @@ def passes(monkeypatch) -> list[int]:
 def test_a_run_with_weights_and_rejection_takes_the_pass_it_compares_with(toy, tmp_path, passes, capsys):
     rows, _ = run(
         toy, tmp_path / "a", HALF, f"{CORRECTION}.rollout_is=token", f"{CORRECTION}.rollout_is_batch_normalize=True",
-        f"{CORRECTION}.rollout_rs=[token_k1,seq_mean_k3]", f"{CORRECTION}.rollout_rs_threshold=[0.99_1.01,0.001]",
+        f"{CORRECTION}.rollout_rs=[token_k1,seq_mean_k3]", f"{CORRECTION}.rollout_rs_threshold=[0.998_1.002,0.001]",
     )  # fmt: skip
     assert passes == [64, 64], "not the engine's own log-probs, against which every weight would be 1"
     note = "Old log-probs are computed by a pass of their own: algorithm.rollout_correction compares the engine's"
     assert note in capsys.readouterr().out
     for step in (1, 2):
         row = rows[step]
-        assert 0 < row["rollout_corr/rollout_rs_token_k1_masked_fraction"] < 1, "bfloat16 is off by about 1 % here"
+        assert 0 < row["rollout_corr/rollout_rs_token_k1_masked_fraction"] < 1, (
+            "bfloat16 is off by more than 0.2 % in places"
+        )
         assert row["mismatch/max_abs_diff"] > 0.01 and row["rollout_corr/k3_kl"] > 0
         assert 0.5 < row["rollout_corr/rollout_is_batch_norm_factor"] < 1.5
         assert row["rollout_corr/rollout_rs_masked_fraction"] > 0 and row["actor/grad_norm"] > 0

@@ -37,7 +37,7 @@ def accuracy(toy, folder, *more: str, reward: str = "digit", steps: int = 60) ->
 
 @pytest.mark.parametrize("more", [(), GRPO], ids=["ppo", "grpo"])
 def test_learns_the_digit(toy, tmp_path, more):
-    assert accuracy(toy, tmp_path, *more) >= 0.9
+    assert accuracy(toy, tmp_path, *more, steps=90) >= 0.9
 
 
 @pytest.mark.slow

@@ -91,9 +91,9 @@ def test_a_run_with_the_exact_kl_reads_no_log_probs_of_the_reference(
     monkeypatch.setattr(Reference, "log_probs", lambda self, batch: passes.append(len(batch)))
     words = (
         "trainer.total_training_steps=2",
-        "data.train_batch_size=16",
-        "data.train_max_samples=40",
-        f"{ACTOR}.ppo_mini_batch_size=16",
+        "data.train_batch_size=128",
+        "data.train_max_samples=256",
+        f"{ACTOR}.ppo_mini_batch_size=128",
         f"{ACTOR}.use_kl_loss=True",
         f"{ACTOR}.kl_loss_type=full",
         f"{MODE}=kl_cov",
