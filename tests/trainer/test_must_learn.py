@@ -8,8 +8,10 @@ from steepest.config.load import load_config
 from steepest.trainer.job import run_ppo
 from tests.trainer.toy import make_toy, toy_overrides
 
-GRPO = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=4", "data.train_batch_size=32",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=16")  # fmt: skip
+GRPO = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=8", "data.train_batch_size=32",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=16", "actor_rollout_ref.actor.optim.lr=1e-3")  # fmt: skip
+"""Larger groups and smaller steps than PPO's: else a run may become certain of wrong digits, whose groups all score the
+same, and end at 0.78."""
 
 
 OTHERS = {
@@ -51,10 +53,10 @@ def test_other_algorithms_learn_the_digit(toy, tmp_path, name):
 def test_does_not_learn_from_a_shuffled_reward(toy, tmp_path, more):
     # the validation still scores by the same random reward, so the policy itself is asked
     folder = tmp_path / "run"
-    overrides = toy_overrides(toy, folder, "trainer.total_training_steps=60", "trainer.save_freq=60",
+    overrides = toy_overrides(toy, folder, "trainer.total_training_steps=90", "trainer.save_freq=90",
                               "trainer.val_before_train=False", *more, reward="shuffled")  # fmt: skip
     run_ppo(load_config(overrides))
     check = toy_overrides(toy, tmp_path / "check", "trainer.val_only=True")
     check = [o for o in check if not o.startswith("actor_rollout_ref.model.path")]
-    check.append(f"actor_rollout_ref.model.path={folder}/global_step_60/actor")
+    check.append(f"actor_rollout_ref.model.path={folder}/global_step_90/actor")
     assert run_ppo(load_config(check)).history[0] <= 0.3
