@@ -3,7 +3,7 @@
 The models' own code keeps every table it makes for the backward pass: for a gated MLP the two projections, the
 activation and the product of both. These keep what cannot be had again by a pass over a table (`saved` in each
 docstring), three fifths of the numbers for a layer of SmolLM2. They compute in float32; elsewhere (autocast, another
-dtype, a cache of transformers) a layer's own forward runs. `fuse` puts them into a model and compares them with it first.
+dtype, a cache of transformers) a layer's own forward runs. `fuse` puts them into a model and compares them with it.
 """
 
 from __future__ import annotations
