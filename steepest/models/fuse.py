@@ -31,8 +31,8 @@ def fuse(hf: PreTrainedModel) -> None:
     for module in hf.modules():
         kind = type(module)
         forward = _forward_for(module)
-        if forward is None or "forward" in vars(module):
-            continue
+        if forward is None or "forward" in vars(module) or next(module.parameters()).dtype != torch.float32:
+            continue  # of another dtype nothing would be fused, so nothing could be compared
         if kind not in known:
             known[kind] = _agrees(module, forward)
         if known[kind]:

@@ -67,23 +67,32 @@ class Product(NamedTuple):
 
 def product_of(layer: Any, x: Tensor) -> Product | None:
     """What `layer` multiplies x with. None where its own forward is more than that: another class, a dtype that is not
-    x's, autocast, several or merged adapters, dropout, a trained base under an adapter."""
+    x's, autocast, hooks, several or merged adapters (also one that is off: its share is in the base's weights),
+    dropout, a trained base under an adapter."""
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+        return None
+    if _is_hooked(layer):
         return None
     if type(layer) is nn.Linear:
         return Product(layer.weight, layer.bias) if layer.weight.dtype == x.dtype else None
     base = getattr(layer, "base_layer", None)
     if type(base) is not nn.Linear or base.weight.dtype != x.dtype or not hasattr(layer, "lora_A"):
         return None
+    if layer.merged or _is_hooked(base):
+        return None
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if layer.disable_adapters or not names:
         return Product(base.weight, base.bias)
-    if len(names) > 1 or layer.merged or names[0] in layer.lora_variant or base.weight.requires_grad:
+    if len(names) > 1 or names[0] in layer.lora_variant or base.weight.requires_grad:
         return None
     a, b = layer.lora_A[names[0]], layer.lora_B[names[0]]
     if a.weight.dtype != x.dtype or b.bias is not None or not isinstance(layer.lora_dropout[names[0]], nn.Identity):
         return None
     return Product(base.weight, base.bias, a.weight, b.weight, layer.scaling[names[0]])
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
 
 
 def product_from(tensors: Sequence[Tensor | None], scale: float) -> Product:

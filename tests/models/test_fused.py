@@ -130,6 +130,37 @@ def test_with_an_adapter():
     assert (base - found["log_probs"]).abs().max() > 0.1
 
 
+def test_an_adapter_that_is_merged_and_then_off_is_not_there():
+    model = LoraCausalLM(tiny_hf("llama"), LoraSettings(rank=3, alpha=5))
+    with torch.no_grad(), model.base_alone():
+        base = model.log_probs(packed())[0]
+    with torch.no_grad():
+        for _, parameter in model.saved_parameters():
+            parameter.normal_(std=0.2)
+        for module in model.modules():
+            if hasattr(module, "lora_A") and hasattr(module, "merge"):
+                module.merge()
+        assert (model.log_probs(packed())[0] - base).abs().max() > 0.1
+        with model.base_alone():
+            torch.testing.assert_close(model.log_probs(packed())[0], base, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mlp.up_proj", "self_attn.k_proj"])
+def test_a_hook_on_a_layer_is_called(name):
+    model, seen = tiny_lm("llama"), []
+    model.hf.model.layers[1].get_submodule(name).register_forward_hook(lambda *_: seen.append(1))
+    found = outcome(model)
+    assert seen == [1]
+    plain(model)
+    assert_same(found, outcome(model))
+
+
+def test_weights_that_become_float32_later_are_not_fused_unseen():
+    half = CausalLM(tiny_hf("llama").to(torch.bfloat16))
+    assert fused_layers(half) == {}
+    assert fused_layers(half.copy_as(torch.float32)) == FUSED["llama"]
+
+
 def test_the_critic_too():
     critic = tiny_critic("llama")
     assert fused_layers(critic) == FUSED["llama"]
