@@ -1,9 +1,9 @@
 """Tokens a second of the rollout engines.
 
-    python bench/rollout.py --tiny --rows 256 --max-tokens 64
-    python bench/rollout.py --model DIR --rows 16 --max-tokens 64 --engines builtin hf
+    python -m bench.rollout --tiny --rows 256 --max-tokens 64
+    python -m bench.rollout --model DIR --rows 16 --max-tokens 64 --engines builtin hf
 
-    python bench/rollout.py --model DIR --data gsm8k/test.jsonl --rows 32 --max-tokens 256 --stop-at-end --threads 2
+    python -m bench.rollout --model DIR --data gsm8k/test.jsonl --rows 32 --max-tokens 256 --stop-at-end --threads 2
 
 Prompts are questions of --data (JSON lines or Parquet, column `question` or `prompt`) through the model's chat
 template, or random ids of --prompt-length tokens (half to full length). Responses run to --max-tokens unless
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+import bench  # noqa: F401 - sets what waiting threads do, and refuses to be run as a file
 import steepest.rollout
 from steepest.models.load import end_token_ids, load_causal_lm, load_tokenizer
 from steepest.models.tiny import build_tiny_model

@@ -33,6 +33,24 @@ def test_help(module: str):
     assert f"python -m {module}" in run(module, "--help") or "usage:" in run(module, "--help")
 
 
+@pytest.mark.parametrize(
+    "file", ["bench/rollout.py", "bench/limits.py", "bench/table.py", "bench/peers/environment.py"]
+)
+def test_run_as_a_file_it_says_what_to_run_instead(file: str):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, file, "--help"], cwd=ROOT, capture_output=True, text=True, env=env)
+    module = file.removesuffix(".py").replace("/", ".")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"bench: not a file to run: say `python -m {module}`, which sets what waiting threads do\n"
+
+
+def test_every_script_imports_what_refuses_a_file():
+    texts = {file.name: file.read_text() for file in (ROOT / "bench").rglob("*.py")}
+    scripts = {name: text for name, text in texts.items() if '__name__ == "__main__"' in text}
+    assert "rollout.py" in scripts and len(scripts) > 10
+    assert [name for name, text in scripts.items() if "\nimport bench" not in text and "\nfrom bench" not in text] == []
+
+
 def test_what_is_missing_is_told_before_anything_runs(tmp_path: Path):
     said = run("bench.run", "ppo", "--out", str(tmp_path), code=2)
     assert said.startswith("bench: MODEL and DATA not given: a benchmark needs a real model and real problems.")
