@@ -142,9 +142,9 @@ class CausalLM(nn.Module):
             own[name].copy_(tensor)
 
     def computes_as(self, other: CausalLM) -> bool:
-        """Whether another model of the same class has the same weights, bit for bit."""
+        """Whether another model of the same class has the same numbers as weights, in whatever dtype they are held."""
         pairs = zip(self.hf.parameters(), other.hf.parameters(), strict=True)
-        return all(torch.equal(mine, theirs) for mine, theirs in pairs)
+        return all(torch.equal(mine, theirs.to(mine.dtype)) for mine, theirs in pairs)
 
     def copy_as(self, dtype: torch.dtype) -> CausalLM:
         """A frozen copy with weights in `dtype`. Tied weights stay tied; buffers (rotary tables) keep their dtype."""

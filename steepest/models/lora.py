@@ -167,16 +167,6 @@ def plain_copy(hf: PreTrainedModel, name: str, dtype: torch.dtype) -> PreTrained
     return plain
 
 
-def hold_in_bf16(hf: PreTrainedModel) -> None:
-    """Keep the frozen matrices in bf16: half the memory, and no cast at each use. Under autocast to bf16 no number
-    changes. Embedding and norms stay fp32, and so does the stream of hidden states."""
-    embedding = hf.get_input_embeddings().weight
-    for module in hf.modules():
-        inner = getattr(module, "base_layer", module)
-        if isinstance(inner, (nn.Linear, Conv1D)) and not inner.weight.requires_grad and inner.weight is not embedding:
-            inner.weight.data = inner.weight.data.to(torch.bfloat16)
-
-
 # -- files --------------------------------------------------------------------------------------------------
 
 

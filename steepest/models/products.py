@@ -18,7 +18,8 @@ FIELDS = 5
 
 
 class Product(NamedTuple):
-    """What one layer multiplies with; `a` and `b` are None without an adapter."""
+    """What one layer multiplies with; `a` and `b` are None without an adapter. A frozen `weight` may be of another
+    dtype than the rest: it is cast at each use."""
 
     weight: Tensor
     bias: Tensor | None
@@ -32,7 +33,7 @@ class Product(NamedTuple):
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(out, x A^T or None)."""
-        out = nn.functional.linear(x, self.weight, self.bias)
+        out = nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
         if self.a is None or self.b is None:
             return out, None
         inner = x @ self.a.t()
@@ -53,7 +54,8 @@ class Product(NamedTuple):
         grad_inner = None if self.b is None else (grad @ self.b).mul_(self.scale)
         grad_x = add_to
         if to_input:
-            grad_x = grad @ self.weight if add_to is None else add_to.addmm_(grad, self.weight)
+            weight = self.weight.to(grad.dtype)
+            grad_x = grad @ weight if add_to is None else add_to.addmm_(grad, weight)
             if grad_inner is not None and self.a is not None:
                 grad_x.addmm_(grad_inner, self.a)
         return grad_x, [
@@ -66,17 +68,17 @@ class Product(NamedTuple):
 
 
 def product_of(layer: Any, x: Tensor) -> Product | None:
-    """What `layer` multiplies x with. None where its own forward is more than that: another class, a dtype that is not
-    x's, autocast, hooks, several or merged adapters (also one that is off: its share is in the base's weights),
-    dropout, a trained base under an adapter."""
+    """What `layer` multiplies x with. None where its own forward is more than that: another class, a trained weight of
+    another dtype, autocast, hooks, several or merged adapters (also one that is off: its share is in the base's
+    weights), dropout, a trained base under an adapter."""
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
         return None
     if _is_hooked(layer):
         return None
     if type(layer) is nn.Linear:
-        return Product(layer.weight, layer.bias) if layer.weight.dtype == x.dtype else None
+        return Product(layer.weight, layer.bias) if _fits(layer.weight, x) else None
     base = getattr(layer, "base_layer", None)
-    if type(base) is not nn.Linear or base.weight.dtype != x.dtype or not hasattr(layer, "lora_A"):
+    if type(base) is not nn.Linear or not _fits(base.weight, x) or not hasattr(layer, "lora_A"):
         return None
     if layer.merged or _is_hooked(base):
         return None
@@ -89,6 +91,11 @@ def product_of(layer: Any, x: Tensor) -> Product | None:
     if a.weight.dtype != x.dtype or b.bias is not None or not isinstance(layer.lora_dropout[names[0]], nn.Identity):
         return None
     return Product(base.weight, base.bias, a.weight, b.weight, layer.scaling[names[0]])
+
+
+def _fits(weight: Tensor, x: Tensor) -> bool:
+    """Whether a layer computes in x's dtype: its weight is in it, or frozen and held in bf16 (see `held`)."""
+    return weight.dtype == x.dtype or (weight.dtype == torch.bfloat16 and not weight.requires_grad)
 
 
 def _is_hooked(layer: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from steepest.devices.api import Device
 from steepest.errors import CheckpointError
 from steepest.models import lora
 from steepest.models.causal_lm import CausalLM
+from steepest.models.held import hold_in_bf16
 from steepest.models.load import load_causal_lm, load_value_model
 from steepest.models.lora import BaseModel, LoraSettings
 from steepest.models.lora_models import FrozenValueModel, LoraCausalLM
@@ -38,9 +39,10 @@ def lora_settings(model: ModelConfig | CriticModelConfig, section: str) -> LoraS
     )
 
 
-def load_policy(model: ModelConfig, section: str, start: Start, folder: Path, *, halve: bool) -> CausalLM:
+def load_policy(model: ModelConfig, section: str, start: Start, folder: Path, *, halve: bool | None) -> CausalLM:
     """The policy: the start model or the checkpoint's; with LoRA the start model in `folder` under a fresh adapter or
-    the checkpoint's. `halve`: a frozen base may be held in bf16."""
+    the checkpoint's. `halve`: a frozen base may be rounded to bf16. None: it stays as it is, for another adapter, which
+    peft would round."""
     settings = lora_settings(model, section)
     origin = start.folder("actor", folder) if settings is None else folder
     if settings is None and start.checkpoint is not None:
@@ -50,8 +52,8 @@ def load_policy(model: ModelConfig, section: str, start: Start, folder: Path, *,
         return policy
     adapter = None if start.checkpoint is None else start.folder("actor", folder)
     adapted = LoraCausalLM(policy.hf, settings, adapter=adapter)
-    if halve:
-        lora.hold_in_bf16(adapted.hf)
+    if halve is not None:
+        hold_in_bf16(adapted.hf, rounding=halve)
     return adapted
 
 
@@ -62,6 +64,7 @@ def load_critic(config: Config, start: Start, folder: Path, trunk: CausalLM, *, 
     saved = None if start.checkpoint is None else start.folder("critic", folder)
     if config.critic.share_base is not None:
         model = FrozenValueModel(trunk.hf, settings)
+        hold_in_bf16(trunk.hf, rounding=halve)
     else:
         if settings is None and saved is not None:
             _require_whole(saved, CRITIC_MODEL)
@@ -73,15 +76,14 @@ def load_critic(config: Config, start: Start, folder: Path, trunk: CausalLM, *, 
         if settings is None:
             return whole
         model = FrozenValueModel(whole.hf, settings)
-        if halve:
-            lora.hold_in_bf16(model.hf)
+        hold_in_bf16(model.hf, rounding=halve)
     if saved is not None:
         model.load(saved)
     return model
 
 
 def halves_base(config: Config, dtype: str, device: Device) -> bool:
-    """Whether frozen matrices are held in bf16: where they are only ever used in it. The engines of this process run
+    """Whether frozen matrices are rounded to bf16: where they are only ever used in it. The engines of this process run
     the policy's own modules in fp32, or look at them so."""
     return compute_dtype(dtype, device) == "bfloat16" and config.actor_rollout_ref.rollout.name == "vllm"
 

@@ -15,6 +15,7 @@ from steepest.config.schema_model import OptimConfig
 from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.devices.api import Device
 from steepest.models.causal_lm import CausalLM
+from steepest.models.held import hold_in_bf16
 from steepest.models.load import load_causal_lm
 from steepest.models.lora_models import LoraCausalLM
 from steepest.models.value_head import ValueModel
@@ -79,7 +80,13 @@ def build_models(config: Config, plan: Plan, start: Start, folders: Mapping[str,
         shares_prompts=shares_prompts(config, device),
     )
     halve = halves_base(config, compute.dtype, device)
-    policy = load_policy(config.actor_rollout_ref.model, ACTOR_MODEL, start, folders["actor"], halve=halve)
+    policy = load_policy(
+        config.actor_rollout_ref.model,
+        ACTOR_MODEL,
+        start,
+        folders["actor"],
+        halve=None if plan.needs_critic and config.critic.share_base is not None else halve,
+    )
     actor = build_actor(config, plan, policy, compute)
     critic = reference = reader = None
     if plan.needs_reference:
@@ -233,6 +240,7 @@ def build_reference(
         frozen = policy.copy_as(torch.float32)
     else:
         frozen = load_causal_lm(origin, trust_remote_code=model.trust_remote_code, override_config=overrides(model))
+    hold_in_bf16(frozen.requires_grad_(False).hf, rounding=False)
     return Reference(frozen, compute=compute, forward=forward, temperature=temperature)
 
 

@@ -105,12 +105,13 @@ def start_summary(
             width,
         ),
     )
+    halved = ", frozen ones in bfloat16" if any(size.halved for size in found.values()) else ""
     rows = [
         ("device", device.describe()),
         *machine,
         ("model", config.actor_rollout_ref.model.path),
         ("parameters", "; ".join(f"{role} {size.describe(count)}" for role, size in found.items())),
-        ("compute", f"{compute} over float32 weights" + (", frozen ones in bfloat16" if found["actor"].halved else "")),
+        ("compute", f"{compute} over float32 weights{halved}"),
         ("attention", attentions(models)),
         *([("passes", passes(models, rollout.n))] if rollout.n > 1 else []),
         *(("data", note) for note in notes),

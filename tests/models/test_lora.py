@@ -13,6 +13,7 @@ from steepest.errors import CheckpointError, ModelError
 from steepest.models import lora
 from steepest.models.attention import attention_implementation
 from steepest.models.causal_lm import CausalLM
+from steepest.models.held import hold_in_bf16
 from steepest.models.lora import BaseModel, LoraSettings
 from steepest.models.lora_models import ACTOR, CRITIC, FrozenValueModel, LoraCausalLM
 from steepest.models.packing import pack_sequences
@@ -132,7 +133,7 @@ def test_frozen_matrices_in_bf16_change_no_number_under_autocast():
     plain, halved = adapted(), adapted()
     disturb(plain)
     disturb(halved)
-    lora.hold_in_bf16(halved.hf)
+    hold_in_bf16(halved.hf, rounding=True)
     kinds = {name: p.dtype for name, p in halved.hf.named_parameters()}
     assert kinds["model.layers.0.self_attn.q_proj.base_layer.weight"] == torch.bfloat16
     assert kinds["model.embed_tokens.weight"] == kinds["model.layers.0.input_layernorm.weight"] == torch.float32
@@ -151,7 +152,7 @@ def test_frozen_matrices_in_bf16_change_no_number_under_autocast():
 
 def test_an_untied_head_is_held_in_bf16_too():
     model = adapted("llama")
-    lora.hold_in_bf16(model.hf)
+    hold_in_bf16(model.hf, rounding=True)
     assert model.hf.lm_head.weight.dtype == torch.bfloat16
     assert model.hf.model.embed_tokens.weight.dtype == torch.float32
 

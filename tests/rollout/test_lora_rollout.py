@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from steepest.models.held import hold_in_bf16
 from steepest.models.lora import LoraSettings
 from steepest.models.lora_models import LoraCausalLM
 from steepest.models.packing import pack_sequences
@@ -49,6 +50,27 @@ def test_log_probs_are_the_trainer_s_after_every_update(name, family):
             assert largest_gap(engine_of(name, base), model) > 0.1  # the adapter does something
         engine.load_weights(version)
         assert largest_gap(engine, model) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma"])
+@pytest.mark.parametrize("name", ["builtin", "hf"])
+def test_on_a_base_that_is_held_in_bf16_no_token_and_no_log_prob_changes(name, family):
+    made = []
+    for held in (False, True):
+        hf = tiny_hf(family)
+        with torch.no_grad():
+            for parameter in hf.parameters():
+                parameter.copy_(parameter.bfloat16())
+        model = LoraCausalLM(hf, LoraSettings(rank=4))
+        if held:
+            hold_in_bf16(model.hf, rounding=False)
+            assert sum(p.dtype == torch.bfloat16 for p in hf.parameters()) == 14
+        disturb(model, 1)
+        engine = engine_of(name, model)
+        engine.load_weights(1)
+        prompts = random_ids([3, 9, 5, 6] + [8] * 70)  # more rows than packed weights are used for
+        made.append(engine.generate(prompts, SamplingParams(max_tokens=12, seed=1)))
+    assert made[0] == made[1]
 
 
 def test_a_copy_in_bf16_has_the_merged_weights():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from steepest.models.held import is_held
 from steepest.rollout.builtin.layout import Matrix
 
 PACKED_ROWS = 64
@@ -52,7 +53,7 @@ class OwnLinear:
     def __init__(self, parts: Sequence[Matrix]) -> None:
         self._modules: list[Any] = [part.module for part in parts]
         self._ends = _ends(parts)
-        self._plain = all(type(m) is nn.Linear and m.bias is None for m in self._modules)
+        self._plain = all(type(m) is nn.Linear and not is_held(m) and m.bias is None for m in self._modules)
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(self._modules) == 1:
@@ -171,6 +172,11 @@ class PackedLinear(FusedLinear):
             self._weight = packed
         else:
             self._weight.copy_(packed)
+
+
+def serves(part: Matrix, dtype: torch.dtype) -> bool:
+    """Whether the policy's own layer computes in `dtype`."""
+    return part.base.weight.dtype == dtype or (is_held(part.base) and dtype == torch.float32)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from steepest.models.attention import AttentionContext, RecordingContext
 from steepest.models.causal_lm import CausalLM
 from steepest.rollout.builtin.layout import Layer, Layout, Matrix, Norm
-from steepest.rollout.builtin.linear import FusedLinear, Linear, OwnLinear, PackedLinear, Sink
+from steepest.rollout.builtin.linear import FusedLinear, Linear, OwnLinear, PackedLinear, Sink, serves
 
 _SMALL = 1 << 22
 """Up to this many weights a second, plain copy is made for many rows: such a model's time goes into the number of
@@ -97,7 +97,7 @@ class FusedNetwork:
         """`copies`: with weights of its own, `packed` for oneDNN or plain; else on the policy's."""
         self.copies = copies
         self._source, self._layout, self._dtype, self._packed = source, layout, dtype, packed
-        self._shared = all(part.base.weight.dtype == dtype for part in layout.matrices())
+        self._shared = all(serves(part, dtype) for part in layout.matrices())
         self._small = sum(part.base.weight.numel() for part in layout.matrices()) <= _SMALL
         self._cos, self._sin = layout.cos.to(dtype), layout.sin.to(dtype)
         self._layers = [
