@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from steepest.models.attention import RecordingContext
 from steepest.models.causal_lm import CausalLM, logit_transform
-from steepest.models.fused import inverse_rms
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -37,11 +36,15 @@ class Norm:
 
     module: nn.Module
     offset: float
-    eps: float
+    width: Tensor
+    """(1,): the numbers in a row. A tensor, as `eps` is: an operation with a number of Python takes twice as long."""
+    eps: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         weight: Tensor = self.module.weight  # type: ignore[assignment]
-        return (x * inverse_rms(x, self.eps)).mul_(weight + self.offset if self.offset else weight)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        norm.square_().div_(self.width).add_(self.eps).rsqrt_()
+        return (x * norm).mul_(weight + self.offset if self.offset else weight)
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ def _norm(module: Any, what: str) -> Norm:
     x = torch.linspace(-1.0, 2.0, len(weight), device=weight.device)
     want = module(x[None])[0].float()
     for offset in (0.0, 1.0):
-        norm = Norm(module, offset, eps)
+        norm = Norm(module, offset, *torch.tensor([[len(weight)], [eps]], dtype=torch.float32, device=weight.device))
         if torch.allclose(norm(x), want, atol=1e-2 if weight.dtype != torch.float32 else 1e-5, equal_nan=True):
             return norm
     raise UnknownLayout(f"{what} is a {type(module).__name__}, which is not an RMS norm")

@@ -134,8 +134,9 @@ class FusedNetwork:
         if layout.embedding_scale != 1.0:
             x *= layout.embedding_scale
         cos, sin = (table.index_select(0, positions)[:, None] for table in (self._cos, self._sin))
+        turns = cos, *sin.chunk(2, -1)
         for index, (layer, qkv, output, gate_up, down) in enumerate(self._layers):
-            attended = self._attend(index, layer, qkv(self._norm(layer.input_norm, x)), cos, sin, context)
+            attended = self._attend(index, layer, qkv(self._norm(layer.input_norm, x)), turns, context)
             if rows is not None and index == len(self._layers) - 1:
                 # Of the last layer the others are needed only as keys and values.
                 x, attended = x[rows], attended[rows]
@@ -149,9 +150,10 @@ class FusedNetwork:
         return norm(x).to(self._dtype)
 
     def _attend(
-        self, index: int, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext
+        self, index: int, layer: Layer, qkv: Tensor, turns: tuple[Tensor, ...], context: AttentionContext
     ) -> Tensor:
-        """Norms of the heads, rotation in place, attention: (N, outputs of qkv) -> (N, H * D)."""
+        """Norms of the heads, rotation, attention: (N, outputs of qkv) -> (N, H * D). `turns`: cos, and sin of the
+        first and second halves."""
         layout = self._layout
         heads, both = layout.num_heads, layout.num_heads + layout.num_kv_heads
         split = qkv.view(len(qkv), -1, layout.head_dim)
@@ -160,10 +162,10 @@ class FusedNetwork:
             q_norm, k_norm = layer.head_norms
             parts = q_norm(turned[:, :heads].float()), k_norm(turned[:, heads:].float())
             turned = torch.cat(parts, 1).to(qkv.dtype)
-        half = layout.head_dim // 2
+        cos, *sines = turns
         rotated = turned * cos
-        rotated[..., :half].addcmul_(turned[..., half:], sin[..., :half])
-        rotated[..., half:].addcmul_(turned[..., :half], sin[..., half:])
+        for part, other, sin in zip(rotated.chunk(2, -1), reversed(turned.chunk(2, -1)), sines, strict=True):
+            part.addcmul_(other, sin)
         query, key, value = (x.transpose(0, 1) for x in (rotated[:, :heads], rotated[:, heads:], split[:, both:]))
         return context.attend(index, query, key, value, layer.scale).flatten(1)
 
