@@ -33,7 +33,7 @@ def keep_freed_memory() -> bool:
     global _keeps
     if any(name in os.environ for name in _VARIABLES):
         return False
-    mallopt = _mallopt()
+    mallopt = _function("mallopt")
     if mallopt is None:
         return False
     _keeps = bool(mallopt(_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
@@ -44,7 +44,7 @@ def keep_freed_memory() -> bool:
 def given_back_when_freed() -> Iterator[None]:
     """Tensors above 128 KiB that are made meanwhile are mappings of their own all the same: for what lives long and is
     given up as a whole, such as an engine's copy of the weights while models train."""
-    mallopt = _mallopt() if _keeps else None
+    mallopt = _function("mallopt") if _keeps else None
     if mallopt is None:
         yield
         return
@@ -55,9 +55,16 @@ def given_back_when_freed() -> Iterator[None]:
         mallopt(_MMAP_THRESHOLD, LARGEST_KEPT)
 
 
-def _mallopt() -> Any:
-    """The C library's function; None where it has none."""
+def give_back_freed() -> None:
+    """Give what is free now back to the system, where the C library can: after a model was loaded, of which parts were
+    replaced by smaller ones."""
+    if (trim := _function("malloc_trim")) is not None:
+        trim(0)
+
+
+def _function(name: str) -> Any:
+    """The C library's; None where it has none of that name."""
     try:
-        return ctypes.CDLL(None).mallopt
+        return getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):
         return None

@@ -14,6 +14,7 @@ from steepest.config.schema import Config, CriticConfig
 from steepest.config.schema_model import OptimConfig
 from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.devices.api import Device
+from steepest.devices.malloc import give_back_freed
 from steepest.models.causal_lm import CausalLM
 from steepest.models.held import hold_in_bf16
 from steepest.models.load import load_causal_lm
@@ -103,6 +104,7 @@ def build_models(config: Config, plan: Plan, start: Start, folders: Mapping[str,
         actor.load_optimizer(start.checkpoint / "actor")
         if critic is not None:
             critic.load_optimizer(start.checkpoint / "critic")
+    give_back_freed()
     return Models(actor, critic, reference)
 
 
