@@ -26,7 +26,7 @@ from bench import limits
 from bench.compare import markdown, write_results
 from bench.inputs import ROOT, Inputs, guarded_main, parser, tiny_inputs, write_prompts
 from bench.measure import GIB, BenchError
-from bench.ours import Kind, overrides, ppo, run_ours
+from bench.ours import MICRO_TOKENS, Kind, overrides, ppo, run_ours
 from bench.workload import INSTRUCTION, stretch
 
 HIDDEN = 896
@@ -132,7 +132,7 @@ def step_row(inputs: Inputs, sizes: Sizes, title: str, kind: Kind) -> dict[str, 
     folder, log = inputs.out / "work" / f"memory-{kind}", inputs.out / "logs" / f"memory-{kind}.log"
     keys = overrides(
         inputs, data, folder, prompts=sizes.prompts, group=1, response=sizes.response, prompt_limit=sizes.prompt,
-        steps=inputs.steps + 1,
+        steps=inputs.steps + 1, budget=MICRO_TOKENS[kind],
     )  # fmt: skip
     run = run_ours(inputs, [*keys, *ppo(kind)], folder, log)
     return {

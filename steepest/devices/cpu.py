@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from steepest.devices.api import DEVICES, Device, MemoryStats
-from steepest.devices.malloc import keep_freed_memory
+from steepest.devices.malloc import give_back_freed, keep_freed_memory
 from steepest.versions import build
 
 _BF16_FLAGS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}
@@ -72,7 +72,7 @@ class CPUDevice(Device):
         """Nothing to wait for."""
 
     def empty_cache(self) -> None:
-        """Nothing is kept."""
+        give_back_freed()
 
     def hardware(self, index: int = 0) -> str:
         model = _cpuinfo_field("model name") or platform.processor() or platform.machine()

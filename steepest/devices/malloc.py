@@ -57,7 +57,7 @@ def given_back_when_freed() -> Iterator[None]:
 
 def give_back_freed() -> None:
     """Give what is free now back to the system, where the C library can: after a model was loaded, of which parts were
-    replaced by smaller ones."""
+    replaced by smaller ones, and after training, where the engine's weights need the room."""
     if (trim := _function("malloc_trim")) is not None:
         trim(0)
 

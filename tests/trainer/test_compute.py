@@ -148,7 +148,7 @@ def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_w
     step("actor_rollout_ref.rollout.free_cache_engine=True").publish_weights(3)
     assert calls == ["empty_cache", "load_weights 3"]
     step().publish_weights(4)
-    assert calls[2:] == ["load_weights 4"], "on a CPU nothing is kept, and nothing is freed"
+    assert calls[2:] == ["load_weights 4"], "on a CPU the engine keeps its memory unless told"
 
 
 def test_out_of_memory_ends_the_run_in_words_and_the_next_start_goes_on(toy, tmp_path, monkeypatch, capsys):
