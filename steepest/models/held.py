@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from steepest.models.lora_product import LoraProduct
-from steepest.models.products import product_of
+from steepest.models.products import Product
 
 HELD = torch.bfloat16
 
@@ -49,9 +49,8 @@ def _is_exact(weight: Tensor) -> bool:
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
-    product = product_of(layer, x)
-    if product is None:
+    if x.dtype == layer.weight.dtype or torch.is_autocast_enabled(x.device.type):
         own: Tensor = type(layer).forward(layer, x)
         return own
-    out: Tensor = LoraProduct.apply(x.reshape(-1, x.shape[-1]), *product)
+    out: Tensor = LoraProduct.apply(x.reshape(-1, x.shape[-1]), *Product(layer.weight, layer.bias))
     return out.view(*x.shape[:-1], out.shape[-1])

@@ -17,8 +17,8 @@ from steepest.models.products import Product, product_from, product_of
 
 
 class LoraProduct(torch.autograd.Function):
-    """A `Product` of x (n, k) with an adapter, W and its bias frozen -> (n, m), all of one dtype. With B zero it is the
-    base's output, bit for bit."""
+    """A `Product` of x (n, k), W and its bias frozen, with an adapter or without -> (n, m) in x's dtype. With B zero it
+    is the base's output, bit for bit."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:

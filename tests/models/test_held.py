@@ -133,3 +133,15 @@ def test_layers_that_are_no_linear_ones_stay_as_they_are():
     model = CausalLM(from_a_bf16_file(GPT2LMHeadModel(config))).requires_grad_(False)
     hold_in_bf16(model.hf, rounding=False)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("layer", ["o_proj", "up_proj"])
+def test_layers_with_hooks_compute_the_same(layer):
+    want, seen = outcome(disturbed("llama", held=True)), []
+    model = disturbed("llama", held=True)
+    for name, module in model.hf.named_modules():
+        if name.endswith(f"{layer}.base_layer"):
+            module.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    found = outcome(model)
+    assert len(seen) == 4  # two layers, with the adapter and without
+    assert all(torch.allclose(found[name], want[name], atol=1e-5, rtol=1e-4) for name in want)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from steepest.models.attention import RecordingContext
 from steepest.models.causal_lm import CausalLM, logit_transform
+from steepest.models.fused import inverse_rms
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -42,9 +43,7 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight: Tensor = self.module.weight  # type: ignore[assignment]
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        norm.square_().div_(self.width).add_(self.eps).rsqrt_()
-        return (x * norm).mul_(weight + self.offset if self.offset else weight)
+        return (x * inverse_rms(x, self.width, self.eps)).mul_(weight + self.offset if self.offset else weight)
 
 
 @dataclass(frozen=True)
