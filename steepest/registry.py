@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,6 +72,12 @@ class Registry:
         guess = nearest(name, self._entries)
         hint = f" Did you mean {guess!r}?" if guess else ""
         raise ConfigError(f"{self.key}={name!r}: no such {self.kind}.{hint} Known: {', '.join(self.names())}.")
+
+
+def with_options(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    """`function` with those of `options` bound that it takes as keyword-only parameters."""
+    names = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    return partial(function, **{name: value for name, value in options.items() if name in names})
 
 
 _LOADED_FILES: dict[Path, ModuleType] = {}

@@ -20,6 +20,7 @@ LAYERS = {
     "__init__": 0.0,
     "errors": 0.1,
     "registry": 0.2,
+    "console": 0.2,
     "versions": 0.2,
     "checks": 0.2,
     "cores": 0.2,
@@ -72,6 +73,7 @@ WITHOUT_TORCH_AT_IMPORT = (
     "__main__",
     "errors",
     "registry",
+    "console",
 )
 """Places that may import torch inside a function only."""
 

@@ -16,7 +16,7 @@ from steepest.models.lora import BaseModel, LoraSettings
 from steepest.models.lora_models import FrozenValueModel, LoraCausalLM
 from steepest.models.value_head import ValueModel
 from steepest.trainer.compute import CRITIC_MODEL, compute_dtype, overrides
-from steepest.trainer.resume import Start
+from steepest.training.checkpoint import Start
 
 
 def lora_settings(model: ModelConfig | CriticModelConfig, section: str) -> LoraSettings | None:

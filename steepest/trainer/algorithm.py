@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,12 +24,6 @@ class KLController(Protocol):
     def update(self, kl: float, num_rows: int) -> None: ...
     def state_dict(self) -> dict[str, float]: ...
     def load_state_dict(self, state: dict[str, float]) -> None: ...
-
-
-def with_options(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """`function` with those of `options` that it takes as keywords."""
-    names = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    return partial(function, **{name: value for name, value in options.items() if name in names})
 
 
 def plain_rewards(batch: Batch) -> Metrics:

@@ -15,6 +15,7 @@ from steepest.config.no_effect import reads_ref_log_probs
 from steepest.config.plan import Plan
 from steepest.config.rules_curation import corrects
 from steepest.config.schema import Config
+from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
@@ -23,10 +24,11 @@ from steepest.errors import ConfigError
 from steepest.models.causal_lm import CausalLM
 from steepest.models.flops import WORK, generation_flops
 from steepest.models.load import end_token_ids
+from steepest.registry import with_options
 from steepest.rewards.api import RewardResult
 from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine, SamplingParams
 from steepest.rollout.vllm import VLLMSettings
-from steepest.trainer.algorithm import Advantages, KLController, KLShapedRewards, plain_rewards, with_options
+from steepest.trainer.algorithm import Advantages, KLController, KLShapedRewards, plain_rewards
 from steepest.trainer.build_models import Models
 from steepest.trainer.compute import compute_dtype
 from steepest.trainer.correction import ActorOfRollouts, CorrectedRewards, build_rejections, build_weighting, compare
@@ -48,7 +50,6 @@ from steepest.trainer.ppo import (
     Timer,
 )
 from steepest.trainer.rollouts import StepRollouts
-from steepest.trainer.run import say
 from steepest.trainer.scoring import StepScorer
 from steepest.training.actor import Actor
 from steepest.training.meters import Metrics

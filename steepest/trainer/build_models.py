@@ -20,8 +20,8 @@ from steepest.models.held import hold_in_bf16
 from steepest.models.load import load_causal_lm
 from steepest.models.lora_models import LoraCausalLM
 from steepest.models.value_head import ValueModel
+from steepest.registry import with_options
 from steepest.trainer.adapters import halves_base, load_critic, load_policy
-from steepest.trainer.algorithm import with_options
 from steepest.trainer.compute import (
     ACTOR_MODEL,
     CRITIC_MODEL,
@@ -33,8 +33,8 @@ from steepest.trainer.compute import (
     shares_prompts,
 )
 from steepest.trainer.correction import bypass_loss
-from steepest.trainer.resume import Start
 from steepest.training.actor import Actor, ActorLossSettings, Choice, PolicyLoss
+from steepest.training.checkpoint import Start
 from steepest.training.critic import Critic, CriticLossSettings
 from steepest.training.micro_batches import MicroBatches
 from steepest.training.mini_batches import UpdateSettings

@@ -9,13 +9,13 @@ from typing import Any, cast
 
 import torch
 
+from steepest.console import say
 from steepest.errors import CheckpointError, ModelError
 from steepest.hub import Source, find
 from steepest.hub.find import Pin
 from steepest.models import lora
 from steepest.models.causal_lm import save_folder
 from steepest.models.load import load_causal_lm, load_tokenizer
-from steepest.trainer.run import say
 from steepest.trainer.sources import FILE, read_pins
 from steepest.training.checkpoint import CheckpointStore
 

@@ -15,6 +15,7 @@ import steepest
 from steepest.config.plan import Plan, make_plan
 from steepest.config.reward_functions import WeightedFunction, functions_of
 from steepest.config.schema import Config
+from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import encode_prompts
 from steepest.data.prompts import Prompt, load_prompts
@@ -33,10 +34,10 @@ from steepest.trainer.dynamic_sampling import PromptPosition
 from steepest.trainer.evaluate import Evaluator
 from steepest.trainer.health import Health, Limits
 from steepest.trainer.ppo import Schedule, run_steps
-from steepest.trainer.resume import Start, find_start, require_work
+from steepest.trainer.resume import find_start, require_work
 from steepest.trainer.rewards import Rewards, add_reward_model, build_rewards
 from steepest.trainer.rollouts import StepRollouts
-from steepest.trainer.run import Run, say, validation_history, write_jsonl
+from steepest.trainer.run import Run, validation_history, write_jsonl
 from steepest.trainer.scoring import Scorer, StepScorer, with_costs
 from steepest.trainer.sources import ModelSources, sources_of
 from steepest.trainer.start import begin, hold, naming, open_run_folder, open_store, open_tokenizer
@@ -44,7 +45,7 @@ from steepest.trainer.startup import Laps
 from steepest.trainer.summary import end_summary, start_summary
 from steepest.trainer.threads import describe_threads
 from steepest.trainer.waiting import adaptive_waiting
-from steepest.training.checkpoint import CheckpointStore
+from steepest.training.checkpoint import CheckpointStore, Start
 from steepest.training.rng import rng_state, set_rng_state
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from steepest.config.arguments import PRESETS
+from steepest.console import shortened
 from steepest.errors import ConfigError
 from steepest.registry import nearest
 from steepest.trainer.resume import set_aside
-from steepest.trainer.run import shortened
 
 NEXT = """What to do next
   the same job on a real model and real problems:

@@ -3,58 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from steepest.errors import CheckpointError
-from steepest.training.checkpoint import CheckpointStore
-
-
-@dataclass(frozen=True)
-class Start:
-    """Step 0 and no checkpoint, or the step and folder to go on from."""
-
-    step: int
-    checkpoint: Path | None
-    state: dict[str, Any]
-
-    def folder(self, name: str, otherwise: Path) -> Path:
-        """The checkpoint's own `name` folder, or `otherwise` for a run that starts from nothing.
-
-        Raises CheckpointError when the checkpoint has no such folder.
-        """
-        if self.checkpoint is None:
-            return otherwise
-        if not (self.checkpoint / name).is_dir():
-            raise self._of_another_job(f"no {name}")
-        return self.checkpoint / name
-
-    def entry(self, name: str) -> Any:
-        """An entry of the checkpoint's state. Raises CheckpointError when it is not there."""
-        if name not in self.state:
-            raise self._of_another_job(f"no {name}")
-        return self.state[name]
-
-    def refuse_entry(self, name: str) -> None:
-        """Raises CheckpointError when the state has an entry that the present job's checkpoints never have."""
-        if name in self.state:
-            raise self._of_another_job(f"a {name}")
-
-    def _of_another_job(self, found: str) -> CheckpointError:
-        return CheckpointError(
-            f"{self.checkpoint} cannot be gone on from: it holds {found}, so another kind of job wrote it "
-            "(another algorithm.adv_estimator, or supervised fine-tuning). Choose another trainer.experiment_name or "
-            "trainer.default_local_dir; to begin with its weights set the model's path to "
-            f"{self.checkpoint}/actor there."
-        )
-
-
-FROM_NOTHING = Start(0, None, {})
+from steepest.training.checkpoint import FROM_NOTHING, CheckpointStore, Start
 
 
 def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | None, say: Callable[[str], None]) -> Start:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from steepest.console import say, shortened
 from steepest.errors import SteepestError
 from steepest.loggers.api import Loggers
 from steepest.loggers.jsonl import SampleLog, read_metrics
@@ -25,8 +25,6 @@ from steepest.training.checkpoint import CheckpointStore
 from steepest.training.meters import Metrics
 
 ACCURACY = "val/accuracy"
-say: Callable[[str], None] = partial(print, flush=True)
-"""The run's own sentences, on standard output, at once also in a pipe."""
 
 
 def validation_history(metrics_file: Path) -> dict[int, float]:
@@ -100,12 +98,6 @@ class Run:
         if self.validation_data_dir:
             rows = [{"step": step, "split": "val", **sample} for sample in found.samples]
             write_jsonl(Path(self.validation_data_dir) / f"{step}.jsonl", rows)
-
-
-def shortened(text: str, limit: int = 200) -> str:
-    """A text on one line, cut in the middle when it is long."""
-    line = " | ".join(text.strip().splitlines())
-    return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
 
 
 def changed_values(path: Path, new: Any) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import steepest
 from steepest.config.plan import SFTPlan, make_sft_plan
 from steepest.config.schema_sft import SFTConfig
+from steepest.console import say
 from steepest.data.sampler import PromptSampler
 from steepest.data.sft import SFTExample, encode_sft, load_sft_rows
 from steepest.devices.api import Device
@@ -22,14 +23,13 @@ from steepest.trainer.build_models import optim_settings
 from steepest.trainer.compute import SFT_KEYS, SFT_MODEL, compute_settings, micro_batches
 from steepest.trainer.metrics import memory_metrics
 from steepest.trainer.ppo import Schedule, Timer, run_steps
-from steepest.trainer.resume import Start, find_start, require_work
-from steepest.trainer.run import say
+from steepest.trainer.resume import find_start, require_work
 from steepest.trainer.sizes import size_of
 from steepest.trainer.sources import ModelSources, sources_of
 from steepest.trainer.start import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.summary import count, duration, table
 from steepest.trainer.waiting import adaptive_waiting
-from steepest.training.checkpoint import CheckpointStore
+from steepest.training.checkpoint import CheckpointStore, Start
 from steepest.training.meters import Metrics
 from steepest.training.sft_step import Supervised
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from steepest.config.schema import TrainerConfig
 from steepest.config.schema_model import Hub
 from steepest.config.schema_sft import SFTTrainerConfig
+from steepest.console import say
 from steepest.errors import CheckpointError
 from steepest.hub import MODEL_FILES, Found, Pin, Source, find
-from steepest.trainer.run import say
 
 FILE = "models.json"
 

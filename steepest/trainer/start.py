@@ -13,6 +13,7 @@ from steepest.config.load import config_dict, save_config
 from steepest.config.schema import Config, TrainerConfig
 from steepest.config.schema_model import ModelConfig
 from steepest.config.schema_sft import SFTConfig, SFTTrainerConfig
+from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.devices.api import Device, select_device
@@ -22,7 +23,7 @@ from steepest.loggers.api import Loggers, check_loggers, make_loggers
 from steepest.models.load import load_tokenizer
 from steepest.rollout import ROLLOUT_ENGINES
 from steepest.trainer.compute import check_attention
-from steepest.trainer.run import changed_values, say
+from steepest.trainer.run import changed_values
 from steepest.trainer.sources import ModelSources
 from steepest.trainer.threads import set_threads
 from steepest.training.checkpoint import CheckpointStore

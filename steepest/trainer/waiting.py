@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from steepest.console import say
 from steepest.cores import cores_by_affinity
-from steepest.trainer.run import say
 from steepest.trainer.threads import adapts, gnu_openmp
 
 EVERY, CROWDED, FREE, PATIENCE = 0.5, 0.1, 0.03, 4

@@ -6,7 +6,8 @@ import torch
 
 from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
-from steepest.trainer.algorithm import Advantages, KLShapedRewards, plain_rewards, with_options
+from steepest.registry import with_options
+from steepest.trainer.algorithm import Advantages, KLShapedRewards, plain_rewards
 
 
 def batch() -> Batch:

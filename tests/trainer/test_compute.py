@@ -180,7 +180,7 @@ def test_the_key_that_is_named_is_the_one_that_counts(toy, tmp_path):
     """Of rows and tokens, in each pass of each model."""
     from steepest.config.plan import make_plan
     from steepest.trainer.build_models import build_models
-    from steepest.trainer.resume import FROM_NOTHING
+    from steepest.training.checkpoint import FROM_NOTHING
 
     def keys(*more):
         config = load_config(toy_overrides(toy, tmp_path, *more))

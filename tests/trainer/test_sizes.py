@@ -8,9 +8,9 @@ from steepest.config.load import load_config
 from steepest.config.plan import make_plan
 from steepest.devices.cpu import CPUDevice
 from steepest.trainer.build_models import build_models
-from steepest.trainer.resume import FROM_NOTHING
 from steepest.trainer.sizes import sizes
 from steepest.trainer.summary import count, start_summary
+from steepest.training.checkpoint import FROM_NOTHING
 from tests.trainer.toy import make_toy, toy_overrides
 
 

@@ -9,9 +9,10 @@ import pytest
 
 from steepest.errors import CheckpointError, SteepestError
 from steepest.trainer import start as start_module
-from steepest.trainer.resume import FROM_NOTHING, Start, require_work
+from steepest.trainer.resume import require_work
 from steepest.trainer.run import changed_values, write_jsonl
 from steepest.trainer.summary import end_summary
+from steepest.training.checkpoint import FROM_NOTHING, Start
 
 
 def test_a_checkpoint_of_another_job_is_refused_by_what_it_holds(tmp_path):

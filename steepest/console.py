@@ -1,0 +1,15 @@
+"""What a command prints in its own words. No torch, no rich: every room above may use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+say: Callable[[str], None] = partial(print, flush=True)
+"""Prints one of the run's own sentences on standard output, at once also when standard output is a pipe."""
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """`text` on one line; a line longer than `limit` characters is cut in its middle."""
+    line = " | ".join(text.strip().splitlines())
+    return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
