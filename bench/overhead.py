@@ -181,7 +181,7 @@ def main() -> None:
     if given.threads:
         os.environ["OMP_NUM_THREADS"] = str(given.threads)
     as_started()
-    import steepest.trainer.entry  # noqa: F401  sets what a run sets before torch is imported
+    import steepest.process.entry  # noqa: F401  sets what a run sets before torch is imported
 
     skip = 2
     words = [*prepare(given.folder), f"trainer.total_training_steps={given.steps + skip}", "trainer.test_freq=-1",

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench import SPINNING, STARTED_WITH
-from steepest.cores import usable_cores
+from steepest.process.cores import usable_cores
 
 WAYS = {"our default": None, "OMP_WAIT_POLICY=PASSIVE": "PASSIVE", "OMP_WAIT_POLICY=ACTIVE": "ACTIVE"}
 """To wait: spin for a moment and sleep beside others, always sleep, never sleep."""

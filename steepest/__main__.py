@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from steepest import __version__
-from steepest.trainer.entry import guarded, run_entry
+from steepest.process.entry import guarded, run_entry
 
 if TYPE_CHECKING:
     from steepest.data.files import WrittenFile

@@ -13,7 +13,7 @@ from steepest.devices import select_device
 from steepest.models.attention import PackedContext
 from steepest.models.causal_lm import CausalLM
 from steepest.models.varlen import VarlenContext, choose_attention
-from steepest.trainer.entry import run_entry
+from steepest.process.entry import run_entry
 from steepest.trainer.job import run_ppo
 from steepest.trainer.main_ppo import main
 from steepest.training.optim import Optimizer, OptimSettings

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from steepest.devices.api import DEVICES, Device, MemoryStats
-from steepest.devices.malloc import give_back_freed, keep_freed_memory
+from steepest.process.malloc import give_back_freed, keep_freed_memory
 from steepest.versions import build
 
 _BF16_FLAGS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "Arm BF16"}

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from steepest.checks import Check
-from steepest.cores import usable_cores
 from steepest.doctor.ask import Answers
 from steepest.doctor.report import ok, problem, warning
+from steepest.process.cores import usable_cores
 
 TESTED_PYTHON = ((3, 10), (3, 13))
 GIB = 1024**3

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from steepest.config.reward_functions import GRADER, WeightedFunction
-from steepest.cores import usable_cores
 from steepest.errors import ConfigError, DataError, RewardError
+from steepest.process.cores import usable_cores
 from steepest.registry import nearest
 from steepest.rewards.api import RewardRequest, RewardResult, match_name
 from steepest.rewards.process import Setup, WorkerProcess, end_all

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
 from steepest.config.schema import Config
-from steepest.config.thresholds import pair_thresholds, read_band
+from steepest.config.thresholds import pair_thresholds
 from steepest.core.batch import Batch
 from steepest.core.mismatch import mismatch_metrics, off_policy_metrics
-from steepest.core.rollout_correction import Rejection, Weighting, bypass_reinforce, correct
+from steepest.core.rollout_correction import Rejection, Weighting, correct
 from steepest.trainer.ppo import ActorLike
-from steepest.training.actor import PolicyLoss
 from steepest.training.meters import Metrics
-
-
-def build_weighting(config: Config) -> Weighting | None:
-    """The importance weights that the configuration asks for."""
-    correction = config.algorithm.rollout_correction
-    if correction.rollout_is is None:
-        return None
-    low, high = read_band(correction.rollout_is_threshold)
-    return Weighting(correction.rollout_is, high, low, correction.rollout_is_batch_normalize)
 
 
 def build_rejections(config: Config) -> tuple[Rejection, ...]:
@@ -35,14 +24,6 @@ def build_rejections(config: Config) -> tuple[Rejection, ...]:
     assert correction.rollout_rs_threshold is not None, "checked by config.rules_curation"
     pairs = pair_thresholds(correction.rollout_rs, correction.rollout_rs_threshold)
     return tuple(Rejection(kind, high, low) for kind, low, high in pairs)
-
-
-def bypass_loss(config: Config) -> PolicyLoss | None:
-    """The policy loss that bypass mode puts in the place of the configured one; None: it stays."""
-    correction = config.algorithm.rollout_correction
-    if not correction.bypass_mode or correction.loss_type == "ppo_clip":
-        return None
-    return partial(bypass_reinforce, weighting=build_weighting(config))
 
 
 @dataclass

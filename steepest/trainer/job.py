@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 import steepest
+from steepest.assembly.engine import build_engine, frees_engine, longest_sequence
+from steepest.assembly.roles import Models, build_models
 from steepest.config.plan import Plan, make_plan
 from steepest.config.reward_functions import WeightedFunction, functions_of
 from steepest.config.schema import Config
@@ -25,10 +27,12 @@ from steepest.devices.limits import describe_rate, gemm_rate
 from steepest.errors import DataError
 from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.models.load import check_vocabulary
+from steepest.process.openmp_waiting import adaptive_waiting
+from steepest.process.start_timing import Laps
+from steepest.process.threads import describe_threads
 from steepest.rewards.weighted import ground_truth_problem
 from steepest.rollout.api import RolloutEngine
 from steepest.trainer import build
-from steepest.trainer.build_models import Models, build_models
 from steepest.trainer.curation import build_curation, build_shaping
 from steepest.trainer.dynamic_sampling import PromptPosition
 from steepest.trainer.evaluate import Evaluator
@@ -41,10 +45,7 @@ from steepest.trainer.run import Run, validation_history, write_jsonl
 from steepest.trainer.scoring import Scorer, StepScorer, with_costs
 from steepest.trainer.sources import ModelSources, sources_of
 from steepest.trainer.start import begin, hold, naming, open_run_folder, open_store, open_tokenizer
-from steepest.trainer.startup import Laps
 from steepest.trainer.summary import end_summary, start_summary
-from steepest.trainer.threads import describe_threads
-from steepest.trainer.waiting import adaptive_waiting
 from steepest.training.checkpoint import CheckpointStore, Start
 from steepest.training.rng import rng_state, set_rng_state
 
@@ -169,7 +170,7 @@ class Job:
             require_work(start, self.plan.total_steps)
         models = self._load_models(start)
         laps.lap("models")
-        engine = build.build_engine(config, models.actor, self.tokenizer, self.folders["actor"], self.device)
+        engine = build_engine(config, models.actor, self.tokenizer, self.folders["actor"], self.device)
         for note in engine.notes:
             say(note)
         engine.load_weights(start.step)
@@ -217,7 +218,7 @@ class Job:
             critic = self.config.critic.model
             self.folders["critic"] = self.sources.folder("critic.model.path", critic.path, critic.hub, critic.revision)
         models = build_models(self.config, self.plan, start, self.folders, self.device)
-        longest = build.longest_sequence(self.config)
+        longest = longest_sequence(self.config)
         for key, part in (("actor_rollout_ref.model", models.actor), ("critic.model", models.critic)):
             if part is not None:
                 with naming(f"{key}.path"):
@@ -289,7 +290,7 @@ class Job:
             self.sampler,
             build.train_sampling(self.config),
             self.tokenizer.pad_token_id,
-            **({"release": engine.sleep} if build.frees_engine(self.config, self.device) else {}),
+            **({"release": engine.sleep} if frees_engine(self.config, self.device) else {}),
         )
         scorer = StepScorer(
             self.scorer, self._rollout_writer(), build_shaping(self.config), build_curation(self.config)

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from steepest.config.load import load_config
-from steepest.trainer.entry import LOADED, run_entry
-from steepest.trainer.startup import Laps
+from steepest.process.entry import LOADED, run_entry
+from steepest.process.start_timing import Laps
 
 
 def main(argv: Sequence[str] | None = None) -> int:

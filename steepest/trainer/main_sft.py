@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from steepest.config.load import load_sft_config
-from steepest.trainer.entry import run_entry
+from steepest.process.entry import run_entry
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from steepest.assembly.compute import compute_dtype
 from steepest.config.reward_functions import JUDGE, REWARD_MODEL, WeightedFunction, functions_of
 from steepest.config.schema import Config
 from steepest.devices.api import Device
@@ -17,7 +18,6 @@ from steepest.rewards.api import RewardRequest, RewardResult, ScoresResponses
 from steepest.rewards.chat_client import ChatClient
 from steepest.rewards.judge import PROMPT, Judge, ReplyCache, api_key
 from steepest.rewards.pool import allowed_failures
-from steepest.trainer.compute import compute_dtype
 from steepest.trainer.sources import ModelSources
 from steepest.trainer.start import naming
 from steepest.training.meters import Metrics

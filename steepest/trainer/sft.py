@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import steepest
+from steepest.assembly.compute import SFT_KEYS, SFT_MODEL, compute_settings, micro_batches
+from steepest.assembly.lora import load_policy
+from steepest.assembly.roles import optim_settings
 from steepest.config.plan import SFTPlan, make_sft_plan
 from steepest.config.schema_sft import SFTConfig
 from steepest.console import say
@@ -18,9 +21,7 @@ from steepest.devices.api import Device
 from steepest.errors import DataError, ModelError
 from steepest.loggers.api import Loggers
 from steepest.models.load import check_vocabulary, end_token_ids
-from steepest.trainer.adapters import load_policy
-from steepest.trainer.build_models import optim_settings
-from steepest.trainer.compute import SFT_KEYS, SFT_MODEL, compute_settings, micro_batches
+from steepest.process.openmp_waiting import adaptive_waiting
 from steepest.trainer.metrics import memory_metrics
 from steepest.trainer.ppo import Schedule, Timer, run_steps
 from steepest.trainer.resume import find_start, require_work
@@ -28,7 +29,6 @@ from steepest.trainer.sizes import size_of
 from steepest.trainer.sources import ModelSources, sources_of
 from steepest.trainer.start import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.summary import count, duration, table
-from steepest.trainer.waiting import adaptive_waiting
 from steepest.training.checkpoint import CheckpointStore, Start
 from steepest.training.meters import Metrics
 from steepest.training.sft_step import Supervised

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from steepest.assembly.compute import check_attention
 from steepest.config.load import config_dict, save_config
 from steepest.config.schema import Config, TrainerConfig
 from steepest.config.schema_model import ModelConfig
@@ -21,11 +22,10 @@ from steepest.errors import CheckpointError, ConfigError, ModelError
 from steepest.hub import TOKENIZER_FILES
 from steepest.loggers.api import Loggers, check_loggers, make_loggers
 from steepest.models.load import load_tokenizer
+from steepest.process.threads import set_threads
 from steepest.rollout import ROLLOUT_ENGINES
-from steepest.trainer.compute import check_attention
 from steepest.trainer.run import changed_values
 from steepest.trainer.sources import ModelSources
-from steepest.trainer.threads import set_threads
 from steepest.training.checkpoint import CheckpointStore
 
 

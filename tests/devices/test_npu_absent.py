@@ -185,7 +185,7 @@ def test_what_else_can_go_wrong_is_told_in_its_own_words(install, reason, code: 
 
 RUN = """
 import sys
-from steepest.trainer.entry import run_entry
+from steepest.process.entry import run_entry
 from steepest.trainer.main_ppo import main
 sys.exit(run_entry(main, {argv!r}))
 """

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from steepest.assembly import lora, roles
 from steepest.config.load import load_config
 from steepest.loggers.rows import read_rows
-from steepest.trainer import adapters, build_models
 from steepest.trainer.job import run_ppo
 from tests.trainer.toy import make_toy, toy_overrides
 
@@ -55,7 +55,7 @@ def run(toy, folder: Path, *words: str) -> tuple[list[dict[str, float]], dict[st
 def test_a_run_is_the_same_to_the_last_bit(toy, tmp_path, monkeypatch, capsys, words):
     found = run(toy, tmp_path / "held", *words)
     assert "float32 over float32 weights, frozen ones in bfloat16" in capsys.readouterr().out
-    for module in (adapters, build_models):
+    for module in (lora, roles):
         monkeypatch.setattr(module, "hold_in_bf16", lambda hf, rounding: None)
     want = run(toy, tmp_path / "whole", *words)
     assert "frozen ones in bfloat16" not in capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_it_takes_less_memory(toy, tmp_path):
     for words in ((), (LORA, "critic.share_base=head")):
         config = load_config(toy_overrides(toy, tmp_path, *RUN, *words))
         plan = make_plan(config, 256, needs=("values",))
-        models = build_models.build_models(
+        models = roles.build_models(
             config, plan, FROM_NOTHING, {"actor": toy["model"], "critic": toy["model"]}, CPUDevice()
         )
         found = sizes(models)["actor" if words else "reference"]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from steepest.assembly.policy_loss import build_policy_loss
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
 from steepest.core.policy_losses import POLICY_LOSSES, LossInputs
 from steepest.loggers.jsonl import read_metrics
-from steepest.trainer.build_models import build_policy_loss
 from steepest.trainer.job import run_ppo
 from steepest.training.reference import Reference
 from tests.config.commands import REQUIRED

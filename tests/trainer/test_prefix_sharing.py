@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from steepest.assembly.compute import check_attention, shares_prompts
 from steepest.config.load import load_config
 from steepest.devices.cpu import CPUDevice
 from steepest.errors import ConfigError
 from steepest.loggers.jsonl import read_metrics
-from steepest.trainer.compute import check_attention, shares_prompts
 from steepest.trainer.job import run_ppo
 from steepest.training.micro_batches import MicroBatches
 from steepest.training.trainable import ComputeSettings

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from steepest.config.load import load_sft_config
 from steepest.loggers.rows import read_rows
-from steepest.trainer.entry import run_entry
+from steepest.process.entry import run_entry
 from steepest.trainer.main_sft import main
 from steepest.trainer.sft import run_sft
 from tests.trainer.toy import make_toy

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from steepest.assembly.roles import build_models
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
 from steepest.devices.cpu import CPUDevice
-from steepest.trainer.build_models import build_models
 from steepest.trainer.sizes import sizes
 from steepest.trainer.summary import count, start_summary
 from steepest.training.checkpoint import FROM_NOTHING

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from steepest.models.tiny import build_tiny_model
-from steepest.trainer.entry import run_entry
+from steepest.process.entry import run_entry
 from steepest.trainer.main_ppo import main
 from steepest.trainer.start import hold
 from tests.trainer.toy import make_toy, toy_overrides

@@ -8,10 +8,10 @@ from contextlib import nullcontext
 import torch
 
 from steepest.devices.api import device_of
-from steepest.devices.malloc import given_back_when_freed
 from steepest.devices.memory import GOES_ON, memory_guard, readable
 from steepest.errors import RolloutError
 from steepest.models.causal_lm import CausalLM
+from steepest.process.malloc import given_back_when_freed
 from steepest.rollout.api import Completion, SamplingParams, check_prompts
 from steepest.rollout.builtin.choice import choose_network
 from steepest.rollout.builtin.kv_cache import KVCache

@@ -7,8 +7,8 @@ import os
 
 import torch
 
-from steepest.cores import cores_by_affinity, usable_cores
-from steepest.trainer.entry import OUR_WAITING, SPIN_COUNT, WAIT_POLICY
+from steepest.process.cores import cores_by_affinity, usable_cores
+from steepest.process.entry import OUR_WAITING, SPIN_COUNT, WAIT_POLICY
 
 NUM_THREADS = "OMP_NUM_THREADS"
 

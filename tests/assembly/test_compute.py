@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
+from steepest.assembly.compute import check_attention
 from steepest.config.load import load_config
 from steepest.devices import CPUDevice, MemoryStats
 from steepest.models.causal_lm import CausalLM
+from steepest.process.entry import run_entry
 from steepest.rollout import vllm_versions
-from steepest.trainer.compute import check_attention
-from steepest.trainer.entry import run_entry
 from steepest.trainer.job import run_ppo
 from steepest.trainer.main_ppo import main
 from steepest.trainer.main_sft import main as main_sft
@@ -91,7 +91,7 @@ class Fused(CPUDevice):
 
 
 def test_each_model_is_asked_about_in_its_own_dtype(toy, tmp_path):
-    from steepest.trainer.compute import attention
+    from steepest.assembly.compute import attention
 
     config = load_config(toy_overrides(toy, tmp_path))
     for dtype, name in (("float32", "sdpa"), ("bfloat16", "flash_attention_2")):
@@ -128,8 +128,8 @@ def test_a_part_of_a_step_ends_when_the_device_is_done():
 def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_wakes(toy, tmp_path):
     from types import SimpleNamespace
 
+    from steepest.assembly.roles import Models
     from steepest.trainer import build
-    from steepest.trainer.build_models import Models
 
     calls = []
     engine = SimpleNamespace(load_weights=lambda version: calls.append(f"load_weights {version}"))
@@ -178,8 +178,8 @@ def test_out_of_memory_ends_the_run_in_words_and_the_next_start_goes_on(toy, tmp
 
 def test_the_key_that_is_named_is_the_one_that_counts(toy, tmp_path):
     """Of rows and tokens, in each pass of each model."""
+    from steepest.assembly.roles import build_models
     from steepest.config.plan import make_plan
-    from steepest.trainer.build_models import build_models
     from steepest.training.checkpoint import FROM_NOTHING
 
     def keys(*more):

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from steepest.console import say
-from steepest.cores import cores_by_affinity
-from steepest.trainer.threads import adapts, gnu_openmp
+from steepest.process.cores import cores_by_affinity
+from steepest.process.threads import adapts, gnu_openmp
 
 EVERY, CROWDED, FREE, PATIENCE = 0.5, 0.1, 0.03, 4
 """Looks are EVERY so many seconds. Above CROWDED waiting threads sleep; below FREE in PATIENCE looks in a row they spin

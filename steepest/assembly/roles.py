@@ -9,20 +9,7 @@ from pathlib import Path
 
 import torch
 
-from steepest.config.plan import Plan
-from steepest.config.schema import Config, CriticConfig
-from steepest.config.schema_model import OptimConfig
-from steepest.core.policy_losses import POLICY_LOSSES
-from steepest.devices.api import Device
-from steepest.devices.malloc import give_back_freed
-from steepest.models.causal_lm import CausalLM
-from steepest.models.held import hold_in_bf16
-from steepest.models.load import load_causal_lm
-from steepest.models.lora_models import LoraCausalLM
-from steepest.models.value_head import ValueModel
-from steepest.registry import with_options
-from steepest.trainer.adapters import halves_base, load_critic, load_policy
-from steepest.trainer.compute import (
+from steepest.assembly.compute import (
     ACTOR_MODEL,
     CRITIC_MODEL,
     FORWARD_KEYS,
@@ -32,8 +19,19 @@ from steepest.trainer.compute import (
     overrides,
     shares_prompts,
 )
-from steepest.trainer.correction import bypass_loss
-from steepest.training.actor import Actor, ActorLossSettings, Choice, PolicyLoss
+from steepest.assembly.lora import halves_base, load_critic, load_policy
+from steepest.assembly.policy_loss import build_policy_loss
+from steepest.config.plan import Plan
+from steepest.config.schema import Config, CriticConfig
+from steepest.config.schema_model import OptimConfig
+from steepest.devices.api import Device
+from steepest.models.causal_lm import CausalLM
+from steepest.models.held import hold_in_bf16
+from steepest.models.load import load_causal_lm
+from steepest.models.lora_models import LoraCausalLM
+from steepest.models.value_head import ValueModel
+from steepest.process.malloc import give_back_freed
+from steepest.training.actor import Actor, ActorLossSettings
 from steepest.training.checkpoint import Start
 from steepest.training.critic import Critic, CriticLossSettings
 from steepest.training.micro_batches import MicroBatches
@@ -106,28 +104,6 @@ def build_models(config: Config, plan: Plan, start: Start, folders: Mapping[str,
             critic.load_optimizer(start.checkpoint / "critic")
     give_back_freed()
     return Models(actor, critic, reference)
-
-
-def build_policy_loss(config: Config) -> tuple[PolicyLoss, Choice | None]:
-    """The policy loss with its options, and how it picks tokens over a whole mini-batch, if it does."""
-    if (bypass := bypass_loss(config)) is not None:
-        return bypass, None
-    actor = config.actor_rollout_ref.actor
-    options = {
-        "clip_ratio_low": actor.clip_ratio_low,
-        "clip_ratio_high": actor.clip_ratio_high,
-        "clip_ratio_c": actor.clip_ratio_c,
-        "tau_pos": actor.tau_pos,
-        "tau_neg": actor.tau_neg,
-        "clip_cov_ratio": actor.policy_loss.clip_cov_ratio,
-        "clip_cov_lb": actor.policy_loss.clip_cov_lb,
-        "clip_cov_ub": actor.policy_loss.clip_cov_ub,
-        "kl_cov_ratio": actor.policy_loss.kl_cov_ratio,
-        "ppo_kl_coef": actor.policy_loss.ppo_kl_coef,
-    }
-    entry = POLICY_LOSSES.get(actor.policy_loss.loss_mode)
-    choose = entry.facts.get("choose")
-    return with_options(entry.value, options), None if choose is None else with_options(choose, options)
 
 
 def build_actor(config: Config, plan: Plan, policy: CausalLM, compute: ComputeSettings) -> Actor:

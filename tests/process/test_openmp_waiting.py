@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from steepest.config.load import load_config, load_sft_config
-from steepest.cores import cores_by_affinity
-from steepest.trainer import job, sft, waiting
-from steepest.trainer.entry import SPIN_COUNT, waiting_defaults
-from steepest.trainer.threads import gnu_openmp
-from steepest.trainer.waiting import Crowd, Waiting, longest, waits
+from steepest.process import openmp_waiting
+from steepest.process.cores import cores_by_affinity
+from steepest.process.entry import SPIN_COUNT, waiting_defaults
+from steepest.process.openmp_waiting import Crowd, Waiting, longest, waits
+from steepest.process.threads import gnu_openmp
+from steepest.trainer import job, sft
 from tests.trainer.toy import make_toy, toy_overrides
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +29,10 @@ needs_two_cores = pytest.mark.skipif(
 
 START = """
 import json, os, resource, subprocess, sys, threading, time
-import steepest.trainer.entry
+import steepest.process.entry
 import torch
-from steepest.trainer import threads, waiting
+from steepest.process import threads
+from steepest.process import openmp_waiting
 
 def sleeps():
     '''How often the threads beside this one went to sleep during 2000 parallel operations; not on this one's core.'''
@@ -81,7 +83,7 @@ def look():
     seen.append([torch.get_num_threads(), *numbers])
     made.append([torch.get_num_threads(), (x @ y).sum().item(), x.sum().item(), x.exp().mean().item()])
 
-watched, told = waiting.Waiting(), {"adapts": threads.adapts(), "says": threads.describe_threads()}
+watched, told = openmp_waiting.Waiting(), {"adapts": threads.adapts(), "says": threads.describe_threads()}
 for tell in (watched.spin, watched.sleep, watched.sleep, watched.spin, watched.sleep, watched.spin):
     tell()
     look()
@@ -107,7 +109,7 @@ print(json.dumps({"counts": counts, "made": made, "seen": seen, **told}))
 )
 def test_where_the_user_chose_or_nothing_waits_nobody_looks(variables: dict[str, str]):
     found = run(
-        "with waiting.adaptive_waiting() as made:\n"
+        "with openmp_waiting.adaptive_waiting() as made:\n"
         "    print(json.dumps({'adapts': threads.adapts(), 'made': made, 'python': threading.active_count()}))",
         **variables,
     )
@@ -117,7 +119,7 @@ def test_where_the_user_chose_or_nothing_waits_nobody_looks(variables: dict[str,
 @needs_two_cores
 def test_a_process_that_cannot_open_files_is_warned_and_goes_on():
     found = run("""
-with waiting.adaptive_waiting() as watched:
+with openmp_waiting.adaptive_waiting() as watched:
     watched.sleep()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
@@ -134,7 +136,7 @@ print(json.dumps({"asleep": watched.asleep, "python": threading.active_count(), 
 @needs_two_cores
 def test_a_process_ends_in_the_midst_of_it():
     found = run("""
-watched = waiting.Waiting().__enter__()
+watched = openmp_waiting.Waiting().__enter__()
 watched.sleep()
 print(json.dumps({"asleep": watched.asleep, "python": threading.active_count()}), flush=True)
 """)
@@ -146,7 +148,7 @@ print(json.dumps({"asleep": watched.asleep, "python": threading.active_count()})
 def test_beside_a_busy_process_threads_sleep_and_after_it_they_spin():
     """As many busy processes as cores, so that each thread has to share."""
     found = run("""
-with waiting.adaptive_waiting() as watched:
+with openmp_waiting.adaptive_waiting() as watched:
     awake, asleep = (lambda: not watched.asleep), (lambda: watched.asleep)
     told = {"quiet": any(until(awake, 5) and not until(asleep, 3) for _ in range(6))}
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
@@ -206,7 +208,7 @@ def test_every_job_looks_while_it_runs(kind: str, tmp_path: Path, monkeypatch: p
         raise ZeroDivisionError
 
     toy = make_toy(tmp_path / "toy", num_rows=128)
-    monkeypatch.setattr(waiting, "adapts", lambda: True)
+    monkeypatch.setattr(openmp_waiting, "adapts", lambda: True)
     with pytest.raises(ZeroDivisionError):
         if kind == "ppo":
             monkeypatch.setattr(job.Job, "run", fail)
@@ -224,6 +226,6 @@ def test_every_job_looks_while_it_runs(kind: str, tmp_path: Path, monkeypatch: p
 def test_the_team_is_large_enough_for_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch):
     # the main thread's team and the idle one share nothing: threads + size - 1 must be above the cores
     for threads, cores, size in ((2, 2, 2), (4, 8, 6), (8, 8, 2)):
-        monkeypatch.setattr(waiting.torch, "get_num_threads", lambda threads=threads: threads)
-        monkeypatch.setattr(waiting, "cores_by_affinity", lambda cores=cores: cores)
+        monkeypatch.setattr(openmp_waiting.torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(openmp_waiting, "cores_by_affinity", lambda cores=cores: cores)
         assert Waiting()._size == size and threads + size - 1 == cores + 1

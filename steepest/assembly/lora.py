@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from steepest.assembly.compute import CRITIC_MODEL, compute_dtype, overrides
 from steepest.config.schema import Config
 from steepest.config.schema_model import CriticModelConfig, ModelConfig
 from steepest.devices.api import Device
@@ -15,7 +16,6 @@ from steepest.models.load import load_causal_lm, load_value_model
 from steepest.models.lora import BaseModel, LoraSettings
 from steepest.models.lora_models import FrozenValueModel, LoraCausalLM
 from steepest.models.value_head import ValueModel
-from steepest.trainer.compute import CRITIC_MODEL, compute_dtype, overrides
 from steepest.training.checkpoint import Start
 
 

@@ -10,7 +10,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from steepest.devices.malloc import keep_freed_memory
+from steepest.process.malloc import keep_freed_memory
 kept = keep_freed_memory() if {keep} else None
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -42,7 +42,7 @@ def test_tensors_of_64_mib_fault_once_and_not_for_each_operation():
 GIVEN_BACK = """
 import torch
 from contextlib import nullcontext
-from steepest.devices.malloc import given_back_when_freed, keep_freed_memory
+from steepest.process.malloc import given_back_when_freed, keep_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) // 256
@@ -71,7 +71,7 @@ def test_what_is_given_up_as_a_whole_goes_back_to_the_system(apart):
 TRIMMED = """
 import torch
 from steepest.devices.cpu import CPUDevice
-from steepest.devices.malloc import keep_freed_memory
+from steepest.process.malloc import keep_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) // 256

@@ -19,7 +19,7 @@ SCHEDSTAT = Path("/proc/self/schedstat")
 
 
 def waiting_defaults(environment: Mapping[str, str], schedstat: Path = SCHEDSTAT) -> dict[str, str]:
-    """What to set so that waiting threads behave as `steepest/trainer/waiting.py` tells; nothing where the user did.
+    """Variables that make waiting threads behave as `process/openmp_waiting.py` describes; empty if the user set one.
 
     Where the kernel keeps no account of threads that wait for a core, nobody would notice others on the cores: there
     waiting threads sleep at once.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from steepest.errors import ConfigError, DeviceError
-from steepest.trainer.entry import describe, guarded, run_entry, waiting_defaults
+from steepest.process.entry import describe, guarded, run_entry, waiting_defaults
 
 
 def test_main_gets_the_arguments_and_its_code_is_the_exit_code() -> None:
@@ -113,7 +113,7 @@ def test_how_threads_wait_is_set_where_the_user_did_not(
     ],
 )
 def test_a_command_has_it_in_its_environment(first: str, given: dict[str, str], found: dict[str, str] | None) -> None:
-    code = f"{first}import steepest.trainer.entry, os, json; print(json.dumps([os.environ.get(n) for n in {[*BOTH]}]))"
+    code = f"{first}import steepest.process.entry, os, json; print(json.dumps([os.environ.get(n) for n in {[*BOTH]}]))"
     env = {name: value for name, value in os.environ.items() if name not in BOTH} | given
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     want = waiting_defaults({}) if found is None else found
