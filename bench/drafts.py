@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from steepest.core.log_probs import CHUNK_LOGITS
 from steepest.rollout.api import Completion, SamplingParams
 from steepest.rollout.builtin import engine as engine_module
+from steepest.rollout.builtin.generation import Generation
 from steepest.rollout.builtin.kv_cache import KVCache, _WriteIndices
-from steepest.rollout.builtin.run import Run
 from steepest.rollout.builtin.sampler import _mix
 from steepest.rollout.builtin.scheduler import Group
 
@@ -122,8 +122,8 @@ class ExtendContext:
         return out.transpose(1, 2)[self.row, self.place].to(query.dtype)
 
 
-class DraftRun(Run):
-    """A Run with racing noise, which checks drafts right after the prompts."""
+class DraftRun(Generation):
+    """A Generation with racing noise, which checks drafts right after the prompts."""
 
     def __init__(self, *args: Any, seeds: Sequence[int], drafts: Drafts, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -198,9 +198,9 @@ class DraftEngine(engine_module.BuiltinEngine):
             self.run = DraftRun(*args, seeds=seeds, drafts=drafts)
             return self.run
 
-        plain = engine_module.Run
-        engine_module.Run = make  # type: ignore[misc, assignment]
+        plain = engine_module.Generation
+        engine_module.Generation = make  # type: ignore[misc, assignment]
         try:
             return self.generate(prompts, sampling)
         finally:
-            engine_module.Run = plain  # type: ignore[misc]
+            engine_module.Generation = plain  # type: ignore[misc]

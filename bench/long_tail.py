@@ -39,7 +39,7 @@ from steepest.models.attention import PackedContext
 from steepest.models.causal_lm import CausalLM
 from steepest.models.load import end_token_ids, load_causal_lm, load_tokenizer
 from steepest.rollout.api import Completion, SamplingParams
-from steepest.rollout.builtin.run import Run
+from steepest.rollout.builtin.generation import Generation
 
 Answers = list[list[Completion]]
 
@@ -52,15 +52,15 @@ class Steps:
 
     def watch(self) -> None:
         """Time every decoding step of the builtin engine from now on."""
-        decode = Run._decode
+        decode = Generation._decode
 
-        def timed(run: Run) -> None:
+        def timed(run: Generation) -> None:
             rows, position = run._n, float(run._position[: run._n].float().mean())
             start = time.process_time()
             decode(run)
             self.seen.append((rows, position, time.process_time() - start))
 
-        Run._decode = timed  # type: ignore[method-assign]
+        Generation._decode = timed  # type: ignore[method-assign]
 
     def fit(self) -> tuple[float, float, float]:
         """Seconds a step, a row, and a row and position."""

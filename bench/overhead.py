@@ -109,9 +109,9 @@ def put_clock_around_models(clock: Clock) -> None:
     """Every way into a model, and out of it backwards."""
     import torch
 
+    from steepest.learner.optim import Optimizer
     from steepest.models import causal_lm, value_head
     from steepest.rollout.builtin import network
-    from steepest.training.optim import Optimizer
 
     for module in (causal_lm, value_head):
         clock.around(module, "run_backbone")
@@ -128,9 +128,10 @@ def put_clock_around_models(clock: Clock) -> None:
 def measure(overrides: list[str], skip: int) -> Split:
     """Run the job that the overrides describe with every part split."""
     from steepest.config.load import load_config
-    from steepest.trainer import build, job
-    from steepest.trainer.ppo import Timer
-    from steepest.trainer.run import Run
+    from steepest.trainer import build_step
+    from steepest.trainer.jobs import ppo
+    from steepest.trainer.loop import Timer
+    from steepest.trainer.run.hooks import Run
 
     clock = Clock()
     put_clock_around_models(clock)
@@ -146,9 +147,9 @@ def measure(overrides: list[str], skip: int) -> Split:
         with split.part("log"):
             inner(self, *args)
 
-    build.Timer = SplitTimer  # type: ignore[misc]
+    build_step.Timer = SplitTimer  # type: ignore[misc]
     Run.log = log  # type: ignore[method-assign]
-    job.run_ppo(load_config(overrides))
+    ppo.run_ppo(load_config(overrides))
     return split
 
 
@@ -160,7 +161,7 @@ def as_started() -> None:
 
 def prepare(folder: Path) -> list[str]:
     """The quickstart's data and its model after the warm-up, made once; the overrides of its PPO job."""
-    from steepest.trainer import quickstart
+    from steepest.trainer.jobs import quickstart
 
     settings = quickstart.Settings(folder=str(folder))
     warm = folder / "warm"

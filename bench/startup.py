@@ -54,7 +54,7 @@ def start(words: list[str], folder: Path, environment: dict[str, str]) -> dict[s
 
 def slowest_imports(number: int = 25) -> str:
     """Modules whose import, with all that it imports, takes longest."""
-    code = "import steepest.trainer.main_ppo, steepest.trainer.job"
+    code = "import steepest.trainer.main_ppo, steepest.trainer.jobs.ppo"
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
     rows = [line.removeprefix("import time:").split("|") for line in done.stderr.splitlines() if "|" in line]
     found = sorted(((int(c), name.strip()) for _, c, name in rows if c.strip().isdigit()), reverse=True)

@@ -59,7 +59,7 @@ def quickstart(
     """
 
     def call() -> int | None:
-        from steepest.trainer.quickstart import main as run
+        from steepest.trainer.jobs.quickstart import main as run
 
         return run(seed=seed, folder=folder, algorithm=algorithm)
 
@@ -117,7 +117,7 @@ def export(
     """
 
     def call() -> None:
-        from steepest.trainer.export import export as run
+        from steepest.trainer.jobs.export import export as run
 
         typer.echo(f"wrote {run(source, to, as_adapter=adapter, base=base, trust_remote_code=trust_remote_code)}")
 

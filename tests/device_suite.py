@@ -10,16 +10,16 @@ import torch
 
 from steepest.config.load import load_config
 from steepest.devices import select_device
+from steepest.learner.optim import Optimizer, OptimSettings
+from steepest.learner.trainable import ComputeSettings
 from steepest.models.attention import PackedContext
 from steepest.models.causal_lm import CausalLM
 from steepest.models.varlen import VarlenContext, choose_attention
 from steepest.process.entry import run_entry
-from steepest.trainer.job import run_ppo
+from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.main_ppo import main
-from steepest.training.optim import Optimizer, OptimSettings
-from steepest.training.trainable import ComputeSettings
+from tests.learner.helpers import make_actor, make_batch, policy
 from tests.trainer.toy import make_toy, toy_overrides
-from tests.training.helpers import make_actor, make_batch, policy
 
 LENGTHS = (70, 3, 50, 1, 33, 68)
 SHORT = (

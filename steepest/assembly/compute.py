@@ -11,10 +11,10 @@ from steepest.config.schema_model import CriticModelConfig, ModelConfig
 from steepest.config.schema_sft import SFTConfig
 from steepest.devices.api import Device
 from steepest.errors import ConfigError
+from steepest.learner.micro_batches import MicroBatches
+from steepest.learner.trainable import ComputeSettings
 from steepest.models.shared_prompts import DEVICE as SHARED_PROMPTS_DEVICE
 from steepest.models.varlen import OVERRIDE, Attention, choose_attention
-from steepest.training.micro_batches import MicroBatches
-from steepest.training.trainable import ComputeSettings
 
 ACTOR_MODEL, CRITIC_MODEL, SFT_MODEL = "actor_rollout_ref.model", "critic.model", "model"
 """Sections of the configuration with a model."""

@@ -10,11 +10,11 @@ import torch
 from steepest.assembly.compute import compute_dtype
 from steepest.config.schema import Config
 from steepest.devices.api import Accelerator, Device
+from steepest.learner.actor import Actor
+from steepest.learner.rng import rng_state, set_rng_state
 from steepest.models.load import end_token_ids
 from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine
 from steepest.rollout.vllm import VLLMSettings
-from steepest.training.actor import Actor
-from steepest.training.rng import rng_state, set_rng_state
 
 
 def longest_sequence(config: Config) -> int:

@@ -9,14 +9,14 @@ from steepest.config.schema import Config
 from steepest.config.schema_model import CriticModelConfig, ModelConfig
 from steepest.devices.api import Device
 from steepest.errors import CheckpointError
+from steepest.learner.checkpoint import Start
 from steepest.models import lora
+from steepest.models.bf16_storage import hold_in_bf16
 from steepest.models.causal_lm import CausalLM
-from steepest.models.held import hold_in_bf16
 from steepest.models.load import load_causal_lm, load_value_model
 from steepest.models.lora import BaseModel, LoraSettings
 from steepest.models.lora_models import FrozenValueModel, LoraCausalLM
 from steepest.models.value_head import ValueModel
-from steepest.training.checkpoint import Start
 
 
 def lora_settings(model: ModelConfig | CriticModelConfig, section: str) -> LoraSettings | None:

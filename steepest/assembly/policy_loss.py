@@ -8,8 +8,8 @@ from steepest.config.schema import Config
 from steepest.config.thresholds import read_band
 from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.core.rollout_correction import Weighting, bypass_reinforce
+from steepest.learner.actor import Choice, PolicyLoss
 from steepest.registry import with_options
-from steepest.training.actor import Choice, PolicyLoss
 
 
 def build_policy_loss(config: Config) -> tuple[PolicyLoss, Choice | None]:

@@ -25,21 +25,21 @@ from steepest.config.plan import Plan
 from steepest.config.schema import Config, CriticConfig
 from steepest.config.schema_model import OptimConfig
 from steepest.devices.api import Device
+from steepest.learner.actor import Actor, ActorLossSettings
+from steepest.learner.checkpoint import Start
+from steepest.learner.critic import Critic, CriticLossSettings
+from steepest.learner.micro_batches import MicroBatches
+from steepest.learner.mini_batches import UpdateSettings
+from steepest.learner.optim import OptimSettings
+from steepest.learner.reference import BaseReference, ReadingReference, Reference
+from steepest.learner.shared_critic import AdapterCritic, HeadCritic
+from steepest.learner.trainable import ComputeSettings
+from steepest.models.bf16_storage import hold_in_bf16
 from steepest.models.causal_lm import CausalLM
-from steepest.models.held import hold_in_bf16
 from steepest.models.load import load_causal_lm
 from steepest.models.lora_models import LoraCausalLM
 from steepest.models.value_head import ValueModel
 from steepest.process.malloc import give_back_freed
-from steepest.training.actor import Actor, ActorLossSettings
-from steepest.training.checkpoint import Start
-from steepest.training.critic import Critic, CriticLossSettings
-from steepest.training.micro_batches import MicroBatches
-from steepest.training.mini_batches import UpdateSettings
-from steepest.training.optim import OptimSettings
-from steepest.training.reference import BaseReference, ReadingReference, Reference
-from steepest.training.shared_critic import AdapterCritic, HeadCritic
-from steepest.training.trainable import ComputeSettings
 
 
 def optim_settings(optim: OptimConfig, *, total_steps: int, warmup_steps: int) -> OptimSettings:

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from steepest.config.refused import Refusal, find
 from steepest.config.tree import Leaf
+from steepest.config.verl_keys import Refusal, find
 
 
 @dataclass(frozen=True)

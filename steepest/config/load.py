@@ -24,7 +24,6 @@ from omegaconf.errors import OmegaConfBaseException
 from steepest.config import (
     describe,
     no_effect,
-    refused,
     resolve,
     rules,
     rules_advantages,
@@ -33,6 +32,7 @@ from steepest.config import (
     rules_policy_loss,
     rules_reward,
     tree,
+    verl_keys,
 )
 from steepest.config.arguments import COMMAND_LINE, Arguments, Assignment, read_arguments
 from steepest.config.environment import SWITCHES
@@ -62,7 +62,7 @@ class Job(Generic[ConfigT]):
 PPO_JOB = Job(
     Config,
     "steepest.trainer.main_ppo",
-    KeyBook(tree.leaves(Config), refused.REFUSED, refused.NO_EFFECT, refused.ALIASES),
+    KeyBook(tree.leaves(Config), verl_keys.REFUSED, verl_keys.NO_EFFECT, verl_keys.ALIASES),
     resolve.resolve_ppo,
     [
         *rules.PPO_RULES,
@@ -78,7 +78,7 @@ PPO_JOB = Job(
 SFT_JOB = Job(
     SFTConfig,
     "steepest.trainer.main_sft",
-    KeyBook(tree.leaves(SFTConfig), refused.SFT_REFUSED, refused.SFT_NO_EFFECT),
+    KeyBook(tree.leaves(SFTConfig), verl_keys.SFT_REFUSED, verl_keys.SFT_NO_EFFECT),
     resolve.resolve_sft,
     [*rules.SFT_RULES, *rules_lora.SFT_LORA_RULES],
     no_effect.SFT_IDLE,

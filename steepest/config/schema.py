@@ -3,7 +3,7 @@
 The tree is verl's (`data`, `actor_rollout_ref`, `critic`, `algorithm`, `trainer`, ...). `None` (null) means: derived
 from other keys by resolve.py when the configuration is loaded; the loaded Config holds the derived value.
 Sections with many keys are in the schema_*.py files beside this one. Keys of verl's that are in none of them are in
-refused.py. docs/configuration.md is generated from these files.
+verl_keys.py. docs/configuration.md is generated from these files.
 """
 
 from __future__ import annotations

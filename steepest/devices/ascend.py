@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from steepest.checks import Check
-from steepest.devices import hiding
+from steepest.devices import hide_torch_npu
 from steepest.versions import UNKNOWN, build, installed, public, release, satisfies
 
 PACKAGES = ("torch", "torch-npu", "vllm", "vllm-ascend", "triton-ascend", "transformers")
@@ -96,7 +96,7 @@ CANN_OF = {
 
 def has_torch_npu() -> bool:
     """Whether the package is there, working or not."""
-    return hiding.present()
+    return hide_torch_npu.present()
 
 
 def source_command() -> str:

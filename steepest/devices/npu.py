@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from steepest.checks import Check
-from steepest.devices import ascend, hiding
+from steepest.devices import ascend, hide_torch_npu
 from steepest.devices.api import DEVICES, Accelerator, VarlenAttention, visible_devices
 from steepest.devices.ascend import CPU_INDEX, cann_version, source_command
 from steepest.devices.checks import device_files, waits_for_every_kernel
-from steepest.devices.hiding import PACKAGE
+from steepest.devices.hide_torch_npu import PACKAGE
 from steepest.versions import installed, public, release
 
 _CPU_RUN = "or use trainer.device=cpu."
@@ -50,7 +50,7 @@ class NPUDevice(Accelerator):
 
     def quick_look(self) -> str | None:
         """Importing torch_npu without a card changes torch for the whole process, so that even a CPU run fails."""
-        if not hiding.present():
+        if not hide_torch_npu.present():
             return (
                 "the package torch-npu is not installed; install it for your torch and CANN versions "
                 f"(pip install 'steepest[npu]'), {_CPU_RUN}"
@@ -64,7 +64,7 @@ class NPUDevice(Accelerator):
         return None
 
     def availability(self) -> str | None:
-        if not hiding.present():
+        if not hide_torch_npu.present():
             return self.quick_look()
         reason = _wrong_version() or _cannot_import()
         return reason or self._no_card()
@@ -97,7 +97,13 @@ class NPUDevice(Accelerator):
 
     def expected(self) -> str | None:
         files = device_files(f"/dev/{_DEVICE_FILES}")
-        return "the package torch-npu is installed" if hiding.present() else f"{files[0]} is there" if files else None
+        return (
+            "the package torch-npu is installed"
+            if hide_torch_npu.present()
+            else f"{files[0]} is there"
+            if files
+            else None
+        )
 
     def version_checks(self) -> list[Check]:
         return ascend.version_checks(ascend.installed_versions())
@@ -149,11 +155,11 @@ def hide_unusable(wanted: str | None = None) -> None:
     end a CPU run too. `wanted` is trainer.device: a run that names another device does without torch_npu altogether.
     Hidden means that `import torch_npu` finds nothing. `NPUDevice.availability` looks behind it.
     """
-    if PACKAGE in sys.modules or not hiding.present():
+    if PACKAGE in sys.modules or not hide_torch_npu.present():
         return
     others = wanted is not None and wanted.partition(":")[0] != NPUDevice.name
     if others or NPUDevice().quick_look() is not None or _cannot_import() is not None:
-        hiding.hide()
+        hide_torch_npu.hide()
 
 
 def _wrong_version() -> str | None:
@@ -170,7 +176,7 @@ def _wrong_version() -> str | None:
 
 def _cannot_import() -> str | None:
     """Import torch_npu; what is wrong if that fails, as a sentence with its remedy."""
-    with hiding.unhidden():
+    with hide_torch_npu.unhidden():
         try:
             importlib.import_module(PACKAGE)
         except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ from functools import partial, update_wrapper
 from steepest import __version__
 from steepest.checks import Check
 from steepest.doctor import device, engines, environment, hubs, machine, packages
-from steepest.doctor.ask import Answers, Probe
+from steepest.doctor.probe_client import Answers, Probe
 from steepest.doctor.report import Report, group
 from steepest.doctor.text import show
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from steepest.checks import Check
-from steepest.doctor.ask import Answers
 from steepest.doctor.machine import gib
+from steepest.doctor.probe_client import Answers
 from steepest.doctor.report import ok, problem, warning
 from steepest.versions import installed
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 
 from steepest.checks import Check
-from steepest.doctor.ask import Answers
+from steepest.doctor.probe_client import Answers
 from steepest.doctor.report import ok, problem, warning
 from steepest.versions import installed
 

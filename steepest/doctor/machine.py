@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from steepest.checks import Check
-from steepest.doctor.ask import Answers
+from steepest.doctor.probe_client import Answers
 from steepest.doctor.report import ok, problem, warning
 from steepest.process.cores import usable_cores
 

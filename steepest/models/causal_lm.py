@@ -17,9 +17,9 @@ from steepest.core.log_probs import token_log_probs
 from steepest.errors import ModelError
 from steepest.models.attention import IMPLEMENTATION, SUPPORTED, AttentionContext
 from steepest.models.flops import count_backbone, count_head
-from steepest.models.fuse import fuse
+from steepest.models.fused.patch import fuse
+from steepest.models.hf_logging import quiet_transformers
 from steepest.models.packing import Packed
-from steepest.models.quiet import quiet_transformers
 from steepest.models.varlen import Attention
 
 

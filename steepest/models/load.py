@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 from steepest.errors import ModelError
 from steepest.hub import local_model
 from steepest.models.causal_lm import CausalLM
-from steepest.models.quiet import quiet_transformers
+from steepest.models.hf_logging import quiet_transformers
 from steepest.models.self_check import check_backbone, check_causal_lm
 from steepest.models.value_head import ValueModel, find_head
 from steepest.registry import nearest

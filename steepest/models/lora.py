@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from steepest.errors import CheckpointError, ModelError
 from steepest.models.flops import forget
-from steepest.models.lora_product import fuse
+from steepest.models.fused.lora import fuse
 from steepest.registry import nearest
 
 ALL_LINEAR = "all-linear"

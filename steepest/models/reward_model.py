@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from steepest.errors import ModelError
+from steepest.models.hf_logging import quiet_transformers
 from steepest.models.load import load_tokenizer
-from steepest.models.quiet import quiet_transformers
 from steepest.registry import nearest
 
 Messages = Sequence[Mapping[str, Any]]

@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from steepest.models.quiet import quiet_transformers
+from steepest.models.hf_logging import quiet_transformers
 
 PIECES = r" ?[0-9]+| ?[A-Za-z]+| ?#+|\n| ?[^\sA-Za-z0-9#]"
 """One token each: a number, a word or a run of '#' with the blank before it, a line break, one other character."""

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from steepest.models.causal_lm import check_length, run_backbone, save_folder, set_packed_attention
 from steepest.models.flops import count_head
-from steepest.models.fuse import fuse
+from steepest.models.fused.patch import fuse
 from steepest.models.packing import Packed
 from steepest.models.varlen import Attention
 

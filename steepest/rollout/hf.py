@@ -15,7 +15,7 @@ from steepest.devices.memory import GOES_ON, memory_guard
 from steepest.errors import RolloutError
 from steepest.models.attention import attention_implementation
 from steepest.models.causal_lm import CausalLM
-from steepest.models.quiet import quiet_transformers
+from steepest.models.hf_logging import quiet_transformers
 from steepest.rollout.api import Completion, SamplingParams, check_prompts
 
 

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from steepest.devices import hide_unusable
 
     hide_unusable(config.trainer.device)  # before transformers is imported
-    from steepest.trainer.job import run_ppo
+    from steepest.trainer.jobs.ppo import run_ppo
 
     laps.lap("imports")
     run_ppo(config, laps)

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from steepest.devices import hide_unusable
 
     hide_unusable(config.trainer.device)  # before transformers is imported
-    from steepest.trainer.sft import run_sft
+    from steepest.trainer.jobs.sft import run_sft
 
     run_sft(config)
     return 0

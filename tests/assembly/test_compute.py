@@ -13,12 +13,12 @@ from steepest.devices import CPUDevice, MemoryStats
 from steepest.models.causal_lm import CausalLM
 from steepest.process.entry import run_entry
 from steepest.rollout import vllm_versions
-from steepest.trainer.job import run_ppo
+from steepest.trainer.jobs.ppo import run_ppo
+from steepest.trainer.loop import Timer
 from steepest.trainer.main_ppo import main
 from steepest.trainer.main_sft import main as main_sft
-from steepest.trainer.metrics import memory_metrics
-from steepest.trainer.ppo import Timer
-from tests.trainer.test_resume_run import weights
+from steepest.trainer.run.metrics import memory_metrics
+from tests.trainer.run.test_resume import weights
 from tests.trainer.toy import make_toy, toy_overrides
 
 KEY = "actor_rollout_ref.model.override_config.attn_implementation"
@@ -129,7 +129,7 @@ def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_w
     from types import SimpleNamespace
 
     from steepest.assembly.roles import Models
-    from steepest.trainer import build
+    from steepest.trainer import build_step
 
     calls = []
     engine = SimpleNamespace(load_weights=lambda version: calls.append(f"load_weights {version}"))
@@ -143,7 +143,7 @@ def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_w
         plan = SimpleNamespace(old_log_probs="pass", sums_squares=False)
         models = Models(SimpleNamespace(model=None), None, None)
         made = {"generate": None, "score": None, "engine": engine, "device": Card(), "limit": 1.0}
-        return build.build_step(config, plan, models, None, **made)
+        return build_step.build_step(config, plan, models, None, **made)
 
     step("actor_rollout_ref.rollout.free_cache_engine=True").publish_weights(3)
     assert calls == ["empty_cache", "load_weights 3"]
@@ -180,7 +180,7 @@ def test_the_key_that_is_named_is_the_one_that_counts(toy, tmp_path):
     """Of rows and tokens, in each pass of each model."""
     from steepest.assembly.roles import build_models
     from steepest.config.plan import make_plan
-    from steepest.training.checkpoint import FROM_NOTHING
+    from steepest.learner.checkpoint import FROM_NOTHING
 
     def keys(*more):
         config = load_config(toy_overrides(toy, tmp_path, *more))

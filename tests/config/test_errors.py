@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steepest.config import load as load_module
-from steepest.config import refused, tree
+from steepest.config import tree, verl_keys
 from steepest.config.load import PPO_JOB, SFT_JOB, load_config, load_sft_config
 from steepest.config.schema import Config
 from steepest.errors import ConfigError
@@ -623,13 +623,13 @@ def test_true_is_not_one() -> None:
 
 def test_every_key_of_verl_is_ours_or_answered_by_name() -> None:
     lines = Path(__file__).with_name("verl_keys.txt").read_text().splitlines()
-    keys = [key for line in lines if line and not line.startswith("#") for key in refused.expand(line)]
+    keys = [key for line in lines if line and not line.startswith("#") for key in verl_keys.expand(line)]
     assert len(keys) > 400 and len(set(keys)) == len(keys)
     book = PPO_JOB.book
     strangers = []
     for key in keys:
         known = book.leaf_of(book.aliases.get(key, key))[0] is not None or book.is_ignored(key)
-        if not known and refused.find(refused.REFUSED, key) is None:
+        if not known and verl_keys.find(verl_keys.REFUSED, key) is None:
             strangers.append(key)
     assert strangers == []
 

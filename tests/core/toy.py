@@ -17,10 +17,10 @@ from torch import Tensor
 
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS, AdvantageInputs
 from steepest.core.aggregation import LossDenominators, aggregate
-from steepest.core.curation import draw_rows, in_varied_groups, pf_ppo_weights
 from steepest.core.masked import whiten
 from steepest.core.policy_losses import POLICY_LOSSES, LossInputs
 from steepest.core.rollout_correction import Rejection, Weighting, bypass_reinforce, correct
+from steepest.core.row_selection import draw_rows, in_varied_groups, pf_ppo_weights
 from steepest.core.value_losses import clipped_value_loss
 
 DIGITS, END, WIDTH, ROLLOUTS = 8, 8, 3, 8

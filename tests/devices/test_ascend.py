@@ -172,11 +172,11 @@ def test_waiting_for_every_kernel_is_a_warning(monkeypatch: pytest.MonkeyPatch) 
 def test_what_points_to_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CPUDevice().expected() is None
     monkeypatch.setattr("steepest.devices.checks.glob", lambda pattern: [])
-    monkeypatch.setattr("steepest.devices.hiding.present", lambda: False)
+    monkeypatch.setattr("steepest.devices.hide_torch_npu.present", lambda: False)
     assert CUDADevice().expected() is None and NPUDevice().expected() is None
     monkeypatch.setattr("steepest.devices.checks.glob", lambda pattern: [pattern.replace("[0-9]*", "3")])
     assert CUDADevice().expected() == "/dev/kfd is there" and NPUDevice().expected() == "/dev/davinci3 is there"
-    monkeypatch.setattr("steepest.devices.hiding.present", lambda: True)
+    monkeypatch.setattr("steepest.devices.hide_torch_npu.present", lambda: True)
     assert NPUDevice().expected() == "the package torch-npu is installed"
 
 

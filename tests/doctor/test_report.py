@@ -9,7 +9,7 @@ import time
 import pytest
 
 from steepest.checks import Check
-from steepest.doctor.ask import Probe
+from steepest.doctor.probe_client import Probe
 from steepest.doctor.report import Group, Report, group, ok, problem, warning
 from steepest.doctor.text import render, show
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from steepest.errors import CheckpointError, ModelError
 from steepest.models import lora
 from steepest.models.attention import attention_implementation
+from steepest.models.bf16_storage import hold_in_bf16
 from steepest.models.causal_lm import CausalLM
-from steepest.models.held import hold_in_bf16
 from steepest.models.lora import BaseModel, LoraSettings
 from steepest.models.lora_models import ACTOR, CRITIC, FrozenValueModel, LoraCausalLM
 from steepest.models.packing import pack_sequences

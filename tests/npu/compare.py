@@ -68,7 +68,7 @@ def command(device: str, folder: Path, model: Path, data: Path, steps: int) -> l
 def make_inputs(folder: Path, sft_steps: int) -> tuple[Path, Path]:
     """(model folder, data folder): the quickstart's, smaller."""
     import steepest.process.entry  # noqa: F401  (sets how threads wait, before torch is loaded)
-    from steepest.trainer.quickstart import Settings, make_inputs, sft
+    from steepest.trainer.jobs.quickstart import Settings, make_inputs, sft
 
     sizes = {"num_train": 2048, "num_test": 64, "num_sft": 4096}
     settings = Settings(folder=str(folder / "inputs"), sft_steps=sft_steps, **sizes)

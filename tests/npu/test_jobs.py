@@ -12,11 +12,11 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from steepest.learner.trainable import ComputeSettings
 from steepest.loggers.rows import dumps
-from steepest.training.trainable import ComputeSettings
+from tests.learner.helpers import make_actor, make_batch
 from tests.npu.jobs import GRPO, ON_STAND_IN, Row, differences, make_task, needs_stand_in, ppo, sft
-from tests.trainer.test_resume_run import STATEFUL, metrics, weights
-from tests.training.helpers import make_actor, make_batch
+from tests.trainer.run.test_resume import STATEFUL, metrics, weights
 
 pytestmark = pytest.mark.npu
 
@@ -115,7 +115,7 @@ def test_the_random_states_of_the_device_are_in_the_checkpoint_and_come_back(
     import torch
 
     from steepest.devices import select_device
-    from steepest.training.rng import rng_state, set_rng_state
+    from steepest.learner.rng import rng_state, set_rng_state
 
     ppo(toy, tmp_path / "run", device, "trainer.total_training_steps=1", "trainer.save_freq=1")
     saved = json.loads((tmp_path / "run" / "global_step_1" / "trainer_state.json").read_text())["random"]

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from steepest.core.batch import Batch
+from steepest.learner import trainable
+from steepest.learner.actor import Actor, ActorLossSettings
+from steepest.learner.trainable import ComputeSettings
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin import engine as engine_module
 from steepest.rollout.builtin.engine import BuiltinEngine
-from steepest.training import trainable
-from steepest.training.actor import Actor, ActorLossSettings
-from steepest.training.trainable import ComputeSettings
-from tests.training.helpers import make_actor, make_batch, make_critic, policy, with_log_probs
+from tests.learner.helpers import make_actor, make_batch, make_critic, policy, with_log_probs
 
 pytestmark = pytest.mark.npu
 

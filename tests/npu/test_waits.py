@@ -13,16 +13,16 @@ import torch
 
 from steepest.core.batch import Batch
 from steepest.data.sft import SFTExample
+from steepest.learner.actor import ActorLossSettings
+from steepest.learner.micro_batches import MicroBatches
+from steepest.learner.optim import OptimSettings
+from steepest.learner.supervised import Supervised
+from steepest.learner.trainable import ComputeSettings
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from steepest.training.actor import ActorLossSettings
-from steepest.training.micro_batches import MicroBatches
-from steepest.training.optim import OptimSettings
-from steepest.training.sft_step import Supervised
-from steepest.training.trainable import ComputeSettings
+from tests.learner.helpers import VOCABULARY, make_actor, make_critic, policy, with_log_probs
 from tests.npu.jobs import needs_stand_in
 from tests.tiny import tiny_lm
-from tests.training.helpers import VOCABULARY, make_actor, make_critic, policy, with_log_probs
 
 pytestmark = [pytest.mark.npu, needs_stand_in]
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from steepest.core.curation import pf_ppo_weights
 from steepest.core.mismatch import off_policy_metrics
 from steepest.core.policy_losses import LossInputs
 from steepest.core.rollout_correction import REJECTIONS, Rejection, Weighting, bypass_reinforce, correct
+from steepest.core.row_selection import pf_ppo_weights
 from tests.parity import verl_side
 from tests.parity.batches import Rows, every_batch, rows
 from tests.parity.conftest import Parity

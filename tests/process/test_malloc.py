@@ -100,7 +100,7 @@ def test_an_environment_that_sets_the_allocator_is_left_alone():
 def test_a_job_on_the_cpu_keeps_its_memory(monkeypatch, tmp_path):
     from steepest.config.load import load_config
     from steepest.devices import cpu
-    from steepest.trainer.start import begin
+    from steepest.trainer.run.folder import begin
     from tests.config.commands import REQUIRED
 
     called = []

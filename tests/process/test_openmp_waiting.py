@@ -18,7 +18,7 @@ from steepest.process.cores import cores_by_affinity
 from steepest.process.entry import SPIN_COUNT, waiting_defaults
 from steepest.process.openmp_waiting import Crowd, Waiting, longest, waits
 from steepest.process.threads import gnu_openmp
-from steepest.trainer import job, sft
+from steepest.trainer.jobs import ppo, sft
 from tests.trainer.toy import make_toy, toy_overrides
 
 ROOT = Path(__file__).parents[2]
@@ -211,8 +211,8 @@ def test_every_job_looks_while_it_runs(kind: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(openmp_waiting, "adapts", lambda: True)
     with pytest.raises(ZeroDivisionError):
         if kind == "ppo":
-            monkeypatch.setattr(job.Job, "run", fail)
-            job.run_ppo(load_config(toy_overrides(toy, tmp_path / "run")))
+            monkeypatch.setattr(ppo.Job, "run", fail)
+            ppo.run_ppo(load_config(toy_overrides(toy, tmp_path / "run")))
         else:
             monkeypatch.setattr(sft, "_train", fail)
             rows = tmp_path / "rows.jsonl"

@@ -14,7 +14,7 @@ from steepest.errors import RolloutError
 from steepest.models.attention import attention_implementation
 from steepest.models.packing import pack_batch, scatter
 from steepest.rollout.api import SamplingParams
-from steepest.rollout.builtin import choice
+from steepest.rollout.builtin import choose_network
 from steepest.rollout.builtin.engine import BuiltinEngine
 from tests.tiny import END, FAMILIES, OTHER_END, random_ids, tiny_critic, tiny_lm
 
@@ -176,16 +176,16 @@ def test_dropping_rows_late_changes_nothing(ignore_eos):
     want = engine_for(model, max_num_seqs=9).generate(PROMPTS, sampling)
     from steepest.rollout.builtin import engine as module
 
-    class Late(module.Run):
+    class Late(module.Generation):
         def __init__(self, *args):
             super().__init__(*args)
             self._sync_every = 8
 
-    original, module.Run = module.Run, Late
+    original, module.Generation = module.Generation, Late
     try:
         got = engine_for(model, max_num_seqs=9).generate(PROMPTS, sampling)
     finally:
-        module.Run = original
+        module.Generation = original
     for mine, theirs in zip(flatten(got), flatten(want), strict=True):
         assert mine.token_ids == theirs.token_ids and mine.finish_reason == theirs.finish_reason
         assert mine.log_probs == pytest.approx(theirs.log_probs, abs=1e-5)
@@ -241,7 +241,7 @@ def test_after_an_update_greedy_tokens_are_those_of_a_fresh_engine(dtype):
 def test_stale_weights_are_refused_by_an_engine_with_a_copy_and_impossible_without(monkeypatch):
     model, sampling = tiny_lm(), SamplingParams(2)
     copying = [engine_for(model, dtype=torch.bfloat16), engine_for(model)]
-    monkeypatch.setattr(choice, "PACKED_SHARE", 0.0)  # no room for packed weights
+    monkeypatch.setattr(choose_network, "PACKED_SHARE", 0.0)  # no room for packed weights
     sharing = engine_for(model)
     assert sharing.shares_weights and not any(engine.shares_weights for engine in copying)
     for engine in copying:

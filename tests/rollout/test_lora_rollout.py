@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steepest.models.held import hold_in_bf16
+from steepest.models.bf16_storage import hold_in_bf16
 from steepest.models.lora import LoraSettings
 from steepest.models.lora_models import LoraCausalLM
 from steepest.models.packing import pack_sequences

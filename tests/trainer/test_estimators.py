@@ -9,8 +9,9 @@ from steepest.config.load import load_config
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch
 from steepest.loggers.jsonl import read_metrics
-from steepest.trainer import algorithm, build
-from steepest.trainer.job import run_ppo
+from steepest.trainer import build_step
+from steepest.trainer.algorithm import advantages as module
+from steepest.trainer.jobs.ppo import run_ppo
 from tests.trainer.toy import make_toy, toy_overrides
 
 RUN = (
@@ -36,13 +37,13 @@ def config(toy, folder, *more: str):
 def seen(monkeypatch) -> list[Batch]:
     """The batches whose advantages were estimated."""
     batches: list[Batch] = []
-    real = algorithm.Advantages.__call__
+    real = module.Advantages.__call__
 
     def spy(self, batch):
         real(self, batch)
         batches.append(batch)
 
-    monkeypatch.setattr(algorithm.Advantages, "__call__", spy)
+    monkeypatch.setattr(module.Advantages, "__call__", spy)
     return batches
 
 
@@ -73,7 +74,7 @@ def test_a_step_of_a_run(toy, tmp_path, seen, name, capsys):
 
 @pytest.mark.parametrize("name", ["grpo", "rloo", "gae", *WHITENED])
 def test_whitening_is_the_estimator_s_to_say(toy, tmp_path, name):
-    made = build.build_advantages(config(toy, tmp_path, f"algorithm.adv_estimator={name}"))
+    made = build_step.build_advantages(config(toy, tmp_path, f"algorithm.adv_estimator={name}"))
     assert made.whitened == (name in (*WHITENED, "gae"))
 
 
@@ -89,7 +90,7 @@ def test_an_estimator_of_ones_own_is_whitened_where_it_reads_values_or_says_so(t
         "def plain(x): ...\n"
     )
     for function, want in (("of_values", True), ("says_no", False), ("plain", False)):
-        made = build.build_advantages(config(toy, tmp_path / "run", f"algorithm.adv_estimator={file}:{function}"))
+        made = build_step.build_advantages(config(toy, tmp_path / "run", f"algorithm.adv_estimator={file}:{function}"))
         assert made.whitened is want
 
 
@@ -102,7 +103,7 @@ def test_the_estimator_is_given_the_batch_s_own_fields():
     batch.token_level_rewards = torch.tensor([[0.0, 5.0], [0.0, 0.0]])
     half = torch.full((2, 2), 0.5).log()  # 1 - 2 pi is 0: the weight of a token is its sum of squares
     batch.old_log_probs, batch.sum_pi_squared = half, torch.ones(2, 2)
-    estimate = algorithm.Advantages(ADVANTAGE_ESTIMATORS.get("optimal_token_baseline").value, whitened=False)
+    estimate = module.Advantages(ADVANTAGE_ESTIMATORS.get("optimal_token_baseline").value, whitened=False)
     # first place: weights 1 and 1, b = 5 / 2; the second place is of one row alone
     estimate(batch)
     assert batch.advantages.tolist() == [[2.5, 5.0], [-2.5, 0.0]]

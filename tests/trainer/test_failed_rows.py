@@ -13,14 +13,14 @@ from steepest.core.advantages import gae, grpo
 from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController
 from steepest.core.mismatch import mismatch_metrics
+from steepest.learner.actor import ActorLossSettings
+from steepest.learner.micro_batches import MicroBatches
+from steepest.learner.reference import Reference
 from steepest.rewards.api import RewardResult
-from steepest.trainer.algorithm import Advantages, KLShapedRewards
-from steepest.trainer.metrics import batch_metrics
-from steepest.trainer.scoring import place_scores
-from steepest.training.actor import ActorLossSettings
-from steepest.training.micro_batches import MicroBatches
-from steepest.training.reference import Reference
-from tests.training.helpers import (
+from steepest.trainer.algorithm.advantages import Advantages, KLShapedRewards
+from steepest.trainer.experience.scoring import place_scores
+from steepest.trainer.run.metrics import batch_metrics
+from tests.learner.helpers import (
     CPU,
     make_actor,
     make_batch,

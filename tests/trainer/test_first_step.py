@@ -8,8 +8,8 @@ import torch
 from steepest.config.load import load_config
 from steepest.core.advantages import AdvantageInputs
 from steepest.loggers.jsonl import read_metrics
-from steepest.trainer import build
-from steepest.trainer.job import run_ppo
+from steepest.trainer import build_step
+from steepest.trainer.jobs.ppo import run_ppo
 from tests.trainer.toy import make_toy, toy_overrides
 
 RUN = (
@@ -70,19 +70,22 @@ def config(toy, tmp_path, *more: str):
     ("key", "same"), [("top_p=0.9", False), ("top_k=5", False), ("temperature=0.3", True), ("n=2", True)]
 )
 def test_what_counts_as_filtered(toy, tmp_path, key, same):
-    assert build.unfiltered(build.train_sampling(config(toy, tmp_path, f"actor_rollout_ref.rollout.{key}"))) is same
+    assert (
+        build_step.unfiltered(build_step.train_sampling(config(toy, tmp_path, f"actor_rollout_ref.rollout.{key}")))
+        is same
+    )
 
 
 def test_validation_samples_as_its_own_keys_say(toy, tmp_path):
     rollout = "actor_rollout_ref.rollout"
     made = config(toy, tmp_path, f"{rollout}.temperature=0.7", f"{rollout}.top_p=0.8", f"{rollout}.n=3",
                   f"{rollout}.seed=5", "data.max_response_length=9")  # fmt: skip
-    plain = build.val_sampling(made)
+    plain = build_step.val_sampling(made)
     assert (plain.temperature, plain.top_p, plain.top_k, plain.n, plain.seed, plain.max_tokens) == (0, 1, -1, 1, 5, 9)
-    train = build.train_sampling(made)
+    train = build_step.train_sampling(made)
     assert (train.temperature, train.top_p, train.n, train.seed, train.max_tokens) == (0.7, 0.8, 3, 5, 9)
     val = f"{rollout}.val_kwargs"
-    asked = build.val_sampling(config(toy, tmp_path, f"{val}.temperature=0.6", f"{val}.n=4", f"{val}.top_k=7"))
+    asked = build_step.val_sampling(config(toy, tmp_path, f"{val}.temperature=0.6", f"{val}.n=4", f"{val}.top_k=7"))
     assert (asked.temperature, asked.n, asked.top_k) == (0.6, 4, 7)
 
 
@@ -95,10 +98,12 @@ def test_the_configuration_says_which_row_bootstraps(toy, tmp_path):
         final_values=torch.tensor([3.0, 3.0]),
         truncated=torch.tensor([False, True]),
     )
-    estimate = build.build_advantages(config(toy, tmp_path)).estimator
+    estimate = build_step.build_advantages(config(toy, tmp_path)).estimator
     assert estimate(inputs)[1].tolist() == [[0.0], [0.0]]
-    asked = build.build_advantages(config(toy, tmp_path, "algorithm.bootstrap_truncated=True", "algorithm.gamma=0.5"))
+    asked = build_step.build_advantages(
+        config(toy, tmp_path, "algorithm.bootstrap_truncated=True", "algorithm.gamma=0.5")
+    )
     assert asked.estimator(inputs)[1].tolist() == [[0.0], [1.5]]
     assert asked.whitened
     grpo = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2")
-    assert not build.build_advantages(config(toy, tmp_path, *grpo)).whitened
+    assert not build_step.build_advantages(config(toy, tmp_path, *grpo)).whitened

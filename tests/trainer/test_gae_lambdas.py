@@ -9,8 +9,8 @@ from steepest.config.load import load_config
 from steepest.core.advantages import AdvantageInputs, gae
 from steepest.core.batch import Batch
 from steepest.core.masked import whiten
-from steepest.trainer.algorithm import Advantages
-from steepest.trainer.job import run_ppo
+from steepest.trainer.algorithm.advantages import Advantages
+from steepest.trainer.jobs.ppo import run_ppo
 from tests.trainer.toy import make_toy, toy_overrides
 
 WORDS = ("data.train_batch_size=16", "data.max_response_length=6", "trainer.total_training_steps=2",

@@ -13,13 +13,13 @@ from steepest.errors import ConfigError, RewardError
 from steepest.loggers.jsonl import read_metrics
 from steepest.registry import Entry
 from steepest.rewards.api import RewardResult
-from steepest.trainer import build
-from steepest.trainer.algorithm import Advantages
-from steepest.trainer.dynamic_sampling import PromptPosition
-from steepest.trainer.estimator_inputs import NamedRewards
-from steepest.trainer.job import run_ppo
-from steepest.trainer.rollouts import StepRollouts
-from steepest.trainer.scoring import Scorer, StepScorer
+from steepest.trainer import build_step
+from steepest.trainer.algorithm.advantages import Advantages
+from steepest.trainer.experience.dynamic_sampling import PromptPosition
+from steepest.trainer.experience.greedy_baseline import NamedRewards
+from steepest.trainer.experience.scoring import Scorer, StepScorer
+from steepest.trainer.experience.single_turn import StepRollouts
+from steepest.trainer.jobs.ppo import run_ppo
 from tests.config.commands import REQUIRED
 from tests.trainer.fakes import FakePool, NumberTokenizer, exact, prompt
 from tests.trainer.toy import make_toy, toy_overrides
@@ -82,7 +82,7 @@ def test_a_name_that_no_reward_reports_ends_the_run():
 def test_names_and_weights(words, wanted):
     config = load_config([*REQUIRED, *GDPO, *words])
     assert named_rewards(config) == wanted
-    assert build.build_advantages(config).estimator.keywords["weights"] == tuple(wanted.values())
+    assert build_step.build_advantages(config).estimator.keywords["weights"] == tuple(wanted.values())
 
 
 def own(x, *, weights):
@@ -97,7 +97,7 @@ def test_an_estimator_of_ones_own_may_ask_for_named_rewards(monkeypatch):
     def scorer_of(*more):
         rollouts, scorer = StepRollouts(None, [], None, None, 0), StepScorer(Scorer(FakePool(exact), NumberTokenizer()))
         config = load_config([*words, *more])
-        return build.build_sampling(config, rollouts, scorer, PromptPosition(), None)[1]
+        return build_step.build_sampling(config, rollouts, scorer, PromptPosition(), None)[1]
 
     with pytest.raises(ConfigError) as caught:
         scorer_of()

@@ -24,23 +24,23 @@ from steepest.core.batch import Batch
 from steepest.core.kl import FixedKLController
 from steepest.data.chat import encode_prompts
 from steepest.data.prompts import load_prompts
+from steepest.learner.actor import Actor
+from steepest.learner.critic import Critic
+from steepest.learner.micro_batches import MicroBatches
+from steepest.learner.mini_batches import UpdateSettings
+from steepest.learner.optim import OptimSettings
+from steepest.learner.reference import Reference
 from steepest.models.load import end_token_ids, load_causal_lm, load_tokenizer, load_value_model
 from steepest.models.tiny import init_weights
 from steepest.rewards.api import RewardRequest, RewardResult
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from steepest.trainer.algorithm import Advantages, KLShapedRewards, plain_rewards
-from steepest.trainer.rollouts import generate_batch
-from steepest.trainer.scoring import Scorer, place_scores
-from steepest.training.actor import Actor
-from steepest.training.critic import Critic
-from steepest.training.micro_batches import MicroBatches
-from steepest.training.mini_batches import UpdateSettings
-from steepest.training.optim import OptimSettings
-from steepest.training.reference import Reference
+from steepest.trainer.algorithm.advantages import Advantages, KLShapedRewards, plain_rewards
+from steepest.trainer.experience.scoring import Scorer, place_scores
+from steepest.trainer.experience.single_turn import generate_batch
+from tests.learner.helpers import CPU, VANILLA, record_gradients
 from tests.trainer.fakes import FakePool
 from tests.trainer.toy import make_toy
-from tests.training.helpers import CPU, VANILLA, record_gradients
 
 BETA = 0.1
 PPO = Advantages(partial(gae, gamma=1.0, lam=1.0), whitened=True)

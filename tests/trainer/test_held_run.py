@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from steepest.assembly import lora, roles
 from steepest.config.load import load_config
 from steepest.loggers.rows import read_rows
-from steepest.trainer.job import run_ppo
+from steepest.trainer.jobs.ppo import run_ppo
 from tests.trainer.toy import make_toy, toy_overrides
 
 RUN = (
@@ -66,8 +66,8 @@ def test_a_run_is_the_same_to_the_last_bit(toy, tmp_path, monkeypatch, capsys, w
 def test_it_takes_less_memory(toy, tmp_path):
     from steepest.config.plan import make_plan
     from steepest.devices.cpu import CPUDevice
-    from steepest.trainer.sizes import sizes
-    from steepest.training.checkpoint import FROM_NOTHING
+    from steepest.learner.checkpoint import FROM_NOTHING
+    from steepest.trainer.run.sizes import sizes
 
     matrices = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 32 * 64 * 3)
     for words in ((), (LORA, "critic.share_base=head")):

@@ -17,10 +17,10 @@ from steepest.config.load import load_config, load_sft_config
 from steepest.errors import CheckpointError, ModelError
 from steepest.loggers.jsonl import read_metrics
 from steepest.loggers.rows import read_rows
-from steepest.trainer import export as export_module
-from steepest.trainer.export import export
-from steepest.trainer.job import run_ppo
-from steepest.trainer.sft import run_sft
+from steepest.trainer.jobs import export as export_module
+from steepest.trainer.jobs.export import export
+from steepest.trainer.jobs.ppo import run_ppo
+from steepest.trainer.jobs.sft import run_sft
 from tests.trainer.toy import make_toy, toy_overrides
 
 VERL = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from steepest.config.load import load_config
-from steepest.trainer.job import run_ppo
+from steepest.trainer.jobs.ppo import run_ppo
 from tests.trainer.toy import make_toy, toy_overrides
 
 GRPO = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=8", "data.train_batch_size=32",

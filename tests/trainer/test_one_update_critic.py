@@ -6,10 +6,10 @@ import pytest
 from safetensors.torch import load_file
 
 from steepest.config.load import load_config
+from steepest.learner.critic import Critic
 from steepest.loggers.jsonl import read_metrics
-from steepest.trainer import build
-from steepest.trainer.job import run_ppo
-from steepest.training.critic import Critic
+from steepest.trainer import build_step
+from steepest.trainer.jobs.ppo import run_ppo
 from tests.trainer.toy import make_toy, toy_overrides
 
 RUN = (
@@ -36,7 +36,7 @@ def test_a_run_is_the_one_with_a_pass_for_the_values(tmp_path, monkeypatch, caps
 
     metrics, weights = run(tmp_path / "one")
     assert not passes and "The critic's one update computes the values too" in capsys.readouterr().out
-    monkeypatch.setattr(build, "critic_of_a_step", lambda config, plan, models, advantages: models.critic)
+    monkeypatch.setattr(build_step, "critic_of_a_step", lambda config, plan, models, advantages: models.critic)
     wanted, other = run(tmp_path / "two")
     assert passes == [64, 64, 64]
     assert metrics.keys() == wanted.keys() == {1, 2, 3}

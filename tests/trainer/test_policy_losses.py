@@ -13,9 +13,9 @@ from steepest.assembly.policy_loss import build_policy_loss
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
 from steepest.core.policy_losses import POLICY_LOSSES, LossInputs
+from steepest.learner.reference import Reference
 from steepest.loggers.jsonl import read_metrics
-from steepest.trainer.job import run_ppo
-from steepest.training.reference import Reference
+from steepest.trainer.jobs.ppo import run_ppo
 from tests.config.commands import REQUIRED
 from tests.trainer.toy import make_toy, toy_overrides
 

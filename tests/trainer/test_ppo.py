@@ -6,16 +6,8 @@ import pytest
 import torch
 
 from steepest.core.batch import Batch
-from steepest.trainer.ppo import (
-    ActorAfterWarmup,
-    ActorOfOneUpdate,
-    NoCritic,
-    NoReference,
-    PPOStep,
-    Schedule,
-    Timer,
-    run_steps,
-)
+from steepest.trainer.loop import Schedule, Timer, run_steps
+from steepest.trainer.ppo import ActorAfterWarmup, ActorOfOneUpdate, NoCritic, NoReference, PPOStep
 
 
 def make_batch() -> Batch:

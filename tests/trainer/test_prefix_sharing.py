@@ -11,13 +11,13 @@ from steepest.assembly.compute import check_attention, shares_prompts
 from steepest.config.load import load_config
 from steepest.devices.cpu import CPUDevice
 from steepest.errors import ConfigError
+from steepest.learner.micro_batches import MicroBatches
+from steepest.learner.trainable import ComputeSettings
 from steepest.loggers.jsonl import read_metrics
-from steepest.trainer.job import run_ppo
-from steepest.training.micro_batches import MicroBatches
-from steepest.training.trainable import ComputeSettings
+from steepest.trainer.jobs.ppo import run_ppo
+from tests.learner.helpers import make_actor, make_critic, record_gradients
 from tests.models.test_shared_prompts import make_batch
 from tests.trainer.toy import make_toy, toy_overrides
-from tests.training.helpers import make_actor, make_critic, record_gradients
 
 KEY = "actor_rollout_ref.actor.use_prefix_sharing"
 

@@ -12,13 +12,13 @@ import torch
 
 from steepest.config.load import load_config
 from steepest.devices.cpu import CPUDevice
-from steepest.devices.limits import describe_rate, gemm_rate
+from steepest.devices.gemm_rate import describe_rate, gemm_rate
 from steepest.models.flops import WORK
 from steepest.process import threads
 from steepest.process.start_timing import Laps
-from steepest.trainer.job import run_ppo
-from steepest.trainer.metrics import mfu_metrics, speed_metrics
-from steepest.trainer.ppo import Timer
+from steepest.trainer.jobs.ppo import run_ppo
+from steepest.trainer.loop import Timer
+from steepest.trainer.run.metrics import mfu_metrics, speed_metrics
 from tests.trainer.toy import make_toy, toy_overrides
 
 PARTS = ["gen", "reward", "old_log_prob", "ref", "values", "adv", "update_critic", "update_actor", "update_weights",

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from steepest.config.load import load_config
 from steepest.loggers.jsonl import read_metrics
-from steepest.trainer.job import run_ppo
+from steepest.trainer.jobs.ppo import run_ppo
 from tests.trainer.test_real import ROOT, command, values
 from tests.trainer.toy import make_toy, toy_overrides
 

@@ -15,7 +15,7 @@ import pytest
 from steepest.models.tiny import build_tiny_model
 from steepest.process.entry import run_entry
 from steepest.trainer.main_ppo import main
-from steepest.trainer.start import hold
+from steepest.trainer.run.folder import hold
 from tests.trainer.toy import make_toy, toy_overrides
 
 MODEL = "actor_rollout_ref.model.path"

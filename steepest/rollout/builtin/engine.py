@@ -13,9 +13,9 @@ from steepest.errors import RolloutError
 from steepest.models.causal_lm import CausalLM
 from steepest.process.malloc import given_back_when_freed
 from steepest.rollout.api import Completion, SamplingParams, check_prompts
-from steepest.rollout.builtin.choice import choose_network
+from steepest.rollout.builtin.choose_network import choose_network
+from steepest.rollout.builtin.generation import Generation, RolloutStats
 from steepest.rollout.builtin.kv_cache import KVCache
-from steepest.rollout.builtin.run import RolloutStats, Run
 from steepest.rollout.builtin.scheduler import num_slots_for
 
 DEFAULT_KV_MEMORY_BYTES = 4 * 2**30
@@ -143,7 +143,7 @@ class BuiltinEngine:
             f"actor_rollout_ref.rollout.gpu_memory_utilization or data.max_response_length. {GOES_ON}",
         )
 
-    def _start(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> Run:
+    def _start(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> Generation:
         device = next(self._source.parameters()).device
         if self._cache is None:
             self._cache = KVCache(self._network.shapes(), self._dtype, device)
@@ -160,4 +160,6 @@ class BuiltinEngine:
             self._cache.lay_out(num_slots, capacity)
         ends = [] if sampling.ignore_eos else self._ends
         vocab_size = self._source.vocab_size
-        return Run(self._network, self._cache, prompts, sampling, ends, num_slots, self._max_model_len, vocab_size)
+        return Generation(
+            self._network, self._cache, prompts, sampling, ends, num_slots, self._max_model_len, vocab_size
+        )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from steepest.models.attention import RecordingContext
 from steepest.models.causal_lm import CausalLM, logit_transform
-from steepest.models.fused import inverse_rms
+from steepest.models.fused.layers import inverse_rms
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}

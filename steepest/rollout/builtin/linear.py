@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from steepest.models.held import is_held
+from steepest.models.bf16_storage import is_held
 from steepest.rollout.builtin.layout import Matrix
 
 PACKED_ROWS = 64

@@ -1,0 +1,311 @@
+"""The actor: log-probs of a batch, and the policy update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from steepest.core.aggregation import LossDenominators, aggregate
+from steepest.core.batch import Batch
+from steepest.core.kl import kl_estimate
+from steepest.core.masked import masked_mean
+from steepest.core.policy_losses import LossInputs
+from steepest.learner.metrics import Means, Metrics, Sums
+from steepest.learner.micro_batches import MicroBatches
+from steepest.learner.mini_batches import UpdateSettings, iterate_mini_batches, seed_of
+from steepest.learner.optim import OptimSettings
+from steepest.learner.trainable import ComputeSettings, MicroBatch, Trainable
+from steepest.models.causal_lm import CausalLM
+from steepest.models.packing import scatter
+
+PolicyLoss = Callable[[LossInputs], tuple[Tensor, dict[str, Tensor]]]
+Choice = Callable[[LossInputs], Tensor]
+"""Which tokens (b, T) bool of a whole mini-batch a loss treats otherwise."""
+
+
+class KLReference(Protocol):
+    """A reference whose distributions the exact KL is taken to."""
+
+    @property
+    def model(self) -> CausalLM: ...
+    def predicting_states(self, part: MicroBatch) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ActorLossSettings:
+    """What is minimised: pg_loss - entropy_coeff * entropy + kl_loss_coef * kl, each aggregated by `loss_agg_mode`."""
+
+    loss_agg_mode: str = "token-mean"
+    loss_scale_factor: float | None = None
+    """Divisor of seq-mean-token-sum-norm."""
+    entropy_coeff: float = 0.0
+    use_kl_loss: bool = False
+    """Add the KL to the reference to the loss; needs batch.ref_log_probs, or `Actor.reference` where it is exact."""
+    kl_loss_coef: float = 0.001
+    kl_loss_type: str = "low_var_kl"
+    """An estimator of `core.kl`, or "full": the exact KL over the vocabulary at each token."""
+
+    @property
+    def exact_kl(self) -> bool:
+        return self.use_kl_loss and self.kl_loss_type == "full"
+
+
+class PolicyPasses(Trainable[CausalLM]):
+    """Log-probs of a batch's responses: what actor and reference do alike."""
+
+    temperature: float
+    forward: MicroBatches
+
+    def _log_probs(self, part: MicroBatch, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        """(b, T) f32 log-probs and entropies of one micro-batch; 0 where response_mask is false."""
+        with self.autocast():
+            found, entropies = self.model.log_probs(
+                part.packed, temperature=self.temperature, with_entropy=with_entropy
+            )
+        log_probs = scatter(found, part.packed, part.shape)
+        return log_probs, None if entropies is None else scatter(entropies, part.packed, part.shape)
+
+    @torch.no_grad()
+    def _batch_log_probs(self, batch: Batch, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        out = torch.zeros(batch.responses.shape, dtype=torch.float32)
+        entropy_out = torch.zeros_like(out) if with_entropy else None
+        for part in self.micro_batches(batch, self.forward):
+            with self.memory("log-probs", part, self.forward):
+                log_probs, entropies = self._log_probs(part, with_entropy=with_entropy)
+            out[part.rows] = log_probs.cpu()
+            if entropy_out is not None and entropies is not None:
+                entropy_out[part.rows] = entropies.cpu()
+        return out, entropy_out
+
+
+class Actor(PolicyPasses):
+    """The policy in training.
+
+    `policy_loss` is an entry of core's POLICY_LOSSES with its options bound; `choose` is the same entry's function that
+    picks tokens over the whole mini-batch, if it has one. `temperature` is the one that responses were sampled with.
+    `forward` cuts the pass without gradient, `update.micro` the one with.
+    """
+
+    role = "actor"
+    reference: KLReference | None = None
+    """Whom the exact KL reads in the update. Given once, by who builds both."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        policy_loss: PolicyLoss,
+        *,
+        compute: ComputeSettings,
+        optim: OptimSettings,
+        update: UpdateSettings,
+        loss: ActorLossSettings | None = None,
+        forward: MicroBatches | None = None,
+        temperature: float = 1.0,
+        choose: Choice | None = None,
+    ) -> None:
+        super().__init__(model, compute=compute, optim=optim)
+        self.policy_loss, self.choose = policy_loss, choose
+        self.loss, self.settings = loss or ActorLossSettings(), update
+        self.forward, self.temperature = forward or update.micro, temperature
+
+    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """(log_probs, entropies), both (B, T) f32 on the CPU, without gradient; 0 where response_mask is false.
+
+        Reads tokens, lengths and response_mask. The code path is that of `update`, so the ratio of the first
+        mini-batch is 1 up to float32 rounding (exactly 1 when both passes are cut alike).
+        """
+        return self._batch_log_probs(batch, with_entropy=True)
+
+    @torch.no_grad()
+    def log_probs_and_squares(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """`log_probs`, and of the same distributions the sum of the squared probabilities, all (B, T) f32.
+
+            log sum p^2 = logsumexp(2 s) - 2 logsumexp(s) = 2 log p(y) - log q(y)
+
+        for any token y, q being the distribution at half the temperature: the head runs twice on states that are
+        there, and no kernel of its own is needed.
+        """
+        out = [torch.zeros(batch.responses.shape, dtype=torch.float32) for _ in range(3)]
+        for part in self.micro_batches(batch, self.forward):
+            packed = part.packed
+            with self.memory("log-probs", part, self.forward), self.autocast():
+                states = self.model.predicting_states(packed)
+                log_probs, entropies = self.model.score(states, packed, temperature=self.temperature, with_entropy=True)
+                sharper, _ = self.model.score(states, packed, temperature=self.temperature / 2)
+            assert entropies is not None
+            for target, found in zip(out, (log_probs, entropies, (2 * log_probs - sharper).exp()), strict=True):
+                target[part.rows] = scatter(found, packed, part.shape).cpu()
+        return out[0], out[1], out[2]
+
+    def may_skip_log_probs(self, num_rows: int) -> bool:
+        """Whether the pass before the update is redundant: with one optimizer step a batch, the log-probs of the
+        update itself are the old ones."""
+        return self.settings.num_updates(num_rows) == 1
+
+    def update(self, batch: Batch, *, step: int) -> Metrics:
+        """One PPO update: epochs x mini-batches, an optimizer step each. `step` is the training step, for the shuffle.
+
+        Reads tokens, response_mask, advantages, old_log_probs, ref_log_probs (with use_kl_loss, unless it is exact),
+        entropies, rollout_is_weights (factors of the policy loss, where there are any). With old_log_probs None
+        (allowed when `may_skip_log_probs`) the update's own log-probs stand in for them, and are written there.
+
+        Metrics: first the mean over a mini-batch, then over mini-batches. `pg_loss`, `entropy_loss`, `kl_loss` are
+        aggregated by loss_agg_mode, without their coefficients; `pg_clipfrac`, `pg_clipfrac_lower`, `ppo_kl` and
+        other stats of the loss are means over policy tokens. `grad_norm` is before clipping, over steps taken;
+        `skipped_steps` counts the others. `entropy` is that of the policy before the update, over the batch's policy
+        tokens; without batch.entropies the update measures it, over those of its first mini-batch. `lr` is the rate of
+        this step. `ratio_max_dev_first` = max |ratio - 1| before the first step.
+
+        A mini-batch without any policy token is passed over: no step, no metric. Raises ValueError when a field
+        that is needed is None.
+        """
+        self._require_fields(batch)
+        means, metrics = Means(), self._old_entropy(batch)
+        own = torch.zeros(batch.responses.shape) if batch.old_log_probs is None else None
+        for number, rows in enumerate(iterate_mini_batches(len(batch), self.settings, step)):
+            mini = batch.select(rows)
+            if not mini.response_mask.any():
+                continue
+            denominators = LossDenominators.of(mini.response_mask)
+            loss = _MiniBatchLoss(self, denominators, first=_RATIO not in metrics)
+            loss.seed = seed_of(self.settings.seed, step, number)
+            micro = self.settings.micro
+            parts = self._parts_and_choice(mini, loss)
+            found = self.accumulate(parts, loss, micro)
+            if own is not None:
+                for picks, log_probs in loss.own:
+                    own[rows[picks]] = log_probs
+            metrics |= {name: found.pop(name) for name in _ONCE if name in found}
+            means.add(found)
+            self.step("actor", means)
+        if own is not None:
+            batch.old_log_probs = own
+        if self.loss.use_kl_loss:
+            metrics["actor/kl_coef"] = self.loss.kl_loss_coef
+        return metrics | means.read() | self.finish_iteration("actor")
+
+    def _parts_and_choice(self, mini: Batch, loss: _MiniBatchLoss) -> Iterable[MicroBatch]:
+        """The micro-batches of a mini-batch. A loss that picks tokens gets its choice over all of them: where there
+        are several, by a pass of its own that reads the log-probs of the policy as it is now."""
+        if self.choose is None:
+            return self.micro_batches(mini, self.settings.micro)
+        parts = list(self.micro_batches(mini, self.settings.micro))
+        if len(parts) > 1:
+            log_probs = self._log_probs_of(parts, mini)
+            old = log_probs if mini.old_log_probs is None else mini.old_log_probs
+            assert mini.advantages is not None
+            loss.chosen = self.choose(LossInputs(log_probs, old, mini.advantages, mini.response_mask, seed=loss.seed))
+        return parts
+
+    @torch.no_grad()
+    def _log_probs_of(self, parts: Sequence[MicroBatch], mini: Batch) -> Tensor:
+        found = torch.zeros(mini.responses.shape, dtype=torch.float32)
+        for part in parts:
+            with self.memory("log-probs", part, self.settings.micro):
+                found[part.rows] = self._log_probs(part, with_entropy=False)[0].cpu()
+        return found
+
+    def _log_probs_and_kl(self, part: MicroBatch, *, with_entropy: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`_log_probs`, and the exact KL where the loss has it: all from one pass, and one of the reference."""
+        if not self.loss.exact_kl:
+            return *self._log_probs(part, with_entropy=with_entropy), None
+        assert self.reference is not None
+        packed = part.packed
+        ref_states = self.reference.predicting_states(part)
+        with self.autocast():
+            states = self.model.predicting_states(packed)
+            found, entropies = self.model.score(states, packed, temperature=self.temperature, with_entropy=with_entropy)
+            kl = self.model.exact_kl(states, self.reference.model, ref_states, temperature=self.temperature)
+        log_probs, kl = scatter(found, packed, part.shape), scatter(kl, packed, part.shape)
+        return log_probs, None if entropies is None else scatter(entropies, packed, part.shape), kl
+
+    def _old_entropy(self, batch: Batch) -> Metrics:
+        if batch.entropies is None or not batch.response_mask.any():
+            return {}
+        return {"actor/entropy": float(masked_mean(batch.entropies, batch.response_mask))}
+
+    def _require_fields(self, batch: Batch) -> None:
+        if batch.advantages is None:
+            raise ValueError("actor update: batch.advantages is None; estimate advantages first")
+        if batch.old_log_probs is None and not self.may_skip_log_probs(len(batch)):
+            raise ValueError(
+                f"actor update: batch.old_log_probs is None, but {self.settings.num_updates(len(batch))} optimizer "
+                "steps follow from this batch; from the second on the old log-probs are needed"
+            )
+        if self.loss.exact_kl and self.reference is None:
+            raise ValueError("actor update: Actor.reference is None, but the exact KL (kl_loss_type full) reads it")
+        if self.loss.use_kl_loss and not self.loss.exact_kl and batch.ref_log_probs is None:
+            raise ValueError("actor update: batch.ref_log_probs is None, but the KL loss needs them")
+
+
+_RATIO = "actor/ratio_max_dev_first"
+_ONCE = (_RATIO, "actor/entropy")
+
+
+@dataclass
+class _MiniBatchLoss:
+    """The loss of one micro-batch, scaled so that the sum over micro-batches is the mini-batch's loss."""
+
+    actor: Actor
+    denominators: LossDenominators
+    first: bool
+    """The mini-batch before whose step the policy is still the old one."""
+    loss: ActorLossSettings = field(init=False)
+    seed: int = 0
+    """Of the loss's random choices."""
+    chosen: Tensor | None = None
+    """(m, T) bool on the CPU, the tokens that the loss picked over the mini-batch; None: it picks none, or the
+    mini-batch is one micro-batch."""
+    own: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """(rows, log-probs on the CPU) of each micro-batch, where the batch has no old ones."""
+
+    def __post_init__(self) -> None:
+        self.loss = self.actor.loss
+
+    def __call__(self, part: MicroBatch, sums: Sums) -> Tensor:
+        batch, mask = part.batch, part.batch.response_mask
+        measures_entropy = self.first and batch.entropies is None
+        with_entropy = measures_entropy or self.loss.entropy_coeff != 0.0
+        log_probs, entropies, kl = self.actor._log_probs_and_kl(part, with_entropy=with_entropy)
+        old_log_probs = log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
+        if batch.old_log_probs is None:
+            self.own.append((part.rows, old_log_probs.cpu()))
+        assert batch.advantages is not None
+        chosen = None if self.chosen is None else self.chosen[part.rows].to(mask.device)
+        inputs = LossInputs(log_probs, old_log_probs, batch.advantages, mask, chosen, self.seed)
+        per_token, stats = self.actor.policy_loss(inputs)
+        if batch.rollout_is_weights is not None:  # of old over rollout; the loss's own ratio is training over old
+            per_token = per_token * batch.rollout_is_weights
+        total = self._aggregate("actor/pg_loss", per_token, mask, sums)
+        for name, values in stats.items():
+            if name != "ratio":
+                self._token_mean(f"actor/{name}", values, mask, sums)
+        if self.first:
+            ratio = (log_probs.detach() - old_log_probs).masked_fill(~mask, 0.0).exp()
+            sums.take_max(_RATIO, (ratio - 1.0).abs().max())
+        if entropies is not None:
+            if measures_entropy:
+                self._token_mean("actor/entropy", entropies, mask, sums)
+            if self.loss.entropy_coeff != 0.0:
+                entropy = self._aggregate("actor/entropy_loss", entropies, mask, sums)
+                total = total - self.loss.entropy_coeff * entropy
+        if self.loss.use_kl_loss:
+            if kl is None:
+                assert batch.ref_log_probs is not None
+                kl = kl_estimate(log_probs, batch.ref_log_probs, self.loss.kl_loss_type, response_mask=mask)
+            total = total + self.loss.kl_loss_coef * self._aggregate("actor/kl_loss", kl, mask, sums)
+        return total
+
+    def _aggregate(self, name: str, per_token: Tensor, mask: Tensor, sums: Sums) -> Tensor:
+        value = aggregate(
+            per_token, mask, self.loss.loss_agg_mode, self.denominators, scale_factor=self.loss.loss_scale_factor
+        )
+        sums.add(name, value)
+        return value
+
+    def _token_mean(self, name: str, values: Tensor, mask: Tensor, sums: Sums) -> None:
+        sums.add_token_mean(name, values, mask, self.denominators.num_tokens)

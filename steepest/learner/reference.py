@@ -1,0 +1,137 @@
+"""The frozen policy that the KL is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steepest.core.batch import Batch
+from steepest.learner.actor import PolicyPasses
+from steepest.learner.micro_batches import MicroBatches
+from steepest.learner.trainable import ComputeSettings, MicroBatch
+from steepest.models.causal_lm import CausalLM
+from steepest.models.lora_models import LoraCausalLM
+from steepest.models.packing import scatter
+
+
+class Reference(PolicyPasses):
+    """A model that is only read. It owns its weights: give it a model of its own.
+
+    `temperature` is the actor's, since a KL compares two distributions at one temperature.
+    """
+
+    role = "reference"
+
+    def __init__(
+        self,
+        model: CausalLM,
+        *,
+        compute: ComputeSettings,
+        forward: MicroBatches | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(model.requires_grad_(False), compute=compute, optim=None)
+        self.forward, self.temperature = forward or MicroBatches(), temperature
+
+    def log_probs(self, batch: Batch) -> Tensor:
+        """(B, T) f32 on the CPU; 0 where response_mask is false. The code path is the actor's."""
+        return self._batch_log_probs(batch, with_entropy=False)[0]
+
+    @torch.no_grad()
+    def predicting_states(self, part: MicroBatch) -> Tensor:
+        """(M, hidden) states that the tokens of a micro-batch of the actor's are predicted from."""
+        with self.autocast():
+            return self.model.predicting_states(part.packed)
+
+
+class BaseReference(PolicyPasses):
+    """The actor's own base with the adapter switched off: what a run with LoRA began with, without a second model.
+
+    `model` is the actor's, which keeps its weights, its optimizer and its adapter.
+    """
+
+    role = "reference"
+    model: LoraCausalLM
+
+    def __init__(
+        self,
+        model: LoraCausalLM,
+        *,
+        compute: ComputeSettings,
+        forward: MicroBatches | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(model, compute=compute, optim=None)
+        self.forward, self.temperature = forward or MicroBatches(), temperature
+
+    def log_probs(self, batch: Batch) -> Tensor:
+        """(B, T) f32 on the CPU; 0 where response_mask is false. The code path is the actor's."""
+        with self.model.base_alone():
+            return self._batch_log_probs(batch, with_entropy=False)[0]
+
+    @torch.no_grad()
+    def predicting_states(self, part: MicroBatch) -> Tensor:
+        """As `Reference.predicting_states`."""
+        with self.model.base_alone(), self.autocast():
+            return self.model.predicting_states(part.packed)
+
+
+@dataclass(frozen=True)
+class States:
+    """The base's last hidden states where a value is read, of one batch; f32, on the CPU."""
+
+    batch: Batch
+    tokens: Tensor
+    """(M, H), before each policy token, row by row."""
+    index: Tensor
+    """(B, T) int64, where a token's state stands in `tokens`; meaningless where response_mask is false."""
+    final: Tensor
+    """(B, H), after each sequence's last token."""
+
+    @classmethod
+    def empty(cls, batch: Batch, width: int) -> States:
+        """Room for the states of a batch."""
+        mask = batch.response_mask
+        index = mask.flatten().cumsum(0).sub_(1).view(mask.shape)
+        return cls(batch, torch.empty(int(mask.sum()), width), index, torch.empty(len(batch), width))
+
+
+class ReadingReference(BaseReference):
+    """A reference that hands its hidden states to a value head: log-probs and values come from one forward.
+
+    The states of the last batch are kept until the next one's.
+    """
+
+    kept: States | None = None
+
+    def log_probs(self, batch: Batch) -> Tensor:
+        """As `BaseReference.log_probs`; the states are kept for `states`."""
+        out = torch.zeros(batch.responses.shape, dtype=torch.float32)
+        self.kept = self._read(batch, out)
+        return out
+
+    def states(self, batch: Batch) -> States:
+        """The states of a batch: those kept if `log_probs` had this batch last, else from a pass of their own."""
+        if self.kept is None or self.kept.batch is not batch:
+            self.kept = self._read(batch, None)
+        return self.kept
+
+    @torch.no_grad()
+    def _read(self, batch: Batch, log_probs: Tensor | None) -> States:
+        states = States.empty(batch, self.model.config.get_text_config().hidden_size)
+        with self.model.base_alone():
+            for part in self.micro_batches(batch, self.forward, every_row=True):
+                with self.memory("log-probs and hidden states", part, self.forward), self.autocast():
+                    packed = part.packed
+                    context = self.model.attention.context(packed)
+                    hidden = self.model.hidden_states(packed.input_ids, packed.position_ids, context)
+                    before = hidden.index_select(0, packed.predict_index)
+                    if log_probs is not None:
+                        found, _ = self.model.score(before, packed, temperature=self.temperature)
+                        log_probs[part.rows] = scatter(found, packed, part.shape).cpu()
+                    place = states.index[part.rows][part.batch.response_mask.cpu()]
+                    states.tokens[place] = before.float().cpu()
+                    states.final[part.rows] = hidden.index_select(0, packed.final_index).float().cpu()
+        return states

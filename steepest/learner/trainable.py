@@ -1,0 +1,226 @@
+"""What actor, critic, reference and SFT share: device, compute dtype, micro-batch passes, the optimizer step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from steepest.core.batch import Batch
+from steepest.devices.api import device_of
+from steepest.devices.memory import GOES_ON, memory_guard
+from steepest.learner.metrics import Means, Metrics, Sums
+from steepest.learner.micro_batches import MicroBatches
+from steepest.learner.optim import Optimizer, OptimSettings, load_optimizer, save_optimizer
+from steepest.models.packing import Packed, pack_batch, pack_shared
+from steepest.models.varlen import Attention, check_varlen
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+RecordT = TypeVar("RecordT", Batch, Packed)
+
+_SMALLER = "Take a smaller model, or a device with more memory."
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """Where and in which precision a model computes. Weights, gradients and moments are float32 in any case."""
+
+    device: torch.device | str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: matrix products through torch.autocast."""
+    gradient_checkpointing: bool = False
+    """Keep no activations inside a layer and compute them again in the backward pass."""
+    attention: Attention = field(default_factory=Attention)
+    """Packed SDPA, or the device's own (see `choose_attention`)."""
+    shares_prompts: bool = False
+    """The responses of one prompt are computed over one copy of its tokens (on the CPU, with packed SDPA)."""
+    model_key: str = ""
+    """The model's section of the configuration and, below, the key that bounds a sequence; named in messages."""
+    length_key: str = "the length of prompts and responses"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"compute dtype {self.dtype!r}: float32 or bfloat16")
+
+
+class Trainable(Generic[ModelT]):
+    """A model on its device, with the one way it is run (`passes`) and the one way it is stepped (`step`).
+
+    Without `optim` the model is only read. Dropout is 0 in every model (see `models`), so train() and eval()
+    compute the same; train mode is set during an update with gradient checkpointing, which transformers asks for.
+    """
+
+    role: ClassVar[str]
+    """What messages call it."""
+
+    def __init__(self, model: ModelT, *, compute: ComputeSettings, optim: OptimSettings | None) -> None:
+        self.device = torch.device(compute.device)
+        self.compute = compute
+        with self._memory("weights, on their way to the device", _SMALLER):
+            self.model = model.to(self.device).eval()
+        self.model.attention = compute.attention  # type: ignore[assignment]
+        with self._memory("trial of its attention", _SMALLER):
+            check_varlen(compute.attention, self.model.config, self.device, getattr(torch, compute.dtype))
+        self.optimizer = None if optim is None else Optimizer(self._saved(), optim)
+
+    def _saved(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What the optimizer may train and `save` writes: all weights, or an adapter's."""
+        found: Iterator[tuple[str, nn.Parameter]] = self.model.saved_parameters()  # type: ignore[operator]
+        return found
+
+    # -- passes ---------------------------------------------------------------------------------------------
+
+    def autocast(self) -> torch.autocast:
+        """The precision of every forward pass, with and without gradient: one place, so that ratios are 1."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute.dtype == "bfloat16")
+
+    def micro_batches(self, batch: Batch, micro: MicroBatches, *, every_row: bool = False) -> Iterator[MicroBatch]:
+        """The batch in micro-batches on the device. Rows without a policy token are left out unless `every_row`:
+        they have no log-prob, no value and no loss."""
+        chosen = torch.arange(len(batch)) if every_row else batch.response_mask.any(dim=1).nonzero()[:, 0]
+        pack = pack_shared if self.compute.shares_prompts else pack_batch
+        for picks in self._cut(batch, chosen, micro):
+            rows = chosen[picks]
+            part = batch.select(rows)
+            yield MicroBatch(rows, self.moved(part), self.moved(pack(part)))
+
+    def _cut(self, batch: Batch, rows: Tensor, micro: MicroBatches) -> list[list[int]]:
+        if not self.compute.shares_prompts:
+            return micro.split(batch.lengths[rows].tolist())
+        fields = (batch.prompt_lengths, batch.response_lengths, batch.group_ids)
+        return micro.split_groups(*(field[rows].tolist() for field in fields))
+
+    def moved(self, record: RecordT) -> RecordT:
+        """A dataclass with its tensors on the device."""
+        with self._memory("data, on their way to the device", _SMALLER):
+            return move(record, self.device)
+
+    @contextmanager
+    def memory(self, doing: str, part: Any, micro: MicroBatches, *, backward: bool = False) -> Iterator[None]:
+        """Run one micro-batch: when memory runs out, say which, and which key to lower."""
+        packed = getattr(part, "packed", part)
+        rows, tokens = len(packed.lengths), len(packed.input_ids)
+        what = f"{doing}: a micro-batch of {rows} sequence(s), {tokens} tokens"
+        if rows > 1:
+            now, size = (micro.rows, rows) if micro.rows is not None else (micro.tokens, tokens)
+            remedy = f"Lower {micro.key or 'the size of micro-batches'} below {size} (now {now})"
+        else:
+            remedy = f"One sequence alone is too much: lower {self.compute.length_key}"
+        if backward and self.compute.model_key and not self.compute.gradient_checkpointing:
+            remedy += f", or set {self.compute.model_key}.enable_gradient_checkpointing=true"
+        with self._memory(what, f"{remedy}, or take a smaller model."):
+            yield
+
+    def _memory(self, doing: str, remedy: str) -> AbstractContextManager[None]:
+        return memory_guard(device_of(self.device), lambda: (f"{self.role} {doing}", f"{remedy} {GOES_ON}"))
+
+    # -- updates --------------------------------------------------------------------------------------------
+
+    def accumulate(self, parts: Iterable[Any], loss_of: Callable[[Any, Sums], Tensor], micro: MicroBatches) -> Metrics:
+        """Sum the gradients of `loss_of(part, sums)` over `parts`, which `micro` cut. Returns what `loss_of` added to
+        `sums`."""
+        sums = Sums()
+        with self._training_mode():
+            for part in parts:
+                with self.memory("update", part, micro, backward=True):
+                    loss_of(part, sums).backward()
+        return sums.read()
+
+    def step(self, name: str, means: Means) -> None:
+        """One optimizer step. Adds `<name>/grad_norm` (steps taken only) and `<name>/skipped_steps` to `means`."""
+        assert self.optimizer is not None
+        with self._memory("optimizer step, with two moments of each weight", _SMALLER):
+            norm, taken = self.optimizer.step()
+        means.count(f"{name}/skipped_steps", 0 if taken else 1)
+        if taken:
+            means.add({f"{name}/grad_norm": norm})
+
+    def finish_iteration(self, name: str) -> Metrics:
+        """The end of a training step: `<name>/lr` is the rate it used; the schedule moves on."""
+        assert self.optimizer is not None
+        lr = self.optimizer.lr
+        self.optimizer.schedule_step()
+        return {f"{name}/lr": lr}
+
+    @contextmanager
+    def _training_mode(self) -> Iterator[None]:
+        if not self.compute.gradient_checkpointing:
+            yield
+            return
+        enable, disable = _checkpointing_switches(self.model)
+        # Switched on for the update only: with it on, transformers' layers refuse the KV cache that a rollout over
+        # the same weights needs.
+        enable({"use_reentrant": False})
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+            disable()
+
+    # -- files ----------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """Weights and tokenizer as a Hugging Face folder, and beside them the optimizer's state, into `folder`."""
+        self.model.save(folder, tokenizer)  # type: ignore[operator]
+        if self.optimizer is not None:
+            save_optimizer(self.optimizer, folder)
+
+    def load_optimizer(self, folder: Path) -> None:
+        """Take over the optimizer's state from a folder made by `save`. The weights come from the model loader.
+
+        Raises CheckpointError when the state is missing or belongs to another model.
+        """
+        assert self.optimizer is not None
+        with self._memory("optimizer state, on its way to the device", _SMALLER):
+            load_optimizer(self.optimizer, folder)
+
+    def checkpoint_bytes(self) -> int:
+        """About how many bytes `save` writes: the weights, and two moments of the trained ones."""
+        saved = [parameter for _, parameter in self._saved()]
+        weights = sum(p.numel() * p.element_size() for p in saved)
+        trained = sum(p.numel() * p.element_size() for p in saved if p.requires_grad)
+        return weights + (0 if self.optimizer is None else 2 * trained)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of a batch that go through the model together, on its device."""
+
+    rows: Tensor
+    """(b,) int64 on the CPU, where the rows stand in the batch."""
+    batch: Batch
+    packed: Packed
+    """The rows' real tokens, end to end."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(b, T)."""
+        return len(self.batch), self.batch.responses.shape[1]
+
+
+def move(record: RecordT, device: torch.device) -> RecordT:
+    """A dataclass with its tensors on `device`; the same object when `device` is the CPU."""
+    if device.type == "cpu":
+        return record
+    tensors: dict[str, Any] = {
+        item.name: value.to(device, non_blocking=True)
+        for item in dataclasses.fields(record)
+        if isinstance(value := getattr(record, item.name), Tensor)
+    }
+    return dataclasses.replace(record, **tensors)
+
+
+def _checkpointing_switches(model: nn.Module) -> tuple[Callable[[dict[str, Any]], None], Callable[[], None]]:
+    """How the transformers model inside `model` switches gradient checkpointing on and off."""
+    for module in model.modules():
+        for word in ("activation", "gradient"):  # renamed during transformers 5
+            if hasattr(module, f"{word}_checkpointing_enable"):
+                return getattr(module, f"{word}_checkpointing_enable"), getattr(module, f"{word}_checkpointing_disable")
+    raise ValueError(f"{type(model).__name__} holds no transformers model, so it has no gradient checkpointing")

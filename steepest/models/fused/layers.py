@@ -1,0 +1,136 @@
+"""Norm, query-key-value with rotation, and gated MLP, each as one step of autograd.
+
+The models' own code keeps every table it makes for the backward pass: for a gated MLP the two projections, the
+activation and the product of both. These keep what cannot be had again by a pass over a table (`saved` in each
+docstring), three fifths of the numbers for a layer of SmolLM2. They compute in float32; elsewhere (autocast, another
+dtype, a cache of transformers) a layer's own forward runs. `fuse` puts them into a model and compares them with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from steepest.models.fused.linear import FIELDS, Product, product_from, products_in
+
+
+def inverse_rms(x: Tensor, width: int | Tensor, eps: float | Tensor) -> Tensor:
+    """(..., n) -> (..., 1): 1 / sqrt(sum(x^2) / width + eps), `width` being n. Tensors save a microsecond each."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(width).add_(eps).rsqrt_()
+
+
+class RMSNorm(torch.autograd.Function):
+    """x / sqrt(mean(x^2) + eps) * weight; x (..., n), weight (n,). Saved: x and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        factor = inverse_rms(x, x.shape[-1], eps)
+        ctx.save_for_backward(x, weight, factor)
+        return (x * factor).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, factor = ctx.saved_tensors
+        width = x.shape[-1]
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.mv((grad * x).reshape(-1, width).t(), factor.reshape(-1))
+        if ctx.needs_input_grad[0]:
+            grad_x = grad * weight
+            # The mean square moves with x: its share is along x.
+            along = (grad_x * x).sum(-1, keepdim=True)
+            along.mul_(factor * factor * factor).div_(width)
+            grad_x.mul_(factor).addcmul_(x, along, value=-1.0)
+        return grad_x, grad_weight, None
+
+
+class GatedMLP(torch.autograd.Function):
+    """down(silu(gate(x)) * up(x)) for x (n, k) and three `Product`s. Saved: x, gate(x), up(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
+        gate, up, down = products_in(arguments)
+        gated, gate_inner = gate(x)
+        raised, up_inner = up(x)
+        out, down_inner = down(F.silu(gated).mul_(raised))
+        tensors = [t for product in (gate, up, down) for t in product.tensors]
+        ctx.save_for_backward(x, gated, raised, gate_inner, up_inner, down_inner, *tensors)
+        ctx.scales = gate.scale, up.scale, down.scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gated, raised, gate_inner, up_inner, down_inner, *tensors = ctx.saved_tensors
+        gate, up, down = _products(tensors, ctx.scales)
+        wants = _wants(ctx, 1)
+        silu = F.silu(gated)
+        grad_product, of_down = down.backward(grad, silu * raised if any(wants[2]) else grad, down_inner, wants[2])
+        assert grad_product is not None
+        to_input = ctx.needs_input_grad[0]
+        grad_x, of_up = up.backward(silu.mul_(grad_product), x, up_inner, wants[1], to_input=to_input)
+        grad_gated = torch.ops.aten.silu_backward(grad_product.mul_(raised), gated)
+        grad_x, of_gate = gate.backward(grad_gated, x, gate_inner, wants[0], to_input=to_input, add_to=grad_x)
+        return grad_x, *of_gate, *of_up, *of_down
+
+
+class RotatedQKV(torch.autograd.Function):
+    """Queries, keys and values of x (n, k) by three `Product`s, queries and keys rotated by halves.
+
+        rotated = y * cos + cat(-y2, y1) * sin           y1, y2 the halves of each head
+
+    cos and sin are (n, D), both halves of a row alike. Returns (n, H, D) and twice (n, KV, D). Saved: x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        products = list(products_in(arguments))
+        size = cos.shape[-1]
+        cos, sin = cos[:, None], sin[:, None, : size // 2]
+        outs, inners = zip(*(product(x) for product in products), strict=True)
+        q, k, v = (out.view(len(x), -1, size) for out in outs)
+        ctx.save_for_backward(x, cos, sin, *inners, *(t for product in products for t in product.tensors))
+        ctx.scales = [product.scale for product in products]
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, cos, sin, *rest = ctx.saved_tensors
+        products, wants = _products(rest[3:], ctx.scales), _wants(ctx, 3)
+        grad_x: Tensor | None = None
+        found: list[Tensor | None] = []
+        for index, (grad, product) in enumerate(zip(grads, products, strict=True)):
+            flat = (grad if index == 2 else rotate(grad, cos, -sin)).reshape(len(x), -1)
+            grad_x, more = product.backward(
+                flat, x, rest[index], wants[index], to_input=ctx.needs_input_grad[0], add_to=grad_x
+            )
+            found += more
+        return grad_x, None, None, *found
+
+
+def rotate(y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """y (n, H, D), cos (n, 1, D), sin (n, 1, D / 2). With -sin it turns back."""
+    half = y.shape[-1] // 2
+    turned = y * cos
+    turned[..., :half].addcmul_(y[..., half:], sin, value=-1.0)
+    turned[..., half:].addcmul_(y[..., :half], sin)
+    return turned
+
+
+def _products(tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Product]:
+    each = FIELDS - 1
+    return [product_from(tensors[each * i : each * (i + 1)], scale) for i, scale in enumerate(scales)]
+
+
+def _wants(ctx: Any, before: int) -> list[tuple[bool, ...]]:
+    """Which gradients each product is asked for; `before` arguments come before the products'."""
+    needed = ctx.needs_input_grad[before:]
+    return [needed[start : start + FIELDS] for start in range(0, len(needed), FIELDS)]

@@ -1,0 +1,52 @@
+"""The product of an adapted layer, base and adapter in one step of autograd.
+
+peft writes it as `base(x) + B(A(x)) * scale`: three tables as large as the layer's output, each written and read again,
+and as many in the backward pass. Here the adapter is added into the base's output by the matrix product itself.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from steepest.models.fused.linear import Product, product_from, product_of
+
+
+class LoraProduct(torch.autograd.Function):
+    """A `Product` of x (n, k), W and its bias frozen, with an adapter or without -> (n, m) in x's dtype. With B zero it
+    is the base's output, bit for bit."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
+        product = Product(*arguments)
+        out, inner = product(x)
+        ctx.save_for_backward(x, inner, *product.tensors)
+        ctx.scale = product.scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, *tensors = ctx.saved_tensors
+        product = product_from(tensors, ctx.scale)
+        to_input, *wanted = ctx.needs_input_grad
+        grad_x, grads = product.backward(grad, x, inner, wanted, to_input=to_input)
+        return grad_x, *grads
+
+
+def fuse(layer: Any) -> None:
+    """Let a peft layer compute by `LoraProduct` wherever that is the same sum; elsewhere it stays peft's."""
+    layer.forward = MethodType(_forward, layer)
+
+
+def _forward(layer: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
+    product = None if args or options else product_of(layer, x)
+    if product is None or product.a is None:
+        found: Tensor = type(layer).forward(layer, x, *args, **options)
+        return found
+    out: Tensor = LoraProduct.apply(x.reshape(-1, x.shape[-1]), *product)
+    return out.view(*x.shape[:-1], out.shape[-1])

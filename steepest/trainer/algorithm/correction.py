@@ -1,0 +1,78 @@
+"""Rollout correction in a step: what is rejected leaves the batch, what is weighed carries its weight to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from steepest.config.schema import Config
+from steepest.config.thresholds import pair_thresholds
+from steepest.core.batch import Batch
+from steepest.core.mismatch import mismatch_metrics, off_policy_metrics
+from steepest.core.rollout_correction import Rejection, Weighting, correct
+from steepest.learner.metrics import Metrics
+from steepest.trainer.ppo import ActorLike
+
+
+def build_rejections(config: Config) -> tuple[Rejection, ...]:
+    """The rejections that the configuration asks for, in its order."""
+    correction = config.algorithm.rollout_correction
+    if not correction.rollout_rs:
+        return ()
+    assert correction.rollout_rs_threshold is not None, "checked by config.rules_curation"
+    pairs = pair_thresholds(correction.rollout_rs, correction.rollout_rs_threshold)
+    return tuple(Rejection(kind, high, low) for kind, low, high in pairs)
+
+
+@dataclass
+class CorrectedRewards:
+    """Stands before `shape_rewards`: corrects the batch, then has its rewards shaped.
+
+    A response that is rejected whole leaves the training at once, so it counts in no group, no return and no mean. Of
+    the others all tokens keep their rewards until advantages are known: the reward may lie on a token that the losses
+    leave out. Those tokens leave with `batch.loss_mask`, see `Advantages`.
+
+    The distance of engine and trainer is measured here, before anything is left out of it.
+    """
+
+    weighting: Weighting | None
+    rejections: tuple[Rejection, ...]
+    shape_rewards: Callable[[Batch], Metrics]
+
+    def __call__(self, batch: Batch) -> Metrics:
+        assert batch.rollout_log_probs is not None and batch.old_log_probs is not None
+        mask = batch.response_mask
+        metrics = compare(batch.rollout_log_probs, batch.old_log_probs, mask)
+        found = correct(
+            batch.rollout_log_probs,
+            batch.old_log_probs,
+            mask,
+            weighting=self.weighting,
+            rejections=self.rejections,
+        )
+        batch.response_mask = mask & found.kept.any(1)[:, None]
+        batch.loss_mask, batch.rollout_is_weights = found.kept, found.weights
+        return metrics | found.metrics | self.shape_rewards(batch)
+
+
+def compare(rollout_log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> Metrics:
+    """Every number about engine and trainer, over the true tokens of `mask`."""
+    return mismatch_metrics(rollout_log_probs, old_log_probs, mask) | off_policy_metrics(
+        rollout_log_probs, old_log_probs, mask
+    )
+
+
+@dataclass
+class ActorOfRollouts:
+    """Bypass mode: the rollout's log-probs are the old ones, so the loss's ratio is training over rollout."""
+
+    actor: ActorLike
+
+    def log_probs(self, batch: Batch) -> tuple[Tensor | None, None]:
+        assert batch.rollout_log_probs is not None
+        return batch.rollout_log_probs, None
+
+    def update(self, batch: Batch, *, step: int) -> Metrics:
+        return self.actor.update(batch, step=step)

@@ -1,0 +1,171 @@
+"""Which responses a step learns from, and how much of them: objects that are chosen at start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from steepest.config.schema import Config
+from steepest.core.batch import Batch
+from steepest.core.row_selection import (
+    draw_rows,
+    in_varied_groups,
+    monte_carlo_returns,
+    overlong_penalty,
+    pf_ppo_weights,
+)
+from steepest.learner.metrics import Metrics
+from steepest.rewards.api import RewardResult
+from steepest.trainer.experience.single_turn import step_seed
+from steepest.trainer.ppo import ActorLike, CriticLike
+
+
+@dataclass
+class OverlongPenalty:
+    """Adds `core.row_selection.overlong_penalty` to every score, before anything reads it."""
+
+    max_length: int
+    buffer: int
+    factor: float
+    log: bool
+
+    def __call__(self, batch: Batch, results: list[RewardResult]) -> list[RewardResult]:
+        penalties = overlong_penalty(
+            batch.response_lengths, max_length=self.max_length, buffer=self.buffer, factor=self.factor
+        )
+        return [self._lowered(result, penalty) for result, penalty in zip(results, penalties.tolist(), strict=True)]
+
+    def _lowered(self, result: RewardResult, penalty: float) -> RewardResult:
+        if result.score is None:
+            return result
+        parts = {"overlong_reward": penalty, "overlong": float(penalty < 0)} if self.log else {}
+        return replace(result, score=result.score + penalty, parts={**result.parts, **parts})
+
+
+def mask_truncated(batch: Batch) -> Metrics:
+    """DAPO's overlong filtering: a response cut at the length limit leaves the training.
+
+    As one whose reward failed it counts in no loss, no denominator and no group: what is learnt is what a batch without
+    it would teach. Lengths still count it.
+    """
+    batch.response_mask = batch.response_mask & ~batch.truncated[:, None]
+    return {"mask_truncated/ratio": batch.truncated.float().mean().item()}
+
+
+def mask_equal_groups(batch: Batch) -> Metrics:
+    """A prompt whose responses all have one score leaves the training, so that it does not thin out the others."""
+    assert batch.token_level_scores is not None
+    counted = batch.response_mask.any(1)
+    equal = counted & ~in_varied_groups(batch.token_level_scores.sum(1), batch.group_ids, counted)
+    batch.response_mask = batch.response_mask & ~equal[:, None]
+    return {"mask_equal_groups/ratio": (equal.sum() / counted.sum().clamp(min=1)).item()}
+
+
+@dataclass
+class InTurn:
+    """Several of them, one after the other."""
+
+    parts: Sequence[Callable[[Batch], Metrics]]
+
+    def __call__(self, batch: Batch) -> Metrics:
+        metrics: Metrics = {}
+        for part in self.parts:
+            metrics |= part(batch)
+        return metrics
+
+
+def build_shaping(config: Config) -> Callable[[Batch, list[RewardResult]], list[RewardResult]]:
+    """What is added to the rewards' own scores in training."""
+    overlong_buffer = config.reward.overlong_buffer
+    if not overlong_buffer.enable:
+        return lambda batch, results: results
+    assert overlong_buffer.len is not None, "checked by config.rules_curation"
+    return OverlongPenalty(
+        config.data.max_response_length, overlong_buffer.len, overlong_buffer.penalty_factor, overlong_buffer.log
+    )
+
+
+def build_curation(config: Config) -> Callable[[Batch], Metrics]:
+    """What leaves a scored batch."""
+    parts: list[Callable[[Batch], Metrics]] = []
+    if config.algorithm.mask_truncated:
+        parts.append(mask_truncated)
+    if config.algorithm.mask_equal_groups:  # of what is left
+        parts.append(mask_equal_groups)
+    return InTurn(parts)
+
+
+@dataclass(frozen=True)
+class FilteredRows:
+    """PF-PPO's draw: the rows of a step's updates. The same for actor and critic, and for a step that is repeated."""
+
+    method: str
+    weight_pow: float
+    seed: int
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:
+        assert batch.token_level_scores is not None
+        weights = pf_ppo_weights(
+            batch.token_level_scores.sum(1),
+            batch.response_mask.any(1),
+            method=self.method,
+            weight_pow=self.weight_pow,
+        )
+        return draw_rows(weights, step_seed(self.seed, step))
+
+
+@dataclass
+class FilteredActor:
+    """The actor, updated on the rows that `rows` draws; advantages are those of the whole batch."""
+
+    actor: ActorLike
+    rows: FilteredRows
+
+    def log_probs(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        return self.actor.log_probs(batch)
+
+    def update(self, batch: Batch, *, step: int) -> Metrics:
+        rows = self.rows(batch, step)
+        distinct = {"pf_ppo/distinct_ratio": len(rows.unique()) / max(1, len(rows))}
+        return self.actor.update(batch.select(rows), step=step) | distinct
+
+
+@dataclass
+class FilteredCritic:
+    """The critic, updated on the same rows."""
+
+    critic: CriticLike
+    rows: FilteredRows
+
+    def values(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        return self.critic.values(batch)
+
+    def update(self, batch: Batch, *, step: int) -> Metrics:
+        return self.critic.update(batch.select(self.rows(batch, step)), step=step)
+
+
+@dataclass
+class PretrainedCritic:
+    """The critic, in the first `num_steps` steps taught what followed in fact, not what it thinks itself.
+
+    The policy stands still in those steps, so this is VC-PPO's value pretraining on its rollouts.
+    """
+
+    critic: CriticLike
+    num_steps: int
+    gamma: float
+    _mask: Tensor | None = None
+    """The tokens that rewards lie on; the losses may leave some of them out (`batch.loss_mask`)."""
+
+    def values(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        self._mask = batch.response_mask
+        return self.critic.values(batch)
+
+    def update(self, batch: Batch, *, step: int) -> Metrics:
+        if step > self.num_steps:
+            return self.critic.update(batch, step=step)
+        assert batch.token_level_rewards is not None and self._mask is not None
+        returns = monte_carlo_returns(batch.token_level_rewards, self._mask, gamma=self.gamma)
+        return self.critic.update(replace(batch, returns=returns), step=step)

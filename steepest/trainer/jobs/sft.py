@@ -1,0 +1,201 @@
+"""The SFT job: the same data checks, checkpoints, resume and loggers as PPO, around one supervised update a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import steepest
+from steepest.assembly.compute import SFT_KEYS, SFT_MODEL, compute_settings, micro_batches
+from steepest.assembly.lora import load_policy
+from steepest.assembly.roles import optim_settings
+from steepest.config.plan import SFTPlan, make_sft_plan
+from steepest.config.schema_sft import SFTConfig
+from steepest.console import say
+from steepest.data.sampler import PromptSampler
+from steepest.data.sft import SFTExample, encode_sft, load_sft_rows
+from steepest.devices.api import Device
+from steepest.errors import DataError, ModelError
+from steepest.learner.checkpoint import CheckpointStore, Start
+from steepest.learner.metrics import Metrics
+from steepest.learner.supervised import Supervised
+from steepest.loggers.api import Loggers
+from steepest.models.load import check_vocabulary, end_token_ids
+from steepest.process.openmp_waiting import adaptive_waiting
+from steepest.trainer.loop import Schedule, Timer, run_steps
+from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
+from steepest.trainer.run.metrics import memory_metrics
+from steepest.trainer.run.model_sources import ModelSources, sources_of
+from steepest.trainer.run.resume import find_start, require_work
+from steepest.trainer.run.sizes import size_of
+from steepest.trainer.run.summary import count, duration, table
+
+
+@dataclass(frozen=True)
+class SFTResult:
+    """The last checkpoint's model folder, and step -> validation loss."""
+
+    model: Path
+    history: dict[int, float]
+
+
+@dataclass
+class SFTStep:
+    """One optimizer step on the sampler's examples."""
+
+    model: Supervised
+    examples: Sequence[SFTExample]
+    sampler: PromptSampler
+    timed: Timer
+    device: Device
+
+    def __call__(self, step: int) -> Metrics:
+        with self.timed("step"):
+            chosen = [self.examples[i] for i in self.sampler.indices(step - 1)]
+            metrics = self.model.update(chosen)
+        metrics["perf/total_num_tokens"] = float(sum(len(example.token_ids) for example in chosen))
+        return metrics | memory_metrics(self.device)
+
+
+@dataclass
+class SFTRun:
+    """The hooks of `loop.run_steps`."""
+
+    model: Supervised
+    tokenizer: object
+    val: Sequence[SFTExample]
+    store: CheckpointStore
+    loggers: Loggers
+    steps_per_epoch: int
+    schedule: Schedule
+    history: dict[int, float]
+
+    def before_training(self, start_step: int) -> None:
+        pass
+
+    def save(self, step: int) -> None:
+        writers = {"actor": partial(self.model.save, tokenizer=self.tokenizer)}
+        state = {"step": step, "version": steepest.__version__}
+        self.store.save(step, writers, state, expected_bytes=self.model.checkpoint_bytes())
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        metrics["training/global_step"] = float(step)
+        metrics["training/epoch"] = float((step - 1) // self.steps_per_epoch)
+        metrics["perf/throughput"] = metrics["perf/total_num_tokens"] / metrics["timing_s/step"]
+        self.loggers.log(step, metrics)
+
+    def validate(self, step: int) -> None:
+        if not self.val:
+            return
+        metrics = self.model.evaluate(self.val)
+        self.history[step] = metrics["val/loss"]
+        self.loggers.log(step, metrics)
+        if self.store.holds(step):
+            self.store.mark_best(step, -metrics["val/loss"])
+
+
+def run_sft(config: SFTConfig) -> SFTResult:
+    """The whole job; every row is checked before the model is loaded."""
+    try:
+        return _run_sft(config)
+    except (DataError, ModelError) as error:
+        # The rooms below name the keys of the PPO job, where a model's section has a longer name.
+        text = str(error).replace("actor_rollout_ref.model.", "model.")
+        raise error if text == str(error) else type(error)(text) from error
+
+
+def _run_sft(config: SFTConfig) -> SFTResult:
+    began = time.perf_counter()
+    device = begin(config, seed=config.data.seed)
+    data, model = config.data, config.model
+    load = partial(
+        load_sft_rows,
+        messages_key=data.messages_key,
+        prompt_key=data.prompt_key,
+        answer_key=data.response_key,
+        seed=data.seed,
+        note=say,
+    )
+    train = load(data.train_files, max_samples=data.train_max_samples)
+    val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files") if data.val_files else []
+    sources = sources_of(config.trainer)
+    folder = sources.folder("model.path", model.path, model.hub, model.revision)
+    tokenizer = open_tokenizer(model, "model", folder, sources, trust_remote_code=model.trust_remote_code)
+    encode = partial(
+        encode_sft,
+        tokenizer=tokenizer,
+        max_length=data.max_length,
+        truncation=data.truncation,
+        template_kwargs=data.apply_chat_template_kwargs,
+        end_token_ids=end_token_ids(folder, tokenizer),
+    )
+    train_examples, train_report = encode(train)
+    say(f"train: {train_report.describe()}")
+    val_examples, val_report = encode(val)
+    if val:
+        say(f"validation: {val_report.describe()}")
+    with hold(Path(config.trainer.default_local_dir)), adaptive_waiting():
+        result = _train(config, device, sources, folder, tokenizer, train_examples, val_examples)
+    say(f"finished in {duration(time.perf_counter() - began)}; the model is in {result.model}")
+    return result
+
+
+def _train(
+    config: SFTConfig,
+    device: Device,
+    sources: ModelSources,
+    folder: Path,
+    tokenizer: object,
+    train: Sequence[SFTExample],
+    val: Sequence[SFTExample],
+) -> SFTResult:
+    trainer, data = config.trainer, config.data
+    plan = make_sft_plan(config, len(train))
+    sampler = PromptSampler(len(train), data.train_batch_size, shuffle=data.shuffle, seed=data.seed)
+    total, run_folder = plan.total_steps, Path(trainer.default_local_dir)
+    store = open_store(run_folder, trainer.max_ckpt_to_keep)
+    start = find_start(store, mode=trainer.resume_mode, resume_from_path=trainer.resume_from_path, say=say)
+    start.refuse_entry("kl_controller")  # a PPO run's
+    require_work(start, total, can_validate=False)
+    model = _load(config, plan, device, start, folder)
+    check_vocabulary(model.model, tokenizer)
+    model.model.check_length(data.max_length)
+    say(_summary(config, plan, model, device, len(train)))
+    # Without a frequency the model is saved once, at the end: a fine-tuned model that is not written is no result.
+    schedule = Schedule(total, trainer.save_freq if trainer.save_freq > 0 else total, trainer.test_freq)
+    with open_run_folder(config, trainer, run_folder, sources, total=total, start=start.step) as loggers:
+        run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, schedule, {})
+        step = SFTStep(model, train, sampler, Timer(device.synchronize), device)
+        run_steps(step, step.timed, schedule, run, start.step)
+    return SFTResult(run_folder / f"global_step_{total}" / "actor", run.history)
+
+
+def _load(config: SFTConfig, plan: SFTPlan, device: Device, start: Start, folder: Path) -> Supervised:
+    compute = compute_settings(config.model, SFT_MODEL, config.engine.dtype, device)
+    model = Supervised(
+        load_policy(config.model, SFT_MODEL, start, folder, halve=compute.dtype == "bfloat16"),
+        compute=compute,
+        optim=optim_settings(config.optim, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps),
+        micro=micro_batches(
+            "data", config.data.micro_batch_size_per_gpu, None, config.data.max_token_len_per_gpu, keys=SFT_KEYS
+        ),
+    )
+    if start.checkpoint is not None:
+        model.load_optimizer(start.checkpoint / "actor")
+    return model
+
+
+def _summary(config: SFTConfig, plan: SFTPlan, model: Supervised, device: Device, num_examples: int) -> str:
+    rows = [
+        ("device", device.describe()),
+        ("model", f"{config.model.path}: {size_of(model).describe(count)}"),
+        ("compute", f"{model.compute.dtype} over float32 weights"),
+        ("attention", model.compute.attention.describe()),
+        ("steps", f"{plan.total_steps} of {config.data.train_batch_size} samples, {num_examples} samples in all"),
+        *(("note", note) for note in plan.notes),
+        ("run folder", config.trainer.default_local_dir),
+    ]
+    return table(f"steepest {steepest.__version__}, supervised fine-tuning", rows)

@@ -1,0 +1,132 @@
+"""What happens around the steps: logging, health, validation, checkpoints. The step itself knows none of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from steepest.console import say, shortened
+from steepest.errors import SteepestError
+from steepest.learner.checkpoint import CheckpointStore
+from steepest.learner.metrics import Metrics
+from steepest.loggers.api import Loggers
+from steepest.loggers.jsonl import SampleLog, read_metrics
+from steepest.loggers.rows import dumps
+from steepest.trainer.loop import Schedule
+from steepest.trainer.run.health import Health
+from steepest.trainer.run.metrics import speed_metrics
+from steepest.trainer.run.validation import Evaluation, Evaluator
+
+ACCURACY = "val/accuracy"
+
+
+def validation_history(metrics_file: Path) -> dict[int, float]:
+    """Step -> accuracy of every validation in a run's metrics.jsonl, earlier starts of the same run included."""
+    if not metrics_file.exists():
+        return {}
+    return {step: row[ACCURACY] for step, row in read_metrics(metrics_file).items() if ACCURACY in row}
+
+
+@dataclass
+class Run:
+    """The hooks of `loop.run_steps` over one run folder."""
+
+    folder: Path
+    loggers: Loggers
+    store: CheckpointStore
+    writers: Mapping[str, Callable[[Path], None]]
+    """Sub-folder of a checkpoint -> what writes it."""
+    state: Callable[[], dict[str, Any]]
+    """What a resumed run needs beside the folders of `writers`."""
+    checkpoint_bytes: int
+    """About how much disk one checkpoint takes."""
+    evaluator: Evaluator
+    schedule: Schedule
+    health: Health
+    val_before_train: bool
+    steps_per_epoch: int
+    sample_log: SampleLog
+    num_logged_samples: int
+    validation_data_dir: str | None
+    history: dict[int, float] = field(default_factory=dict)
+
+    def before_training(self, start_step: int) -> None:
+        """Validation before the first step; after a kill between saving and validating, the one that is missing."""
+        missing = self.schedule.tests(start_step) and start_step not in self.history
+        if missing or (start_step == 0 and self.val_before_train):
+            self.validate(start_step)
+
+    def save(self, step: int) -> None:
+        self.store.save(step, self.writers, {"step": step, **self.state()}, expected_bytes=self.checkpoint_bytes)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Warnings first, then the step's line. Metrics are written even when saving the step failed."""
+        metrics["training/global_step"] = float(step)
+        metrics.setdefault("training/epoch", float((step - 1) // self.steps_per_epoch))
+        metrics |= speed_metrics(int(metrics.pop("tokens")), int(metrics.pop("response_tokens")), metrics)
+        for message in self.health(metrics):
+            say(f"warning: step {step}: {message}.")
+        self.loggers.log(step, metrics)
+
+    def validate(self, step: int) -> None:
+        """Score the validation set, print one line and remember the best step."""
+        start = time.perf_counter()
+        found = self.evaluator()
+        metrics = {**found.metrics, ACCURACY: found.score, "timing_s/testing": time.perf_counter() - start}
+        self.loggers.log(step, metrics)
+        self.history[step] = found.score
+        self._write_samples(step, found)
+        if self.store.holds(step):
+            self.store.mark_best(step, found.score)
+
+    def close(self) -> None:
+        self.loggers.close()
+        self.sample_log.close()
+
+    def _write_samples(self, step: int, found: Evaluation) -> None:
+        shown = found.samples[: self.num_logged_samples]
+        self.sample_log.extend(step, "val", shown)
+        for sample in shown:
+            say(f"sample {sample['id']}, score {sample['score']}: {shortened(sample['response'])}")
+        if self.validation_data_dir:
+            rows = [{"step": step, "split": "val", **sample} for sample in found.samples]
+            write_jsonl(Path(self.validation_data_dir) / f"{step}.jsonl", rows)
+
+
+def changed_values(path: Path, new: Any) -> list[str]:
+    """Values of a `config.yaml` that differ from `new`, as `key: old -> new`; none where no file can be read."""
+    if not path.exists():
+        return []
+    try:
+        before, after = flatten(OmegaConf.to_container(OmegaConf.load(path))), flatten(new)
+    except (YAMLError, OmegaConfBaseException):
+        say(f"{path} cannot be read, so what changed since the run's last start is not known; it is written anew.")
+        return []
+    return [f"{key}: {before.get(key)} -> {value}" for key, value in after.items() if before.get(key, value) != value]
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix.rstrip("."): tree}
+    return {key: value for name, branch in tree.items() for key, value in flatten(branch, f"{prefix}{name}.").items()}
+
+
+def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """A whole file at once: a step that is repeated after a resume replaces its own file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(dumps(record) + "\n" for record in records)
+    except OSError as error:
+        raise SteepestError(
+            f"{path}: the responses cannot be written ({error.strerror}). Make room, or choose another folder, then "
+            "start the same command again: it goes on from the last checkpoint."
+        ) from error

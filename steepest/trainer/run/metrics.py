@@ -1,0 +1,113 @@
+"""Statistics of a finished batch, under verl's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from steepest.core.batch import Batch
+from steepest.devices.api import Device
+from steepest.learner.metrics import Metrics
+
+
+def three(name: str, values: Tensor) -> Metrics:
+    """mean, max and min of a tensor of any shape; nothing when it is empty."""
+    if values.numel() == 0:
+        return {}
+    values = values.float()
+    return {
+        f"{name}/mean": values.mean().item(),
+        f"{name}/max": values.max().item(),
+        f"{name}/min": values.min().item(),
+    }
+
+
+def batch_metrics(batch: Batch) -> Metrics:
+    """`critic/{score,rewards}` per sequence, `critic/{advantages,returns,values}` per policy token, and lengths.
+
+    Rows without a policy token (a reward that failed) count in no statistic but the lengths.
+    `response_length/clip_ratio` is the share of responses that hit the length limit.
+    """
+    mask = batch.response_mask
+    scored = mask.any(dim=1)
+    metrics: Metrics = {}
+    for name, field in (("score", batch.token_level_scores), ("rewards", batch.token_level_rewards)):
+        if field is not None:
+            metrics |= three(f"critic/{name}", field.sum(dim=1)[scored])
+    for name in ("advantages", "returns", "values"):
+        field = getattr(batch, name)
+        if field is not None:
+            metrics |= three(f"critic/{name}", field[mask])
+    if batch.reward_baselines is not None:
+        failed = batch.reward_baselines.isnan()
+        metrics |= three("remax/baseline_reward", batch.reward_baselines[~failed])
+        metrics["remax/baseline_reward/error_rate"] = failed.float().mean().item()
+    metrics |= three("response_length", batch.response_lengths)
+    metrics["response_length/clip_ratio"] = batch.truncated.float().mean().item()
+    metrics |= three("prompt_length", batch.prompt_lengths)
+    if len(batch) > int(batch.group_ids.max()) + 1:
+        metrics["group/equal_ratio"] = equal_groups(batch)
+    return metrics
+
+
+def equal_groups(batch: Batch) -> float:
+    """Share of prompts whose responses all have one score: they teach a group-relative estimator nothing."""
+    assert batch.token_level_scores is not None
+    scored = batch.response_mask.any(dim=1)
+    scores, groups = batch.token_level_scores.sum(dim=1)[scored], batch.group_ids[scored]
+    if groups.numel() == 0:
+        return 0.0
+    num_groups = int(groups.max()) + 1
+    high = torch.full((num_groups,), -torch.inf).scatter_reduce_(0, groups, scores, "amax")
+    low = torch.full((num_groups,), torch.inf).scatter_reduce_(0, groups, scores, "amin")
+    present = high >= low
+    return (high == low)[present].float().mean().item()
+
+
+def speed_metrics(num_tokens: int, num_response_tokens: int, timings: Metrics) -> Metrics:
+    """Tokens a second: over one whole step and in its updates prompts included, in generation the responses'."""
+    seconds = timings["timing_s/step"]
+    update = timings["timing_s/update_critic"] + timings["timing_s/update_actor"]
+    return {
+        "perf/total_num_tokens": float(num_tokens),
+        "perf/time_per_step": seconds,
+        "perf/throughput": num_tokens / seconds if seconds > 0 else 0.0,
+        "perf/throughput/gen": num_response_tokens / timings["timing_s/gen"],
+        "perf/throughput/update": num_tokens / update,
+    }
+
+
+_MFU = {
+    "perf/mfu": ("step",),
+    "perf/mfu/actor": ("update_actor",),
+    "perf/mfu/critic": ("values", "update_critic"),
+    "perf/mfu/actor_infer": ("old_log_prob",),
+}
+"""verl's name of a share of the machine's limit -> the parts of a step that it speaks of. The critic's are two, since
+one pass may serve both."""
+
+
+def mfu_metrics(seconds: Mapping[str, float], done: Mapping[str, float], *, limit: float) -> Metrics:
+    """Operations a second of the models' passes as a share of `limit`, for the step and for the parts that ran."""
+    found: Metrics = {}
+    for name, parts in _MFU.items():
+        time, work = (sum(of.get(part, 0.0) for part in parts) for of in (seconds, done))
+        if time and work:
+            found[name] = work / (time * limit)
+    return found
+
+
+def memory_metrics(device: Device) -> Metrics:
+    """Peak memory since the process started, as verl has it: never set back, so the last step's number is the run's.
+
+    `perf/max_memory_gb` is what a card has held in tensors, or the resident size of the process on the CPU. Cards have
+    verl's two names too: held, and taken from the card by torch's allocator.
+    """
+    memory = device.memory()
+    metrics: Metrics = {"perf/max_memory_gb": memory.peak / 2**30}
+    if memory.peak_reserved is not None:
+        metrics["perf/max_memory_allocated_gb"] = memory.peak / 2**30
+        metrics["perf/max_memory_reserved_gb"] = memory.peak_reserved / 2**30
+    return metrics

@@ -1,0 +1,79 @@
+"""Where a run starts: from nothing, from the newest good checkpoint of its folder, or from one that is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from steepest.errors import CheckpointError
+from steepest.learner.checkpoint import FROM_NOTHING, CheckpointStore, Start
+
+
+def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | None, say: Callable[[str], None]) -> Start:
+    """Resolve `trainer.resume_mode`.
+
+    auto: the newest valid checkpoint of the run's folder, if there is one. disable: start from nothing; an older
+    run in the same folder is moved aside, never overwritten. resume_path: exactly that checkpoint or an error; a folder
+    that holds another run is moved aside, so that no curve is made of two.
+    """
+    if mode == "disable":
+        moved = set_aside(store.folder)
+        if moved:
+            say(f"resume_mode=disable: the earlier run in {store.folder} was moved to {moved}.")
+        return FROM_NOTHING
+    if mode == "resume_path":
+        assert resume_from_path is not None, "checked by config.rules"
+        named = store.open(resume_from_path)
+        moved = None if _is_of_the_run(store.folder, named) else set_aside(store.folder)
+        if moved:
+            say(f"{store.folder} held another run than {resume_from_path}; it was moved to {moved}.")
+        found: Path | None = named
+    else:
+        store.remove_leftovers()
+        found = store.latest()
+    if found is None:
+        return FROM_NOTHING
+    store.goes_on_from(found)
+    state = store.state(found)
+    say(f"resuming from step {state['step']}: {found}")
+    return Start(int(state["step"]), found, state)
+
+
+def _is_of_the_run(folder: Path, checkpoint: Path) -> bool:
+    """Whether a run that goes on from `checkpoint` may go on in the records of `folder`.
+
+    Either the checkpoint lies in it, or the run there went on from the same checkpoint and is started again.
+    """
+    if folder.resolve() in checkpoint.resolve().parents:
+        return True
+    try:
+        origin = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "trainer.resume_from_path")
+    except (OSError, YAMLError, OmegaConfBaseException):  # none there, or none that says where its run came from
+        return False
+    return origin is not None and Path(origin).resolve() == checkpoint.resolve()
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename a run folder that holds anything to the first free `<folder>.old-<k>`; None when there was nothing."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    k = 1
+    while (target := folder.with_name(f"{folder.name}.old-{k}")).exists():
+        k += 1
+    folder.rename(target)
+    return target
+
+
+def require_work(start: Start, total_steps: int, *, can_validate: bool = True) -> None:
+    """A run that has nothing left to do ends with an error, not with success and no result."""
+    if start.step >= total_steps:
+        validate = "set trainer.val_only=True to validate, " if can_validate else ""
+        raise CheckpointError(
+            f"nothing to do: the run stands at step {start.step} and trainer.total_training_steps is {total_steps}. "
+            "Raise trainer.total_training_steps or trainer.total_epochs to go on, "
+            f"{validate}or choose another trainer.experiment_name (or trainer.resume_mode=disable) to start afresh."
+        )

@@ -1,0 +1,129 @@
+"""Values and gradient from one forward pass, for a critic with one update a step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from steepest.core.advantages import AdvantageInputs, gae
+from steepest.core.batch import Batch
+from steepest.learner.critic import Critic
+from steepest.learner.micro_batches import MicroBatches
+from steepest.learner.mini_batches import UpdateSettings
+from tests.learner.helpers import make_batch, make_critic, weights
+from tests.learner.test_lora import adapter_critic, lora_actor
+
+SMALL = MicroBatches(tokens=15)
+
+
+def returns_of(batch: Batch) -> Tensor:
+    """GAE with everything it can read."""
+    found = AdvantageInputs(
+        token_level_rewards=batch.token_level_rewards,
+        response_mask=batch.response_mask,
+        values=batch.values,
+        final_values=batch.final_values,
+        truncated=batch.truncated,
+    )
+    return gae(found, gamma=0.9, lam=0.8, bootstrap_truncated=True)[1]
+
+
+def rewarded() -> Batch:
+    """No values and no returns yet; rows 0, 3 and 5 were cut."""
+    batch = make_batch()
+    rewards = torch.randn(batch.responses.shape, generator=torch.Generator().manual_seed(5))
+    truncated = torch.tensor([1, 0, 0, 1, 0, 1, 0, 0], dtype=torch.bool)
+    return replace(batch, token_level_rewards=rewards, truncated=truncated, values=None, returns=None)
+
+
+def in_two_passes(critic: Critic, batch: Batch) -> dict[str, float]:
+    batch.values, batch.final_values = critic.values(batch)
+    batch.returns = returns_of(batch)
+    if batch.loss_mask is not None:
+        batch.response_mask = batch.response_mask & batch.loss_mask
+    return critic.update(batch, step=1)
+
+
+def in_one_pass(critic: Critic, batch: Batch) -> dict[str, float]:
+    batch.values, batch.final_values = critic.values_with_gradient(batch, returns_of)
+    batch.returns = returns_of(batch)
+    if batch.loss_mask is not None:
+        batch.response_mask = batch.response_mask & batch.loss_mask
+    return critic.step_on_gradient(batch)
+
+
+def make(kind: str, micro: MicroBatches) -> Critic:
+    if kind == "own":
+        return make_critic(zero_head=False, lr=0.05, micro=micro)
+    critic = adapter_critic(lora_actor(), micro=micro, mini=8)
+    torch.manual_seed(1)
+    for name, parameter in critic.model.saved_parameters():
+        if "lora_B" in name or "head" in name or "score" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return critic
+
+
+@pytest.mark.parametrize("micro", [SMALL, MicroBatches(rows=1), MicroBatches()], ids=["tokens", "rows", "whole"])
+@pytest.mark.parametrize("kind", ["own", "adapter"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "loss-mask"])
+def test_one_pass_gives_the_values_metrics_and_weights_of_two(kind, micro, masked):
+    """Against the pass that reads and the update that follows, cut in another way."""
+    batch, other = rewarded(), rewarded()
+    if masked:
+        keep = torch.rand(batch.responses.shape, generator=torch.Generator().manual_seed(2)) > 0.4
+        batch, other = replace(batch, loss_mask=keep), replace(other, loss_mask=keep)
+    one, two = make(kind, micro), make(kind, MicroBatches(rows=3))
+    found, wanted = in_one_pass(one, batch), in_two_passes(two, other)
+    assert found["critic/grad_norm"] > 0.05 and found["critic/vf_loss"] > 0.05
+    assert found == pytest.approx(wanted, rel=2e-5, abs=1e-7)
+    torch.testing.assert_close(batch.values, other.values, atol=1e-6, rtol=1e-5)
+    own = rewarded().response_mask.any(1)
+    torch.testing.assert_close(batch.final_values[own], other.final_values[own], atol=1e-6, rtol=1e-5)
+    assert (batch.values[own].abs().amax(1) > 0).all() and not batch.values[2].any()
+    before, after, expected = weights(make(kind, micro)), weights(one), weights(two)
+    moved = [name for name in after if not torch.equal(after[name], before[name])]
+    assert len(moved) > 10
+    for name, tensor in after.items():
+        torch.testing.assert_close(tensor, expected[name], atol=2e-4, rtol=0)  # Adam's first step is 0.05
+
+
+def test_the_whole_batch_has_one_denominator_and_each_row_its_own_returns():
+    """A row alone in its micro-batch weighs as in the whole batch, and sees no other row's values."""
+    seen: list[Tensor] = []
+
+    def recorded(batch: Batch) -> Tensor:
+        seen.append(batch.values.clone())
+        return returns_of(batch)
+
+    critic, batch = make("own", MicroBatches(rows=1)), rewarded()
+    values, _ = critic.values_with_gradient(batch, recorded)
+    assert [len(part) for part in seen] == [1] * 7  # row 2 has no policy token
+    own = batch.response_mask.any(1)
+    assert torch.equal(torch.cat(seen), values[own])
+
+
+def test_a_second_step_starts_from_no_gradient():
+    one, two = make("own", SMALL), make("own", SMALL)
+    for _ in range(3):
+        found, wanted = in_one_pass(one, rewarded()), in_two_passes(two, rewarded())
+        assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+def test_a_batch_without_any_policy_token_steps_nothing():
+    critic, batch = make("own", SMALL), rewarded()
+    batch.response_mask = torch.zeros_like(batch.response_mask)
+    before = weights(critic)
+    metrics = in_one_pass(critic, batch)
+    assert set(metrics) == {"critic/lr"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(critic).items())
+
+
+def test_several_updates_have_no_values_in_common():
+    critic = make("own", SMALL)
+    critic.settings = UpdateSettings(mini_batch_rows=4)
+    assert not critic.has_one_update(8) and critic.has_one_update(4)
+    with pytest.raises(AssertionError):
+        critic.values_with_gradient(rewarded(), returns_of)

@@ -1,0 +1,105 @@
+"""The fused product of an adapted layer against peft's own three tables."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from steepest.models.fused.lora import LoraProduct, fuse
+
+
+def peft_layer(*, bias: bool = True, dropout: float = 0.0, adapters: tuple[str, ...] = ("one",)) -> nn.Module:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5, bias=bias))
+    model.requires_grad_(False)
+    for name in adapters:
+        model = inject_adapter_in_model(
+            LoraConfig(r=3, lora_alpha=12, target_modules=["0"], lora_dropout=dropout), model, name
+        )
+    layer = model[0]
+    for name in adapters:
+        nn.init.normal_(layer.lora_B[name].weight)
+    return layer
+
+
+def used(monkeypatch) -> list[int]:
+    """Rows of each fused product."""
+    rows: list[int] = []
+    plain = LoraProduct.apply
+
+    def counting(x, *more):
+        rows.append(len(x))
+        return plain(x, *more)
+
+    monkeypatch.setattr(LoraProduct, "apply", counting)
+    return rows
+
+
+def gradients(layer: nn.Module, x: torch.Tensor, out: torch.Tensor) -> list[torch.Tensor]:
+    weights = [layer.lora_A["one"].weight, layer.lora_B["one"].weight]
+    weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
+    return list(torch.autograd.grad((out * weight).sum(), [x, *weights]))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(7, 6), (2, 4, 6)])
+def test_output_and_gradients_are_peft_s(bias, shape, monkeypatch):
+    layer = peft_layer(bias=bias)
+    x = torch.randn(shape, requires_grad=True)
+    wanted = layer(x)
+    expected = gradients(layer, x, wanted)
+    rows = used(monkeypatch)
+    fuse(layer)
+    found = layer(x)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    for own, theirs in zip(gradients(layer, x, found), expected, strict=True):
+        assert theirs.abs().max() > 0.1
+        torch.testing.assert_close(own, theirs, atol=1e-5, rtol=1e-5)
+    assert rows == [x[..., 0].numel()]
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    torch.manual_seed(1)
+    shapes = [(4, 6), (5, 6), (5,), (3, 6), (5, 3)]
+    x, w, bias, a, b = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
+    for tensor in (x, a, b):
+        tensor.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, a, b: LoraProduct.apply(x, w, bias, a, b, 1.7), (x, a, b))
+
+
+def test_a_fresh_adapter_adds_nothing_and_one_that_is_off_is_not_there(monkeypatch):
+    layer, x = peft_layer(adapters=("one", "two")), torch.randn(7, 6)
+    fuse(layer)
+    rows = used(monkeypatch)
+    layer.set_adapter("one")
+    one = layer(x)
+    layer.set_adapter("two")
+    two = layer(x)
+    assert not torch.allclose(one, two)
+    torch.testing.assert_close(two, layer.base_layer(x) + layer.lora_B["two"](layer.lora_A["two"](x)) * 4.0)
+    nn.init.zeros_(layer.lora_B["two"].weight)
+    assert torch.equal(layer(x), layer.base_layer(x)) and len(rows) == 3
+    layer.enable_adapters(False)
+    assert torch.equal(layer(x), layer.base_layer(x)) and len(rows) == 3
+
+
+def test_what_is_another_sum_stays_peft_s(monkeypatch):
+    """Half precision by autocast, dropout, a base that is trained."""
+    rows, x = used(monkeypatch), torch.randn(7, 6)
+    layer = peft_layer()
+    wanted = layer(x)
+    fuse(layer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = layer(x)
+    assert half.dtype == torch.bfloat16 and half.float().sub(wanted).abs().max() < 0.2
+    layer.base_layer.weight.requires_grad_(True)
+    assert torch.equal(layer(x), wanted)
+    layer(x).sum().backward()
+    assert layer.base_layer.weight.grad is not None
+    dropping = peft_layer(dropout=0.5)
+    fuse(dropping)
+    assert not torch.equal(dropping.train()(x), dropping(x))
+    assert not rows
