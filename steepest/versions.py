@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from importlib import metadata
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 UNKNOWN = "unknown"
 """The version of a package whose metadata names none."""
-
-_CLAUSE = re.compile(r"(===?|~=|!=|<=|>=|<|>)\s*([^,\s;()]+)")
 
 
 def installed(*names: str) -> str | None:
@@ -26,9 +28,11 @@ def installed(*names: str) -> str | None:
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The numbers of a release: "2.10.0.post4+cpu" -> (2, 10, 0); empty when it does not start with a number."""
-    match = re.match(r"\d+(?:\.\d+)*", version.strip().lstrip("v"))
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
+    """The numbers of a release: "2.10.0.post4+cpu" -> (2, 10, 0); empty for a text that is no version."""
+    try:
+        return Version(version).release
+    except InvalidVersion:
+        return ()
 
 
 def public(version: str) -> str:
@@ -43,34 +47,12 @@ def build(version: str) -> str | None:
 
 
 def satisfies(version: str, wanted: str) -> bool:
-    """Whether a version lies in a range such as ">=2.10,<2.14". Compares release numbers; post-releases count as their
-    release. A version without numbers (`UNKNOWN`) satisfies everything.
-    """
-    return not release(version) or all(_holds(version, sign, limit) for sign, limit in _CLAUSE.findall(wanted))
-
-
-def _holds(version: str, sign: str, limit: str) -> bool:
-    if limit.endswith(".*"):
-        prefix = release(limit[:-2])
-        same = _padded(release(version), len(prefix))[: len(prefix)] == prefix
-        return same if sign == "==" else not same
-    size = max(len(release(version)), len(release(limit)))
-    have, want = _padded(release(version), size), _padded(release(limit), size)
-    if sign == "~=":
-        return have >= want and have[: len(release(limit)) - 1] == want[: len(release(limit)) - 1]
-    return {
-        "==": have == want,
-        "===": version == limit,
-        "!=": have != want,
-        "<=": have <= want,
-        ">=": have >= want,
-        "<": have < want,
-        ">": have > want,
-    }[sign]
-
-
-def _padded(numbers: tuple[int, ...], size: int) -> tuple[int, ...]:
-    return numbers + (0,) * (size - len(numbers))
+    """Whether a version lies in a range such as ">=2.10,<2.14". Release numbers are compared: a post-release counts as
+    its release. A text that is no version (`UNKNOWN`) satisfies every range."""
+    try:
+        return SpecifierSet(wanted).contains(".".join(map(str, Version(version).release)))
+    except InvalidVersion:
+        return True
 
 
 def requirement(package: str, on: str) -> str | None:
@@ -79,31 +61,12 @@ def requirement(package: str, on: str) -> str | None:
         lines = metadata.requires(package) or []
     except Exception:  # not installed, or its metadata cannot be read
         return None
-    return _find(lines, on)
-
-
-def _find(lines: Iterable[str], on: str) -> str | None:
     for line in lines:
-        match = re.match(r"[A-Za-z0-9._-]+", line)
-        wanted, _, condition = line.partition(";")
-        if match and _plain(match[0]) == _plain(on) and _applies(condition.strip()):
-            return ",".join(sign + limit for sign, limit in _CLAUSE.findall(wanted[match.end() :])) or None
+        try:
+            found = Requirement(line)
+        except InvalidRequirement:  # of another package than ours: doctor reports what it can read
+            continue
+        applies = found.marker is None or found.marker.evaluate({"extra": ""})
+        if canonicalize_name(found.name) == canonicalize_name(on) and applies:
+            return ",".join(sorted(map(str, found.specifier), reverse=True)) or None
     return None
-
-
-def _applies(condition: str) -> bool:
-    """Whether this machine meets the condition of a requirement; an extra is never asked for."""
-    if not condition:
-        return True
-    try:  # transformers brings it; without it nothing can be said
-        from packaging.markers import InvalidMarker, Marker
-    except ImportError:
-        return False
-    try:
-        return Marker(condition).evaluate({"extra": ""})
-    except InvalidMarker:
-        return False
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from steepest.checks import Check
-from steepest.doctor.ask import Answers
+from steepest.doctor.probe_client import Answers
 from steepest.doctor.report import ok, problem, warning
 from steepest.rollout.vllm_versions import DISTRIBUTIONS
 from steepest.versions import UNKNOWN, build, installed, public, release, requirement, satisfies
@@ -39,6 +39,7 @@ PACKAGES = (
     Package("hydra-core", ">=1.3.2", "1.3.8", places=2),
     Package("omegaconf", ">=2.3", "2.3.1", places=2),
     Package("numpy", ">=1.26", "2.4.6"),
+    Package("packaging", ">=23", "26.4"),
     Package("pyyaml", ">=6", "6.0.3"),
     Package("math-verify", ">=0.9,<0.10", "0.9.0"),
     Package("typer", ">=0.15", "0.29.2"),
