@@ -205,3 +205,17 @@ def test_value_pretraining_on_drawn_rows_reads_the_masks_of_those_rows():
     critic.values(batch)
     critic.update(batch, step=1)
     assert seen.batch.returns.tolist() == [[2.0, 0.0, 4.0]] * 2
+
+
+def test_correction_measures_and_normalises_over_trained_rows_alone():
+    """Row 1 has no score, and the engine is far off there: neither metrics nor the mean of the weights know it."""
+    batch = Batch.from_sequences(
+        [[1]] * 2, [[2, 3]] * 2, group_ids=[0, 1], truncated=[F, F], rollout_log_probs=[[-1.0, -1.5], [-9.0, -9.0]]
+    )
+    batch.old_log_probs = torch.full((2, 2), -1.0)
+    place_scores(batch, [RewardResult(1.0), RewardResult(None, {}, "no")])
+    metrics = CorrectedRewards(Weighting("token", 3.0, None, True), (), plain_rewards)(batch)
+    assert metrics["mismatch/max_abs_diff"] == pytest.approx(0.5)
+    # weights 1 and e^0.5, divided by their mean
+    half = torch.tensor(0.5).exp()
+    torch.testing.assert_close(batch.rollout_is_weights[0], torch.stack([torch.ones(()), half]) / ((1 + half) / 2))
