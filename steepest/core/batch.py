@@ -8,10 +8,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class RowStatus(IntEnum):
+    """Whether a row is trained and, if not, why the whole row is left out. The numbers stand in `Batch.row_status`."""
+
+    TRAINED = 0
+    REWARD_FAILED = 1
+    """Its reward failed, or the reward that its baseline is made of."""
+    TRUNCATED = 2
+    """It was cut at the length limit, and `algorithm.mask_truncated` is on."""
+    EQUAL_GROUP = 3
+    """All responses to its prompt have one score, and `algorithm.mask_equal_groups` is on."""
+    REJECTED = 4
+    """Rollout correction rejected each of its tokens."""
 
 
 @dataclass
@@ -19,6 +34,33 @@ class Batch:
     """One step's sequences. Fields that default to None are filled in by the step, in the order written here.
 
     Lengths come from the rollout engine, never from comparing with a pad id: a pad id may equal an end id.
+
+    Three masks of shape (B, T) say which tokens count, each for another reader, each a subset of the one before:
+
+        response_mask   tokens that the policy produced; written by the rollout and never changed
+        trained_mask    response_mask of the rows that are trained; read by the passes before the update and by the
+                        advantage estimators: a reward may lie on a token that the losses leave out
+        loss_mask       tokens of the losses; read by the updates, their denominators, whitening and statistics
+
+    Rows are left out by `leave_out` alone. Example: two rows, pad id 0. Row 0 calls a tool (token 40 is its output) and
+    was scored 1; row 1 was cut at the length limit, its reward failed.
+
+        prompts          [[ 5,  6,  7],      padded on the left
+                          [ 0,  0,  8]]
+        responses        [[31, 40, 32,  2],  padded on the right; 2 ends the response
+                          [33, 34,  0,  0]]
+        prompt_lengths   [3, 1]
+        response_lengths [4, 2]
+        response_mask    [[ 1,  0,  1,  1],  0 on tool output and on padding
+                          [ 1,  1,  0,  0]]
+        row_status       [0, 1]              TRAINED, REWARD_FAILED
+        trained_mask     [[ 1,  0,  1,  1],
+                          [ 0,  0,  0,  0]]
+        loss_mask        [[ 1,  0,  0,  1],  rollout correction has left token 32 out
+                          [ 0,  0,  0,  0]]
+        token_level_scores
+                         [[ 0,  0,  0,  1],  the score lies on the last token of the policy
+                          [ 0,  0,  0,  0]]
     """
 
     prompts: Tensor
@@ -30,7 +72,14 @@ class Batch:
     response_lengths: Tensor
     """(B,) int64, real response tokens, the end token included."""
     response_mask: Tensor
-    """(B, T) bool, true on tokens the policy produced, the end token included; false on padding and tool output."""
+    """(B, T) bool, true on tokens the policy produced, the end token included; false on padding and tool output.
+
+    Written by the rollout and not changed afterwards."""
+    row_status: Tensor
+    """(B,) int64, a `RowStatus` a row; TRAINED until `leave_out` says otherwise."""
+    loss_mask: Tensor
+    """(B, T) bool, the tokens of losses, denominators and whitening: a subset of `trained_mask`, and equal to it until
+    rollout correction leaves single tokens out."""
     group_ids: Tensor
     """(B,) int64, which prompt of the step a response belongs to."""
     truncated: Tensor
@@ -41,35 +90,35 @@ class Batch:
     rollout_log_probs: Tensor | None = None
     """(B, T) f32, log-probs of the distribution sampled from, by the engine; 0 where masked."""
     token_level_scores: Tensor | None = None
-    """(B, T) f32, the reward on the last response token, 0 elsewhere; by the reward."""
+    """(B, T) f32, the score on the last policy token of a row (`last_policy_token`), 0 elsewhere; by the reward."""
     named_rewards: Tensor | None = None
     """(B, K) f32, rewards of each response that the estimator reads one by one; 0 where the reward failed."""
     reward_baselines: Tensor | None = None
     """(B,) f32, the reward of the greedy response to the row's prompt; NaN where that reward failed."""
     old_log_probs: Tensor | None = None
-    """(B, T) f32, log-probs before the update, by the actor; 0 where masked."""
+    """(B, T) f32, log-probs before the update, by the actor; 0 outside of trained_mask, or of loss_mask where the
+    update itself computes them. Those that the engine stands in for are not 0 in rows that are left out."""
     recomputed: Tensor | None = None
     """(B,) bool, rows whose old_log_probs are the actor's own, the others' being the engine's; None: all rows."""
     entropies: Tensor | None = None
-    """(B, T) f32, entropy of the policy before the update, by the actor; 0 where masked."""
+    """(B, T) f32, entropy of the policy before the update, by the actor; 0 outside of trained_mask."""
     sum_pi_squared: Tensor | None = None
-    """(B, T) f32, sum over the vocabulary of that policy's squared probabilities, by the actor; 0 where masked."""
+    """(B, T) f32, sum over the vocabulary of that policy's squared probabilities, by the actor; 0 outside of
+    trained_mask."""
     ref_log_probs: Tensor | None = None
-    """(B, T) f32, by the reference; 0 where masked."""
+    """(B, T) f32, by the reference; 0 outside of trained_mask."""
     values: Tensor | None = None
-    """(B, T) f32, V of the state before token t is produced, by the critic; 0 where masked."""
+    """(B, T) f32, V of the state before token t is produced, by the critic; 0 outside of trained_mask."""
     final_values: Tensor | None = None
     """(B,) f32, V of the state after the last response token, by the critic."""
     token_level_rewards: Tensor | None = None
     """(B, T) f32, token_level_scores after the KL penalty."""
     rollout_is_weights: Tensor | None = None
     """(B, T) f32, factors of the policy loss, by rollout correction; 0 where the loss leaves a token out."""
-    loss_mask: Tensor | None = None
-    """(B, T) bool, tokens that stay in the losses, by rollout correction; response_mask becomes it with advantages."""
     advantages: Tensor | None = None
-    """(B, T) f32, 0 where masked."""
+    """(B, T) f32, 0 outside of loss_mask."""
     returns: Tensor | None = None
-    """(B, T) f32, the critic's targets, 0 where masked."""
+    """(B, T) f32, the critic's targets, 0 outside of loss_mask."""
 
     def __len__(self) -> int:
         return self.responses.shape[0]
@@ -97,6 +146,29 @@ class Batch:
         """(B,) int64, prompt and response tokens of each sequence."""
         return self.prompt_lengths + self.response_lengths
 
+    @property
+    def trained_mask(self) -> Tensor:
+        """(B, T) bool, response_mask of the rows whose status is TRAINED; false in all others."""
+        return self.response_mask & (self.row_status == RowStatus.TRAINED)[:, None]
+
+    @property
+    def last_policy_token(self) -> Tensor:
+        """(B,) int64, the column of each row's last token with response_mask true; -1 in a row without one."""
+        columns = torch.arange(self.response_mask.shape[1], device=self.response_mask.device)
+        return torch.where(self.response_mask, columns, -1).amax(1)
+
+    def leave_out(self, rows: Tensor, status: RowStatus) -> None:
+        """Leave whole rows out of the training, for the reason that `status` names.
+
+        rows is (B,) bool. A row that was left out before keeps its first reason. loss_mask becomes false in `rows`;
+        response_mask stays. Raises ValueError for TRAINED: a row that was left out does not come back.
+        """
+        if status == RowStatus.TRAINED:
+            raise ValueError("Batch.leave_out: TRAINED is no reason to leave a row out")
+        first = rows & (self.row_status == RowStatus.TRAINED)
+        self.row_status = torch.where(first, int(status), self.row_status)
+        self.loss_mask = self.loss_mask & ~rows[:, None]
+
     def select(self, rows: Tensor | slice) -> Batch:
         """The batch of some rows, in the order given; padding widths are kept."""
         picked: dict[str, Any] = {}
@@ -113,9 +185,10 @@ class Batch:
 
     @classmethod
     def cat(cls, parts: Sequence[Batch], *, pad_id: int = 0) -> Batch:
-        """The rows of several batches in their order, padded to the widest; groups are numbered anew from 0.
+        """The rows of several batches in their order, padded to the widest; groups are numbered again from 0.
 
-        Every group must lie in one part. A field must be None in all parts or in none; raises ValueError.
+        Masks are false on the padding that is added. Every group must lie in one part. A field must be None in all
+        parts or in none; raises ValueError.
         """
         out: dict[str, Any] = {}
         for item in dataclasses.fields(cls):
@@ -144,26 +217,47 @@ class Batch:
         *,
         group_ids: Sequence[int],
         truncated: Sequence[bool],
+        response_mask: Sequence[Sequence[bool]] | None = None,
         rollout_log_probs: Sequence[Sequence[float]] | None = None,
         samples: Sequence[Any] = (),
         pad_id: int = 0,
     ) -> Batch:
-        """Pad ragged token lists: prompts on the left, responses on the right. All lists have length B."""
+        """Pad ragged token lists: prompts on the left, responses on the right. All lists have length B.
+
+        response_mask has one bool a response token, false on tool output; without it the policy produced every token.
+        A row may have no policy token, e.g. the response of an agent that failed at once: it has status TRAINED, its
+        score lies nowhere, and it counts in no loss, no group and no statistic but the lengths and rows/trained.
+        Every row starts as TRAINED, and loss_mask as response_mask.
+
+        Raises ValueError when the mask of a row is not as long as its response.
+        """
         prompt_lengths = torch.tensor([len(p) for p in prompts])
         response_lengths = torch.tensor([len(r) for r in responses])
         width = max(1, int(response_lengths.max()))
         mask = torch.arange(width) < response_lengths[:, None]
+        if response_mask is not None:
+            mask = _pad_mask(response_mask, responses, width)
         return cls(
             prompts=_pad(prompts, int(prompt_lengths.max()), pad_id, left=True),
             responses=_pad(responses, width, pad_id),
             prompt_lengths=prompt_lengths,
             response_lengths=response_lengths,
             response_mask=mask,
+            row_status=torch.zeros(len(responses), dtype=torch.int64),
+            loss_mask=mask.clone(),
             group_ids=torch.tensor(list(group_ids)),
             truncated=torch.tensor(list(truncated), dtype=torch.bool),
             samples=samples,
             rollout_log_probs=None if rollout_log_probs is None else _pad(rollout_log_probs, width, 0.0),
         )
+
+
+def _pad_mask(masks: Sequence[Sequence[bool]], responses: Sequence[Sequence[int]], width: int) -> Tensor:
+    """(B, width) bool; false on padding."""
+    for row, (mask, response) in enumerate(zip(masks, responses, strict=True)):
+        if len(mask) != len(response):
+            raise ValueError(f"row {row}: response_mask has {len(mask)} entries for {len(response)} response tokens")
+    return _pad(masks, width, 0).bool()
 
 
 def _pad(rows: Sequence[Sequence[Any]], width: int, fill: float, *, left: bool = False) -> Tensor:

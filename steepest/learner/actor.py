@@ -61,7 +61,7 @@ class PolicyPasses(Trainable[CausalLM]):
     forward: MicroBatches
 
     def _log_probs(self, part: MicroBatch, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """(b, T) f32 log-probs and entropies of one micro-batch; 0 where response_mask is false."""
+        """(b, T) f32 log-probs and entropies of one micro-batch; 0 where a token is no target of it."""
         with self.autocast():
             found, entropies = self.model.log_probs(
                 part.packed, temperature=self.temperature, with_entropy=with_entropy
@@ -73,7 +73,7 @@ class PolicyPasses(Trainable[CausalLM]):
     def _batch_log_probs(self, batch: Batch, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         out = torch.zeros(batch.responses.shape, dtype=torch.float32)
         entropy_out = torch.zeros_like(out) if with_entropy else None
-        for part in self.micro_batches(batch, self.forward):
+        for part in self.micro_batches(batch, self.forward, batch.trained_mask):
             with self.memory("log-probs", part, self.forward):
                 log_probs, entropies = self._log_probs(part, with_entropy=with_entropy)
             out[part.rows] = log_probs.cpu()
@@ -113,9 +113,9 @@ class Actor(PolicyPasses):
         self.forward, self.temperature = forward or update.micro, temperature
 
     def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """(log_probs, entropies), both (B, T) f32 on the CPU, without gradient; 0 where response_mask is false.
+        """(log_probs, entropies), both (B, T) f32 on the CPU, without gradient; 0 where trained_mask is false.
 
-        Reads tokens, lengths and response_mask. The code path is that of `update`, so the ratio of the first
+        Reads tokens, lengths and trained_mask. The code path is that of `update`, so the ratio of the first
         mini-batch is 1 up to float32 rounding (exactly 1 when both passes are cut alike).
         """
         return self._batch_log_probs(batch, with_entropy=True)
@@ -130,7 +130,7 @@ class Actor(PolicyPasses):
         there, and no kernel of its own is needed.
         """
         out = [torch.zeros(batch.responses.shape, dtype=torch.float32) for _ in range(3)]
-        for part in self.micro_batches(batch, self.forward):
+        for part in self.micro_batches(batch, self.forward, batch.trained_mask):
             packed = part.packed
             with self.memory("log-probs", part, self.forward), self.autocast():
                 states = self.model.predicting_states(packed)
@@ -149,18 +149,18 @@ class Actor(PolicyPasses):
     def update(self, batch: Batch, *, step: int) -> Metrics:
         """One PPO update: epochs x mini-batches, an optimizer step each. `step` is the training step, for the shuffle.
 
-        Reads tokens, response_mask, advantages, old_log_probs, ref_log_probs (with use_kl_loss, unless it is exact),
+        Reads tokens, loss_mask, advantages, old_log_probs, ref_log_probs (with use_kl_loss, unless it is exact),
         entropies, rollout_is_weights (factors of the policy loss, where there are any). With old_log_probs None
         (allowed when `may_skip_log_probs`) the update's own log-probs stand in for them, and are written there.
 
         Metrics: first the mean over a mini-batch, then over mini-batches. `pg_loss`, `entropy_loss`, `kl_loss` are
         aggregated by loss_agg_mode, without their coefficients; `pg_clipfrac`, `pg_clipfrac_lower`, `ppo_kl` and
-        other stats of the loss are means over policy tokens. `grad_norm` is before clipping, over steps taken;
-        `skipped_steps` counts the others. `entropy` is that of the policy before the update, over the batch's policy
-        tokens; without batch.entropies the update measures it, over those of its first mini-batch. `lr` is the rate of
-        this step. `ratio_max_dev_first` = max |ratio - 1| before the first step.
+        other stats of the loss are means over the tokens of loss_mask. `grad_norm` is before clipping, over steps
+        taken; `skipped_steps` counts the others. `entropy` is that of the policy before the update, over the batch's
+        loss_mask; without batch.entropies the update measures it, over that of its first mini-batch. `lr` is the rate
+        of this step. `ratio_max_dev_first` = max |ratio - 1| before the first step.
 
-        A mini-batch without any policy token is passed over: no step, no metric. Raises ValueError when a field
+        A mini-batch without any token of loss_mask is passed over: no step, no metric. Raises ValueError when a field
         that is needed is None.
         """
         self._require_fields(batch)
@@ -168,9 +168,9 @@ class Actor(PolicyPasses):
         own = torch.zeros(batch.responses.shape) if batch.old_log_probs is None else None
         for number, rows in enumerate(iterate_mini_batches(len(batch), self.settings, step)):
             mini = batch.select(rows)
-            if not mini.response_mask.any():
+            if not mini.loss_mask.any():
                 continue
-            denominators = LossDenominators.of(mini.response_mask)
+            denominators = LossDenominators.of(mini.loss_mask)
             loss = _MiniBatchLoss(self, denominators, first=_RATIO not in metrics)
             loss.seed = seed_of(self.settings.seed, step, number)
             micro = self.settings.micro
@@ -192,13 +192,13 @@ class Actor(PolicyPasses):
         """The micro-batches of a mini-batch. A loss that picks tokens gets its choice over all of them: where there
         are several, by a pass of its own that reads the log-probs of the policy as it is now."""
         if self.choose is None:
-            return self.micro_batches(mini, self.settings.micro)
-        parts = list(self.micro_batches(mini, self.settings.micro))
+            return self.micro_batches(mini, self.settings.micro, mini.loss_mask)
+        parts = list(self.micro_batches(mini, self.settings.micro, mini.loss_mask))
         if len(parts) > 1:
             log_probs = self._log_probs_of(parts, mini)
             old = log_probs if mini.old_log_probs is None else mini.old_log_probs
             assert mini.advantages is not None
-            loss.chosen = self.choose(LossInputs(log_probs, old, mini.advantages, mini.response_mask, seed=loss.seed))
+            loss.chosen = self.choose(LossInputs(log_probs, old, mini.advantages, mini.loss_mask, seed=loss.seed))
         return parts
 
     @torch.no_grad()
@@ -224,9 +224,9 @@ class Actor(PolicyPasses):
         return log_probs, None if entropies is None else scatter(entropies, packed, part.shape), kl
 
     def _old_entropy(self, batch: Batch) -> Metrics:
-        if batch.entropies is None or not batch.response_mask.any():
+        if batch.entropies is None or not batch.loss_mask.any():
             return {}
-        return {"actor/entropy": float(masked_mean(batch.entropies, batch.response_mask))}
+        return {"actor/entropy": float(masked_mean(batch.entropies, batch.loss_mask))}
 
     def _require_fields(self, batch: Batch) -> None:
         if batch.advantages is None:
@@ -267,7 +267,7 @@ class _MiniBatchLoss:
         self.loss = self.actor.loss
 
     def __call__(self, part: MicroBatch, sums: Sums) -> Tensor:
-        batch, mask = part.batch, part.batch.response_mask
+        batch, mask = part.batch, part.batch.loss_mask
         measures_entropy = self.first and batch.entropies is None
         with_entropy = measures_entropy or self.loss.entropy_coeff != 0.0
         log_probs, entropies, kl = self.actor._log_probs_and_kl(part, with_entropy=with_entropy)

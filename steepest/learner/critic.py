@@ -57,12 +57,12 @@ class Critic(Trainable[ValueModel]):
     def values(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(values (B, T), final_values (B,)), f32 on the CPU, without gradient.
 
-        values: V of the state before each policy token, 0 where response_mask is false. final_values: V after the
-        last token of each sequence, rows without a policy token included.
+        values: V of the state before each token of trained_mask, 0 elsewhere. final_values: V after the last token of
+        each sequence, rows without a token of trained_mask included.
         """
         out = torch.zeros(batch.responses.shape, dtype=torch.float32)
         final_out = torch.zeros(len(batch), dtype=torch.float32)
-        for part in self.micro_batches(batch, self.forward, every_row=True):
+        for part in self.micro_batches(batch, self.forward, batch.trained_mask, every_row=True):
             with self.memory("values", part, self.forward):
                 values, final = self._values(part, with_final=True)
             assert final is not None
@@ -72,23 +72,23 @@ class Critic(Trainable[ValueModel]):
     def update(self, batch: Batch, *, step: int) -> Metrics:
         """One critic update: epochs x mini-batches, an optimizer step each. `step` is the training step.
 
-        Reads tokens, response_mask, values (before the update) and returns.
+        Reads tokens, loss_mask, values (before the update) and returns.
 
         Metrics: first the mean over a mini-batch, then over mini-batches. `vf_loss` is aggregated by loss_agg_mode;
-        `vf_clipfrac` and `vpred_mean` (the present values) are means over policy tokens. `grad_norm`, `skipped_steps`
-        and `lr` as in `Actor.update`. `vf_explained_var` is that of the values before the update over the whole
-        batch; it is left out when the returns do not vary, since there is nothing to explain.
+        `vf_clipfrac` and `vpred_mean` (the present values) are means over the tokens of loss_mask. `grad_norm`,
+        `skipped_steps` and `lr` as in `Actor.update`. `vf_explained_var` is that of the values before the update over
+        the whole batch; it is left out when the returns do not vary, since there is nothing to explain.
 
-        A mini-batch without any policy token is passed over. Raises ValueError when a field is None.
+        A mini-batch without any token of loss_mask is passed over. Raises ValueError when a field is None.
         """
         if batch.values is None or batch.returns is None:
             raise ValueError("critic update: batch.values and batch.returns are needed; one of them is None")
         means = Means()
         for rows in iterate_mini_batches(len(batch), self.settings, step):
             mini = batch.select(rows)
-            if not mini.response_mask.any():
+            if not mini.loss_mask.any():
                 continue
-            loss = _MiniBatchLoss(self, LossDenominators.of(mini.response_mask))
+            loss = _MiniBatchLoss(self, LossDenominators.of(mini.loss_mask))
             means.add(self.accumulate(self._parts(mini, rows), loss, self.settings.micro))
             self.step("critic", means)
         return means.read() | self.finish_iteration("critic") | _explained(batch)
@@ -101,15 +101,15 @@ class Critic(Trainable[ValueModel]):
         """As `values`, and the gradient of the one update that follows: one forward pass serves both.
 
         The returns of a row follow from its own values, so a micro-batch goes backward as soon as its values are
-        known. The loss is that of `update`, whose clip cannot act on values that have not moved. Rows without a policy
-        token are left out: they have no loss, and their final value is 0. `step_on_gradient` takes the step.
+        known. The loss is that of `update`, whose clip cannot act on values that have not moved. Values are those of
+        the tokens of trained_mask, the loss takes those of loss_mask. Rows without a token of trained_mask are left
+        out: they have no loss, and their final value is 0. `step_on_gradient` takes the step.
 
-        Reads tokens, response_mask, loss_mask and what `returns_of` does. Allowed where `has_one_update`.
+        Reads tokens, both masks and what `returns_of` does. Allowed where `has_one_update`.
         """
         assert self.has_one_update(len(batch))
-        mask = batch.response_mask if batch.loss_mask is None else batch.response_mask & batch.loss_mask
-        loss = _LossOfNewValues(self, LossDenominators.of(mask), batch, returns_of)
-        parts = self.micro_batches(batch, self.settings.micro)
+        loss = _LossOfNewValues(self, LossDenominators.of(batch.loss_mask), batch, returns_of)
+        parts = self.micro_batches(batch, self.settings.micro, batch.trained_mask)
         self._found = self.accumulate(parts, loss, self.settings.micro)
         return loss.values, loss.final_values
 
@@ -118,17 +118,17 @@ class Critic(Trainable[ValueModel]):
         assert batch.values is not None and batch.returns is not None
         means, found = Means(), self._found
         self._found = None
-        if found and batch.response_mask.any():
+        if found and batch.loss_mask.any():
             means.add(found)
             self.step("critic", means)
         return means.read() | self.finish_iteration("critic") | _explained(batch)
 
     def _parts(self, mini: Batch, rows: Tensor) -> Iterator[MicroBatch]:
         """The micro-batches of a mini-batch, which is these rows of the batch."""
-        return self.micro_batches(mini, self.settings.micro)
+        return self.micro_batches(mini, self.settings.micro, mini.loss_mask)
 
     def _values(self, part: MicroBatch, *, with_final: bool) -> tuple[Tensor, Tensor | None]:
-        """(b, T) f32 values of one micro-batch, 0 where response_mask is false, and (b,) final values."""
+        """(b, T) f32 values of one micro-batch, 0 where a token is no target of it, and (b,) final values."""
         with self.autocast():
             found, final = self.model.values(part.packed, with_final=with_final)
         return scatter(found.float(), part.packed, part.shape), final
@@ -136,7 +136,7 @@ class Critic(Trainable[ValueModel]):
 
 def _explained(batch: Batch) -> Metrics:
     assert batch.values is not None and batch.returns is not None
-    explained = explained_variance(batch.values, batch.returns, batch.response_mask)
+    explained = explained_variance(batch.values, batch.returns, batch.loss_mask)
     return {} if explained is None else {"critic/vf_explained_var": explained}
 
 
@@ -151,7 +151,7 @@ class _MiniBatchLoss:
         batch = part.batch
         assert batch.values is not None and batch.returns is not None
         values, _ = self.critic._values(part, with_final=False)
-        return self._loss(values, batch.values, batch.returns, batch.response_mask, sums)
+        return self._loss(values, batch.values, batch.returns, batch.loss_mask, sums)
 
     def _loss(self, values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, sums: Sums) -> Tensor:
         settings = self.critic.loss
@@ -183,7 +183,5 @@ class _LossOfNewValues(_MiniBatchLoss):
         self.values[rows], self.final_values[rows] = old_values.cpu(), final.detach().float().cpu()
         known = self._batch.select(rows)
         known.values, known.final_values = self.values[rows], self.final_values[rows]
-        returns, mask = self._returns_of(known).to(values.device), part.batch.response_mask
-        if part.batch.loss_mask is not None:
-            mask = mask & part.batch.loss_mask
-        return self._loss(values, old_values, returns, mask, sums)
+        returns = self._returns_of(known).to(values.device)
+        return self._loss(values, old_values, returns, part.batch.loss_mask, sums)

@@ -36,7 +36,7 @@ class Reference(PolicyPasses):
         self.forward, self.temperature = forward or MicroBatches(), temperature
 
     def log_probs(self, batch: Batch) -> Tensor:
-        """(B, T) f32 on the CPU; 0 where response_mask is false. The code path is the actor's."""
+        """(B, T) f32 on the CPU, of the tokens of trained_mask; 0 elsewhere. The code path is the actor's."""
         return self._batch_log_probs(batch, with_entropy=False)[0]
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ class BaseReference(PolicyPasses):
         self.forward, self.temperature = forward or MicroBatches(), temperature
 
     def log_probs(self, batch: Batch) -> Tensor:
-        """(B, T) f32 on the CPU; 0 where response_mask is false. The code path is the actor's."""
+        """(B, T) f32 on the CPU, of the tokens of trained_mask; 0 elsewhere. The code path is the actor's."""
         with self.model.base_alone():
             return self._batch_log_probs(batch, with_entropy=False)[0]
 
@@ -84,16 +84,16 @@ class States:
 
     batch: Batch
     tokens: Tensor
-    """(M, H), before each policy token, row by row."""
+    """(M, H), before each token of trained_mask, row by row."""
     index: Tensor
-    """(B, T) int64, where a token's state stands in `tokens`; meaningless where response_mask is false."""
+    """(B, T) int64, where a token's state stands in `tokens`; meaningless where trained_mask was false."""
     final: Tensor
     """(B, H), after each sequence's last token."""
 
     @classmethod
     def empty(cls, batch: Batch, width: int) -> States:
-        """Room for the states of a batch."""
-        mask = batch.response_mask
+        """Room for the states of a batch, at the tokens of its trained_mask."""
+        mask = batch.trained_mask
         index = mask.flatten().cumsum(0).sub_(1).view(mask.shape)
         return cls(batch, torch.empty(int(mask.sum()), width), index, torch.empty(len(batch), width))
 
@@ -113,16 +113,19 @@ class ReadingReference(BaseReference):
         return out
 
     def states(self, batch: Batch) -> States:
-        """The states of a batch: those kept if `log_probs` had this batch last, else from a pass of their own."""
+        """The states of a batch: those kept if `log_probs` had this batch last, else from a pass of their own.
+
+        They are those of trained_mask as it was when the pass was made: rows that were left out since still have some.
+        """
         if self.kept is None or self.kept.batch is not batch:
             self.kept = self._read(batch, None)
         return self.kept
 
     @torch.no_grad()
     def _read(self, batch: Batch, log_probs: Tensor | None) -> States:
-        states = States.empty(batch, self.model.config.get_text_config().hidden_size)
+        states, mask = States.empty(batch, self.model.config.get_text_config().hidden_size), batch.trained_mask
         with self.model.base_alone():
-            for part in self.micro_batches(batch, self.forward, every_row=True):
+            for part in self.micro_batches(batch, self.forward, mask, every_row=True):
                 with self.memory("log-probs and hidden states", part, self.forward), self.autocast():
                     packed = part.packed
                     context = self.model.attention.context(packed)
@@ -131,7 +134,7 @@ class ReadingReference(BaseReference):
                     if log_probs is not None:
                         found, _ = self.model.score(before, packed, temperature=self.temperature)
                         log_probs[part.rows] = scatter(found, packed, part.shape).cpu()
-                    place = states.index[part.rows][part.batch.response_mask.cpu()]
+                    place = states.index[part.rows][mask[part.rows]]
                     states.tokens[place] = before.float().cpu()
                     states.final[part.rows] = hidden.index_select(0, packed.final_index).float().cpu()
         return states

@@ -61,9 +61,9 @@ class HeadCritic(Critic):
     @torch.no_grad()
     def values(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """See Critic."""
-        states = self.reader.states(batch)
+        states, mask = self.reader.states(batch), batch.trained_mask
         out = torch.zeros(batch.responses.shape, dtype=torch.float32)
-        out[batch.response_mask] = self._head(states.tokens).cpu()
+        out[mask] = self._head(states.tokens[states.index[mask]]).cpu()
         return out, self._head(states.final).cpu()
 
     def update(self, batch: Batch, *, step: int) -> Metrics:
@@ -84,7 +84,7 @@ class HeadCritic(Critic):
     def _parts(self, mini: Batch, rows: Tensor) -> Iterator[MicroBatch]:
         assert self._states is not None
         for part in super()._parts(mini, rows):
-            place = self._states.index[rows[part.rows]][part.batch.response_mask.cpu()]
+            place = self._states.index[rows[part.rows]][part.batch.loss_mask.cpu()]
             yield StateBatch(part.rows, part.batch, part.packed, self._states.tokens[place])
 
     def _values(self, part: MicroBatch, *, with_final: bool) -> tuple[Tensor, Tensor | None]:

@@ -80,15 +80,20 @@ class Trainable(Generic[ModelT]):
         """The precision of every forward pass, with and without gradient: one place, so that ratios are 1."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute.dtype == "bfloat16")
 
-    def micro_batches(self, batch: Batch, micro: MicroBatches, *, every_row: bool = False) -> Iterator[MicroBatch]:
-        """The batch in micro-batches on the device. Rows without a policy token are left out unless `every_row`:
-        they have no log-prob, no value and no loss."""
-        chosen = torch.arange(len(batch)) if every_row else batch.response_mask.any(dim=1).nonzero()[:, 0]
+    def micro_batches(
+        self, batch: Batch, micro: MicroBatches, mask: Tensor, *, every_row: bool = False
+    ) -> Iterator[MicroBatch]:
+        """The batch in micro-batches on the device; the targets of each are the tokens of `mask`.
+
+        mask is (B, T) bool: `batch.trained_mask` in passes before the update, `batch.loss_mask` in the update. Rows
+        without a true token are left out unless `every_row`: they have no log-prob, no value and no loss.
+        """
+        chosen = torch.arange(len(batch)) if every_row else mask.any(dim=1).nonzero()[:, 0]
         pack = pack_shared if self.compute.shares_prompts else pack_batch
         for picks in self._cut(batch, chosen, micro):
             rows = chosen[picks]
             part = batch.select(rows)
-            yield MicroBatch(rows, self.moved(part), self.moved(pack(part)))
+            yield MicroBatch(rows, self.moved(part), self.moved(pack(part, mask[rows])))
 
     def _cut(self, batch: Batch, rows: Tensor, micro: MicroBatches) -> list[list[int]]:
         if not self.compute.shares_prompts:

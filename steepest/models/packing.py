@@ -57,10 +57,11 @@ class Packed:
         return Packed(**moved)
 
 
-def pack_batch(batch: Batch) -> Packed:
-    """Pack the prompt and response of every row; the targets are the tokens with `response_mask` true.
+def pack_batch(batch: Batch, mask: Tensor) -> Packed:
+    """Pack the prompt and response of every row; the targets are the response tokens with `mask` true.
 
-    `cols` counts response tokens, so `scatter(x, packed, batch.responses.shape)` lines up with `response_mask`.
+    mask is (B, T) bool: `batch.trained_mask` before the update, `batch.loss_mask` in it. `cols` counts response tokens,
+    so `scatter(x, packed, batch.responses.shape)` lines up with `mask` and is 0 where it is false.
     Raises ValueError when a prompt is empty: nothing comes before its first response token.
     """
     if int(batch.prompt_lengths.min()) < 1:
@@ -68,7 +69,7 @@ def pack_batch(batch: Batch) -> Packed:
         raise ValueError(f"row {row} of the batch has an empty prompt, so nothing predicts its first response token")
     real = batch.attention_mask
     starts = batch.lengths.cumsum(0) - batch.lengths
-    rows, cols = batch.response_mask.nonzero(as_tuple=True)
+    rows, cols = mask.nonzero(as_tuple=True)
     place = starts[rows] + batch.prompt_lengths[rows] + cols
     return Packed(
         input_ids=batch.input_ids[real],
@@ -82,28 +83,29 @@ def pack_batch(batch: Batch) -> Packed:
     )
 
 
-def pack_shared(batch: Batch) -> Packed:
+def pack_shared(batch: Batch, mask: Tensor) -> Packed:
     """As `pack_batch`, but rows of one `group_ids` share the tokens of their prompt.
 
-    A prompt is followed by the responses of its rows, whose positions go on where it ends; its last token predicts the
-    first token of each of them. A prompt of one row is packed as ever, and without any other so is the whole batch.
+    A prompt is followed by the responses of its rows, whose positions continue where it ends; its last token predicts
+    the first token of each of them. A prompt of one row is packed as by `pack_batch`, and so is the whole batch where
+    each prompt has one row.
     Raises ValueError when rows of a group have different prompts.
     """
     groups: dict[int, list[int]] = {}
     for row, group in enumerate(batch.group_ids.tolist()):
         groups.setdefault(group, []).append(row)
     if len(groups) == len(batch):
-        return pack_batch(batch)
+        return pack_batch(batch, mask)
     first = torch.empty(len(batch), dtype=torch.int64)
     for rows in groups.values():
         first[rows] = rows[0]
     same = (batch.prompts == batch.prompts[first]).all(1) & (batch.prompt_lengths == batch.prompt_lengths[first])
     if not bool(same.all()) or int(batch.prompt_lengths.min()) < 1:
         raise ValueError("rows of one group have different prompts, or none: their prompt cannot be shared")
-    return _lay_out(batch, list(groups.values()))
+    return _lay_out(batch, mask, list(groups.values()))
 
 
-def _lay_out(batch: Batch, groups: list[list[int]]) -> Packed:
+def _lay_out(batch: Batch, mask: Tensor, groups: list[list[int]]) -> Packed:
     prompt_lengths, lengths = batch.prompt_lengths.tolist(), batch.response_lengths.tolist()
     width = batch.prompts.shape[1]
     ids, positions, segments, spans, place = [], [], [], [], 0
@@ -124,7 +126,7 @@ def _lay_out(batch: Batch, groups: list[list[int]]) -> Packed:
             segments.extend([size, *(n for n in (lengths[row] for row in rows) if n)])
             spans.append((start, start + size, place))
     start_of, last_of = torch.tensor(starts), torch.tensor(lasts)
-    rows_of, cols = batch.response_mask.nonzero(as_tuple=True)
+    rows_of, cols = mask.nonzero(as_tuple=True)
     before = torch.where(cols == 0, last_of[rows_of], start_of[rows_of] + cols - 1)
     final = torch.where(batch.response_lengths == 0, last_of, start_of + batch.response_lengths - 1)
     return Packed(

@@ -31,9 +31,19 @@ from steepest.registry import with_options
 from steepest.rewards.api import RewardResult
 from steepest.rollout import RolloutEngine, SamplingParams
 from steepest.trainer.algorithm.advantages import Advantages, KLController, KLShapedRewards, plain_rewards
-from steepest.trainer.algorithm.correction import ActorOfRollouts, CorrectedRewards, build_rejections, compare
+from steepest.trainer.algorithm.correction import (
+    ActorOfRollouts,
+    CorrectedRewards,
+    build_rejections,
+    compare,
+)
 from steepest.trainer.algorithm.old_log_probs import ActorOfEngineLogProbs, ActorWithSquares
-from steepest.trainer.algorithm.row_selection import FilteredActor, FilteredCritic, FilteredRows, PretrainedCritic
+from steepest.trainer.algorithm.row_selection import (
+    FilteredActor,
+    FilteredCritic,
+    FilteredRows,
+    PretrainedCritic,
+)
 from steepest.trainer.experience.dynamic_sampling import DynamicSampling, PromptPosition
 from steepest.trainer.experience.greedy_baseline import GreedyBaselines, NamedRewards
 from steepest.trainer.experience.scoring import StepScorer
@@ -126,11 +136,11 @@ def compares_engines(config: Config) -> bool:
 
 def describe_batch(batch: Batch, *, device: Device, compare_engines: bool) -> Metrics:
     """Statistics of the finished batch; engine against trainer where both speak of the same distribution, over the
-    rows that the trainer computed (`mismatch/rows_compared` of all)."""
+    tokens of loss_mask in the rows that the trainer computed (`mismatch/rows_compared` of all)."""
     metrics = batch_metrics(batch)
     if compare_engines and batch.rollout_log_probs is not None and batch.old_log_probs is not None:
         own = torch.ones(len(batch), dtype=torch.bool) if batch.recomputed is None else batch.recomputed
-        mask = batch.response_mask & own[:, None]
+        mask = batch.loss_mask & own[:, None]
         metrics |= compare(batch.rollout_log_probs, batch.old_log_probs, mask)
         metrics["mismatch/rows_compared"] = own.float().mean().item()
     metrics["tokens"] = float(batch.lengths.sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steepest.core.batch import Batch
+from steepest.core.batch import Batch, RowStatus
 
 T, F = True, False
 
@@ -74,6 +74,7 @@ def test_select_takes_rows_of_every_field_in_the_order_given() -> None:
         [[1], [2, 3], [4]], [[5], [6], [7, 8]], group_ids=[0, 1, 2], truncated=[F, T, F], samples=["a", "b", "c"]
     )
     batch.advantages = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 4.0]])
+    batch.leave_out(torch.tensor([F, F, T]), RowStatus.EQUAL_GROUP)
     picked = batch.select(torch.tensor([2, 0]))
     assert picked.prompts.tolist() == [[0, 4], [0, 1]]
     assert picked.responses.tolist() == [[7, 8], [5, 0]]
@@ -82,6 +83,8 @@ def test_select_takes_rows_of_every_field_in_the_order_given() -> None:
     assert picked.advantages is not None
     assert picked.advantages.tolist() == [[3.0, 4.0], [1.0, 0.0]]
     assert picked.values is None
+    assert picked.row_status.tolist() == [RowStatus.EQUAL_GROUP, RowStatus.TRAINED]
+    assert picked.response_mask.tolist() == [[T, T], [T, F]] and picked.loss_mask.tolist() == [[F, F], [T, F]]
     sliced = batch.select(slice(1, 3))
     assert sliced.samples == ["b", "c"]
     assert sliced.truncated.tolist() == [True, False]
@@ -93,7 +96,7 @@ def test_an_empty_response_still_has_a_column() -> None:
     assert batch.response_mask.tolist() == [[False]]
 
 
-def test_cat_pads_to_the_widest_and_numbers_groups_anew() -> None:
+def test_cat_pads_to_the_widest_and_numbers_groups_again() -> None:
     one = Batch.from_sequences(
         [[1, 2]], [[3]], group_ids=[5], truncated=[False], rollout_log_probs=[[-1.0]], samples=["a"], pad_id=9
     )
@@ -101,6 +104,8 @@ def test_cat_pads_to_the_widest_and_numbers_groups_anew() -> None:
         [[4], [4]], [[5, 6, 7], [8]], group_ids=[5, 5], truncated=[True, False],
         rollout_log_probs=[[-2.0, -3.0, -4.0], [-5.0]], samples=["b", "c"], pad_id=9,
     )  # fmt: skip
+    one.leave_out(torch.tensor([True]), RowStatus.TRUNCATED)
+    two.loss_mask = torch.tensor([[False, True, True], [True, False, False]])
     both = Batch.cat([one, two], pad_id=9)
     assert both.prompts.tolist() == [[1, 2], [9, 4], [9, 4]]
     assert both.responses.tolist() == [[3, 9, 9], [5, 6, 7], [8, 9, 9]]
@@ -112,8 +117,98 @@ def test_cat_pads_to_the_widest_and_numbers_groups_anew() -> None:
         [[1, 2], [4], [4]], [[3], [5, 6, 7], [8]], group_ids=[0, 1, 1], truncated=[False, True, False], pad_id=9
     )
     assert torch.equal(both.position_ids, whole.position_ids) and torch.equal(both.input_ids, whole.input_ids)
+    assert both.row_status.tolist() == [RowStatus.TRUNCATED, 0, 0]
+    assert both.loss_mask.tolist() == [[False] * 3, [False, True, True], [True, False, False]]
     none = one.select(torch.zeros(1, dtype=torch.bool))
     assert len(Batch.cat([none, two, none], pad_id=9)) == 2 and Batch.cat([none, two]).group_ids.tolist() == [0, 0]
     two.values = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="values is None in some of the parts only"):
         Batch.cat([one, two])
+
+
+def documented() -> Batch:
+    """The example of the docstring of Batch."""
+    return Batch.from_sequences(
+        [[5, 6, 7], [8]],
+        [[31, 40, 32, 2], [33, 34]],
+        response_mask=[[T, F, T, T], [T, T]],
+        group_ids=[0, 1],
+        truncated=[F, T],
+    )
+
+
+def test_the_example_of_the_docstring_holds() -> None:
+    batch = documented()
+    assert batch.prompts.tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert batch.responses.tolist() == [[31, 40, 32, 2], [33, 34, 0, 0]]
+    assert batch.response_mask.tolist() == [[T, F, T, T], [T, T, F, F]]
+    assert batch.attention_mask.tolist() == [[T] * 7, [F, F, T, T, T, F, F]], "tool output is read"
+    assert batch.row_status.tolist() == [RowStatus.TRAINED] * 2
+    assert torch.equal(batch.loss_mask, batch.response_mask) and torch.equal(batch.trained_mask, batch.response_mask)
+    batch.leave_out(torch.tensor([F, T]), RowStatus.REWARD_FAILED)
+    batch.loss_mask = batch.loss_mask & torch.tensor([[T, T, F, T], [T, T, T, T]])
+    assert batch.row_status.tolist() == [0, 1]
+    assert batch.response_mask.tolist() == [[T, F, T, T], [T, T, F, F]]
+    assert batch.trained_mask.tolist() == [[T, F, T, T], [F, F, F, F]]
+    assert batch.loss_mask.tolist() == [[T, F, F, T], [F, F, F, F]]
+
+
+def test_a_mask_of_another_length_than_its_response_is_refused() -> None:
+    rows = {"prompts": [[1], [1]], "responses": [[2, 3], [4]], "group_ids": [0, 1], "truncated": [F, F]}
+    with pytest.raises(ValueError, match="row 1: response_mask has 2 entries for 1 response tokens"):
+        Batch.from_sequences(**rows, response_mask=[[T, T], [T, T]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        Batch.from_sequences(**rows, response_mask=[[T, T]])  # type: ignore[arg-type]
+
+
+def test_the_last_policy_token_is_the_last_true_one_and_minus_one_without_any() -> None:
+    batch = Batch.from_sequences(
+        [[1]] * 4,
+        [[2, 3, 4, 5], [2, 3], [2, 3, 4], []],
+        response_mask=[[T, F, T, F], [T, T], [F, F, F], []],
+        group_ids=[0] * 4,
+        truncated=[F] * 4,
+    )
+    assert batch.last_policy_token.tolist() == [2, 1, -1, -1]
+
+
+def test_the_first_reason_to_leave_a_row_out_is_kept() -> None:
+    batch = Batch.from_sequences([[1]] * 3, [[2, 3]] * 3, group_ids=[0, 0, 1], truncated=[F] * 3)
+    batch.leave_out(torch.tensor([T, F, F]), RowStatus.REWARD_FAILED)
+    batch.leave_out(torch.tensor([T, T, F]), RowStatus.TRUNCATED)
+    batch.leave_out(torch.tensor([T, T, F]), RowStatus.REJECTED)
+    assert batch.row_status.tolist() == [RowStatus.REWARD_FAILED, RowStatus.TRUNCATED, RowStatus.TRAINED]
+    assert batch.trained_mask.tolist() == batch.loss_mask.tolist() == [[F, F], [F, F], [T, T]]
+    with pytest.raises(ValueError, match="TRAINED is no reason"):
+        batch.leave_out(torch.tensor([T, F, F]), RowStatus.TRAINED)
+
+
+def test_leaving_rows_out_of_a_selection_leaves_the_whole_batch_alone() -> None:
+    whole = documented()
+    whole.select(slice(0, 1)).leave_out(torch.tensor([T]), RowStatus.REJECTED)
+    assert whole.row_status.tolist() == [0, 0] and torch.equal(whole.loss_mask, whole.response_mask)
+
+
+def test_the_loss_mask_is_a_subset_of_the_trained_mask_after_any_sequence_of_writers() -> None:
+    g = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        lengths = torch.randint(0, 6, (5,), generator=g).tolist()
+        batch = Batch.from_sequences(
+            [[1]] * 5,
+            [[2] * n for n in lengths],
+            response_mask=[(torch.rand(n, generator=g) > 0.4).tolist() for n in lengths],
+            group_ids=range(5),
+            truncated=[F] * 5,
+        )
+        written = batch.response_mask.clone()
+        for status in torch.randint(1, 5, (3,), generator=g).tolist():
+            batch.leave_out(torch.rand(5, generator=g) > 0.7, RowStatus(status))
+            batch.loss_mask = batch.loss_mask & (torch.rand(written.shape, generator=g) > 0.3)
+            assert not (batch.loss_mask & ~batch.trained_mask).any()
+            assert not (batch.trained_mask & ~batch.response_mask).any()
+            assert torch.equal(batch.response_mask, written)
+            rows = torch.randperm(5, generator=g)[:3]
+            both = Batch.cat([batch.select(rows), batch])
+            for name in ("response_mask", "row_status", "loss_mask", "trained_mask"):
+                mine = getattr(batch, name)
+                assert torch.equal(getattr(both, name), torch.cat([mine[rows], mine])), name

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
 
-from steepest.core.batch import Batch
+from steepest.core.batch import Batch, RowStatus
 from steepest.core.policy_losses import ppo_clip
 from steepest.learner.actor import Actor
 from steepest.learner.critic import Critic
@@ -59,7 +59,7 @@ def value_model(seed: int = 0, *, zero_head: bool = True) -> ValueModel:
 
 
 def make_batch(seed: int = 0) -> Batch:
-    """8 rows, unequal lengths; row 2 is fully masked, row 4 has two tool tokens inside its response."""
+    """8 rows, unequal lengths; row 2 is left out of the training, row 4 has two tool tokens inside its response."""
     g = torch.Generator().manual_seed(seed)
     prompt_lengths, response_lengths = [3, 5, 2, 4, 6, 1, 3, 2], [7, 2, 5, 9, 8, 1, 4, 6]
 
@@ -71,15 +71,21 @@ def make_batch(seed: int = 0) -> Batch:
         [ids(n) for n in response_lengths],
         group_ids=list(range(8)),
         truncated=[False] * 8,
+        response_mask=[[not (row == 4 and t in (3, 4)) for t in range(n)] for row, n in enumerate(response_lengths)],
     )
-    mask = batch.response_mask.clone()
-    mask[2] = False
-    mask[4, 3:5] = False
+    batch.leave_out(torch.arange(8) == 2, RowStatus.REWARD_FAILED)
 
     def noise(scale: float) -> Tensor:
-        return torch.randn(mask.shape, generator=g).mul(scale).masked_fill(~mask, 0.0)
+        return torch.randn(batch.loss_mask.shape, generator=g).mul(scale).masked_fill(~batch.loss_mask, 0.0)
 
-    return replace(batch, response_mask=mask, advantages=noise(1.0), returns=noise(1.0), values=noise(0.3))
+    return replace(batch, advantages=noise(1.0), returns=noise(1.0), values=noise(0.3))
+
+
+def left_out(batch: Batch) -> Batch:
+    """The same batch, of which no row is trained."""
+    batch = replace(batch)
+    batch.leave_out(torch.ones(len(batch), dtype=torch.bool), RowStatus.TRUNCATED)
+    return batch
 
 
 def with_log_probs(batch: Batch, actor: Actor, *, shift: float = 0.0) -> Batch:
@@ -88,7 +94,7 @@ def with_log_probs(batch: Batch, actor: Actor, *, shift: float = 0.0) -> Batch:
     g = torch.Generator().manual_seed(99)
 
     def moved() -> Tensor:
-        return (log_probs + shift * torch.randn(log_probs.shape, generator=g)).masked_fill(~batch.response_mask, 0.0)
+        return (log_probs + shift * torch.randn(log_probs.shape, generator=g)).masked_fill(~batch.trained_mask, 0.0)
 
     return replace(batch, old_log_probs=moved(), ref_log_probs=moved(), entropies=entropies)
 

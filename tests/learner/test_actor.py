@@ -34,7 +34,7 @@ def test_log_probs_lie_in_their_places_and_zeros_elsewhere():
     for i in range(len(batch)):
         prompt = batch.prompts[i, batch.prompts.shape[1] - int(batch.prompt_lengths[i]) :].tolist()
         for t in range(batch.responses.shape[1]):
-            if not batch.response_mask[i, t]:
+            if not batch.loss_mask[i, t]:
                 assert log_probs[i, t] == 0.0 and entropies[i, t] == 0.0
                 continue
             prefix = torch.tensor([prompt + batch.responses[i, :t].tolist()])
@@ -83,7 +83,7 @@ def test_metrics_are_token_means_by_hand():
     assert metrics["actor/pg_clipfrac_lower"] == 0.0
     assert metrics["actor/ppo_kl"] == pytest.approx(-7 / 9 * math.log(1.5), abs=1e-5)
     assert metrics["actor/ratio_max_dev_first"] == pytest.approx(0.5, abs=1e-5)
-    entropies = batch.entropies[batch.response_mask]
+    entropies = batch.entropies[batch.loss_mask]
     assert metrics["actor/entropy"] == pytest.approx(entropies.mean().item(), abs=1e-6)
     assert set(metrics) == {
         *(f"actor/{name}" for name in ("pg_loss", "pg_clipfrac", "pg_clipfrac_lower", "ppo_kl", "entropy", "lr")),
@@ -107,7 +107,7 @@ def test_optional_metrics_appear_with_their_terms():
     loss = ActorLossSettings(use_kl_loss=True, kl_loss_coef=0.25, kl_loss_type="k1", entropy_coeff=0.1)
     actor = make_actor(lr=0.0, loss=loss)
     batch = with_log_probs(make_batch(), actor)
-    batch = replace(batch, ref_log_probs=batch.old_log_probs - 0.5 * batch.response_mask)
+    batch = replace(batch, ref_log_probs=batch.old_log_probs - 0.5 * batch.loss_mask)
     metrics = actor.update(batch, step=1)
     assert metrics["actor/kl_loss"] == pytest.approx(0.5, abs=1e-5)  # without its coefficient
     assert metrics["actor/kl_coef"] == 0.25
@@ -292,6 +292,6 @@ def test_squares_are_those_of_the_distribution_and_log_probs_stay():
         prompt = batch.prompts[i, batch.prompts.shape[1] - int(batch.prompt_lengths[i]) :].tolist()
         for t in range(batch.responses.shape[1]):
             prefix = torch.tensor([prompt + batch.responses[i, :t].tolist()])
-            p = (hf(input_ids=prefix).logits[0, -1] / 0.7).softmax(-1) if batch.response_mask[i, t] else torch.zeros(1)
+            p = (hf(input_ids=prefix).logits[0, -1] / 0.7).softmax(-1) if batch.loss_mask[i, t] else torch.zeros(1)
             assert squares[i, t].item() == pytest.approx((p**2).sum().item(), rel=1e-4)
     assert not squares.requires_grad

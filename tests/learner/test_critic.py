@@ -27,7 +27,7 @@ def test_values_are_read_before_each_token():
         prompt = batch.prompts[i, batch.prompts.shape[1] - int(batch.prompt_lengths[i]) :].tolist()
         length = int(batch.response_lengths[i])
         for t in range(batch.responses.shape[1]):
-            if not batch.response_mask[i, t]:
+            if not batch.loss_mask[i, t]:
                 assert values[i, t] == 0.0
                 continue
             prefix = torch.tensor([prompt + batch.responses[i, :t].tolist()])
@@ -40,7 +40,7 @@ def test_values_are_read_before_each_token():
 def test_metrics_by_hand():
     """Values are 0 (new head). Old values 1, returns 0.2, clip 0.5: near = 0.5, so (0.3)^2 beats (0.2)^2."""
     critic, batch = make_critic(lr=0.0, mini=2, micro=MicroBatches(rows=1)), make_batch().select(slice(0, 2))
-    ones = batch.response_mask.float()
+    ones = batch.loss_mask.float()
     old = ones.clone()
     old[1] = 0.0  # row 1, 2 of 9 tokens: not clipped, 0.2^2
     metrics = critic.update(replace(batch, values=old, returns=0.2 * ones), step=1)

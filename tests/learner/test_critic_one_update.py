@@ -13,7 +13,7 @@ from steepest.core.batch import Batch
 from steepest.learner.critic import Critic
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.mini_batches import UpdateSettings
-from tests.learner.helpers import make_batch, make_critic, weights
+from tests.learner.helpers import left_out, make_batch, make_critic, weights
 from tests.learner.test_lora import adapter_critic, lora_actor
 
 SMALL = MicroBatches(tokens=15)
@@ -23,7 +23,7 @@ def returns_of(batch: Batch) -> Tensor:
     """GAE with everything it can read."""
     found = AdvantageInputs(
         token_level_rewards=batch.token_level_rewards,
-        response_mask=batch.response_mask,
+        response_mask=batch.trained_mask,
         values=batch.values,
         final_values=batch.final_values,
         truncated=batch.truncated,
@@ -42,16 +42,12 @@ def rewarded() -> Batch:
 def in_two_passes(critic: Critic, batch: Batch) -> dict[str, float]:
     batch.values, batch.final_values = critic.values(batch)
     batch.returns = returns_of(batch)
-    if batch.loss_mask is not None:
-        batch.response_mask = batch.response_mask & batch.loss_mask
     return critic.update(batch, step=1)
 
 
 def in_one_pass(critic: Critic, batch: Batch) -> dict[str, float]:
     batch.values, batch.final_values = critic.values_with_gradient(batch, returns_of)
     batch.returns = returns_of(batch)
-    if batch.loss_mask is not None:
-        batch.response_mask = batch.response_mask & batch.loss_mask
     return critic.step_on_gradient(batch)
 
 
@@ -74,13 +70,13 @@ def test_one_pass_gives_the_values_metrics_and_weights_of_two(kind, micro, maske
     batch, other = rewarded(), rewarded()
     if masked:
         keep = torch.rand(batch.responses.shape, generator=torch.Generator().manual_seed(2)) > 0.4
-        batch, other = replace(batch, loss_mask=keep), replace(other, loss_mask=keep)
+        batch.loss_mask, other.loss_mask = batch.loss_mask & keep, other.loss_mask & keep
     one, two = make(kind, micro), make(kind, MicroBatches(rows=3))
     found, wanted = in_one_pass(one, batch), in_two_passes(two, other)
     assert found["critic/grad_norm"] > 0.05 and found["critic/vf_loss"] > 0.05
     assert found == pytest.approx(wanted, rel=2e-5, abs=1e-7)
     torch.testing.assert_close(batch.values, other.values, atol=1e-6, rtol=1e-5)
-    own = rewarded().response_mask.any(1)
+    own = rewarded().trained_mask.any(1)
     torch.testing.assert_close(batch.final_values[own], other.final_values[own], atol=1e-6, rtol=1e-5)
     assert (batch.values[own].abs().amax(1) > 0).all() and not batch.values[2].any()
     before, after, expected = weights(make(kind, micro)), weights(one), weights(two)
@@ -100,8 +96,8 @@ def test_the_whole_batch_has_one_denominator_and_each_row_its_own_returns():
 
     critic, batch = make("own", MicroBatches(rows=1)), rewarded()
     values, _ = critic.values_with_gradient(batch, recorded)
-    assert [len(part) for part in seen] == [1] * 7  # row 2 has no policy token
-    own = batch.response_mask.any(1)
+    assert [len(part) for part in seen] == [1] * 7  # row 2 is left out
+    own = batch.trained_mask.any(1)
     assert torch.equal(torch.cat(seen), values[own])
 
 
@@ -112,9 +108,8 @@ def test_a_second_step_starts_from_no_gradient():
         assert found == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
 
-def test_a_batch_without_any_policy_token_steps_nothing():
-    critic, batch = make("own", SMALL), rewarded()
-    batch.response_mask = torch.zeros_like(batch.response_mask)
+def test_a_batch_without_a_trained_row_steps_nothing():
+    critic, batch = make("own", SMALL), left_out(rewarded())
     before = weights(critic)
     metrics = in_one_pass(critic, batch)
     assert set(metrics) == {"critic/lr"}

@@ -47,8 +47,8 @@ def plain_kl(model: CausalLM, reference: CausalLM, batch: Batch) -> torch.Tensor
         places = slice(p - 1, p + t - 1)
         log_p = (model.hf(input_ids=ids).logits[0, places] / TEMPERATURE).log_softmax(-1)
         log_q = (reference.hf(input_ids=ids).logits[0, places].detach() / TEMPERATURE).log_softmax(-1)
-        total = total + ((log_p.exp() * (log_p - log_q)).sum(-1) * batch.response_mask[i, :t]).sum()
-    return total / batch.response_mask.sum()
+        total = total + ((log_p.exp() * (log_p - log_q)).sum(-1) * batch.loss_mask[i, :t]).sum()
+    return total / batch.loss_mask.sum()
 
 
 @pytest.mark.parametrize("micro", [MicroBatches(rows=1), MicroBatches(rows=8), MicroBatches(tokens=15)])

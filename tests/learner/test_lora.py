@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from steepest.core.batch import RowStatus
 from steepest.core.value_losses import clipped_value_loss
 from steepest.learner.actor import Actor
 from steepest.learner.critic import Critic
@@ -214,11 +215,11 @@ def test_the_update_of_a_head_is_that_of_the_loss_written_out():
     inner, inner_bias, weight, bias = own = [p.detach().clone().requires_grad_() for p in head.parameters()]
     values = torch.zeros(batch.responses.shape)
     hidden = states.tokens @ inner.T + inner_bias
-    values[batch.response_mask] = ((hidden * hidden.sigmoid()) @ weight.T + bias)[:, 0]
+    values[batch.loss_mask] = ((hidden * hidden.sigmoid()) @ weight.T + bias)[:, 0]
     per_token, _ = clipped_value_loss(
-        values, batch.values, batch.returns, cliprange_value=0.5, response_mask=batch.response_mask
+        values, batch.values, batch.returns, cliprange_value=0.5, response_mask=batch.loss_mask
     )
-    loss = per_token.sum() / batch.response_mask.sum()
+    loss = per_token.sum() / batch.loss_mask.sum()
     loss.backward()
     gradients = record_gradients(critic)
     metrics = critic.update(batch, step=1)
@@ -265,3 +266,23 @@ def test_a_broken_switch_would_be_seen(monkeypatch):
     right = reference.log_probs(batch)
     monkeypatch.setattr(lora_models.lora, "switch_adapter", lambda hf, name: None)
     assert (reference.log_probs(batch) - right).abs().max() > 1e-2
+
+
+def test_a_head_reads_values_of_rows_that_are_left_out_after_the_reference_s_pass():
+    """Rollout correction rejects rows between the reference's pass, which keeps the states, and the values."""
+    actor = lora_actor()
+    train(actor)
+    reader = ReadingReference(actor.model, compute=CPU, forward=SMALL)
+    critic = head_critic(actor, reader, mini=8, micro=SMALL)
+    for parameter in critic.model.head.parameters():
+        torch.nn.init.normal_(parameter)
+    whole, batch = make_batch(), make_batch()
+    wanted, wanted_final = critic.values(whole)
+    batch.ref_log_probs = reader.log_probs(batch)
+    batch.leave_out(torch.arange(8) == 5, RowStatus.REJECTED)
+    batch.values, final = critic.values(batch)
+    others = [0, 1, 2, 3, 4, 6, 7]
+    torch.testing.assert_close(batch.values[others], wanted[others], atol=1e-6, rtol=0)
+    torch.testing.assert_close(final, wanted_final, atol=1e-6, rtol=0)
+    assert not batch.values[5].any() and wanted[5].any()
+    assert critic.update(batch, step=1)["critic/grad_norm"] > 0

@@ -11,7 +11,7 @@ from steepest.core.aggregation import LOSS_AGG_MODES
 from steepest.learner.actor import ActorLossSettings
 from steepest.learner.critic import CriticLossSettings
 from steepest.learner.micro_batches import MicroBatches
-from tests.learner.helpers import make_actor, make_batch, make_critic, record_gradients, with_log_probs
+from tests.learner.helpers import left_out, make_actor, make_batch, make_critic, record_gradients, with_log_probs
 
 # micro 1 holds a micro-batch of the fully masked row alone; 15 tokens make bins of unequal size in another order
 CUTS = {
@@ -90,12 +90,12 @@ def test_actor_gradient_is_that_of_the_formula_written_out():
     batch = with_log_probs(make_batch(), actor, shift=0.3)
     hf = make_actor().model.hf  # same seed, same weights
     hf.set_attn_implementation("eager")
-    total, num_tokens = torch.zeros(()), int(batch.response_mask.sum())
+    total, num_tokens = torch.zeros(()), int(batch.loss_mask.sum())
     for i, t, out, targets, places in plain_rows(hf, batch):
         logp = (out.logits[0, places] / temperature).log_softmax(-1)
         lp, entropy = logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
         a, old, ref, m = (
-            x[i, :t] for x in (batch.advantages, batch.old_log_probs, batch.ref_log_probs, batch.response_mask)
+            x[i, :t] for x in (batch.advantages, batch.old_log_probs, batch.ref_log_probs, batch.loss_mask)
         )
         ratio = (lp - old).exp()
         pg = torch.maximum(-a * ratio, -a * ratio.clamp(0.8, 1.2))
@@ -118,9 +118,9 @@ def test_critic_gradient_is_that_of_the_formula_written_out():
     batch = make_batch()
     hf = make_critic(zero_head=False).model.hf
     hf.set_attn_implementation("eager")
-    total, num_tokens = torch.zeros(()), int(batch.response_mask.sum())
+    total, num_tokens = torch.zeros(()), int(batch.loss_mask.sum())
     for i, t, out, _, places in plain_rows(hf, batch):
-        v, old, r, m = out.logits[0, places, 0], batch.values[i, :t], batch.returns[i, :t], batch.response_mask[i, :t]
+        v, old, r, m = out.logits[0, places, 0], batch.values[i, :t], batch.returns[i, :t], batch.loss_mask[i, :t]
         near = torch.minimum(torch.maximum(v, old - 0.2), old + 0.2)
         total = total + 0.5 * (torch.maximum((v - r) ** 2, (near - r) ** 2) * m).sum() / num_tokens
     total.backward()
@@ -153,7 +153,7 @@ def test_a_fully_masked_row_changes_nothing():
 def test_a_batch_of_masked_rows_only_leaves_the_weights_alone():
     actor, critic = make_actor(mini=4, micro=CUTS["1"]), make_critic(mini=4)
     batch = with_log_probs(make_batch(), actor)
-    batch = replace(batch, response_mask=torch.zeros_like(batch.response_mask))
+    batch = left_out(batch)
     before = [p.clone() for m in (actor.model, critic.model) for p in m.parameters()]
     assert actor.update(batch, step=1) == {"actor/lr": 1e-3}
     assert critic.update(batch, step=1) == {"critic/lr": 1e-3}

@@ -17,7 +17,7 @@ from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.mini_batches import UpdateSettings
 from steepest.learner.trainable import ComputeSettings
 from tests.core.losses import NAMES, OPTIONS, loss_of
-from tests.learner.helpers import make_actor, make_batch, record_gradients, same_bits, weights, with_log_probs
+from tests.learner.helpers import left_out, make_actor, make_batch, record_gradients, same_bits, weights, with_log_probs
 
 CUTS = {
     "1": MicroBatches(rows=1),
@@ -102,7 +102,7 @@ def choices(name: str, micro: MicroBatches, **more: Any) -> list[Tensor | None]:
 @pytest.mark.parametrize(("name", "number"), [("kl_cov", 7), ("clip_cov", 7)])
 def test_the_share_is_one_of_the_whole_mini_batch(name: str, number: int) -> None:
     # 35 policy tokens in make_batch: 0.2 of them is 7, not one or more of each of the 7 rows that have any
-    tokens = int(make_batch().response_mask.sum())
+    tokens = int(make_batch().loss_mask.sum())
     assert int(0.2 * tokens) == number
     seen = choices(name, CUTS["1"])
     assert len(seen) == 7
@@ -117,7 +117,7 @@ def test_a_choice_costs_one_pass_where_there_are_several_micro_batches() -> None
         batch, calls = with_log_probs(make_batch(), actor), []
         actor.model.hf.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         actor.update(batch, step=1)
-        parts = len(list(actor.micro_batches(batch, CUTS[cut])))
+        parts = len(list(actor.micro_batches(batch, CUTS[cut], batch.loss_mask)))
         assert len(calls) == passes * parts, (name, cut)
 
 
@@ -160,7 +160,7 @@ def test_on_policy_all_losses_take_the_same_step_but_for_what_clip_cov_takes_out
     def gradient(name: str) -> Gradients:
         actor = actor_with(name, CUTS["2"], mode="seq-mean-token-mean")
         batch = with_log_probs(make_batch(), actor)
-        advantages = torch.linspace(-1, 1, 8)[:, None] * batch.response_mask
+        advantages = torch.linspace(-1, 1, 8)[:, None] * batch.loss_mask
         gradients = record_gradients(actor)
         actor.update(replace(batch, advantages=advantages), step=1)
         return gradients[0]
@@ -174,7 +174,7 @@ def test_on_policy_all_losses_take_the_same_step_but_for_what_clip_cov_takes_out
 
 def test_metrics_of_a_choice_are_shares_of_the_mini_batch() -> None:
     _, metrics = update("kl_cov", CUTS["2"])
-    assert metrics["actor/cov_klfrac"] == pytest.approx(7 / int(make_batch().response_mask.sum()))
+    assert metrics["actor/cov_klfrac"] == pytest.approx(7 / int(make_batch().loss_mask.sum()))
     assert "actor/pg_clipfrac" not in metrics and "actor/ratio" not in metrics
     _, metrics = update("clip_cov", CUTS["2"])
     assert 0 < metrics["actor/cov_clipfrac"] <= 0.2 + 1e-6 and metrics["actor/pg_clipfrac"] > 0
@@ -184,5 +184,5 @@ def test_a_masked_mini_batch_is_passed_over_by_a_loss_that_chooses() -> None:
     actor = actor_with("kl_cov", CUTS["2"])
     batch = with_log_probs(make_batch(), actor)
     before = weights(actor)
-    actor.update(replace(batch, response_mask=torch.zeros_like(batch.response_mask)), step=1)
+    actor.update(left_out(batch), step=1)
     assert same_bits(weights(actor), before)

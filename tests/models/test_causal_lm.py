@@ -43,7 +43,7 @@ def token_by_token(model, batch, temperature=1.0):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_equal_a_token_by_token_loop(family, temperature):
     model, batch = tiny_lm(family), small_batch()
-    packed = pack_batch(batch)
+    packed = pack_batch(batch, batch.response_mask)
     log_probs, entropies = model.log_probs(packed, temperature=temperature, with_entropy=True)
     want, want_entropy = token_by_token(model, batch, temperature)
     assert want[batch.response_mask].std() > 0.5  # a distribution in which an off-by-one would show
@@ -52,7 +52,7 @@ def test_log_probs_equal_a_token_by_token_loop(family, temperature):
 
 
 def test_train_and_eval_give_equal_log_probs():
-    model, packed = tiny_lm(), pack_batch(small_batch())
+    model, packed = tiny_lm(), pack_batch(small_batch(), small_batch().response_mask)
     evaluated, _ = model.eval().log_probs(packed)
     trained, _ = model.train().log_probs(packed)
     assert torch.equal(evaluated, trained)
@@ -62,7 +62,7 @@ def test_train_and_eval_give_equal_log_probs():
 def test_packed_and_padded_training_give_equal_gradients(family):
     model, batch = tiny_lm(family), small_batch()
     weight = torch.randn(batch.responses.shape, generator=torch.Generator().manual_seed(3))
-    packed = pack_batch(batch)
+    packed = pack_batch(batch, batch.response_mask)
     (scatter(model.log_probs(packed, temperature=0.8)[0], packed, weight.shape) * weight).sum().backward()
     mine = [p.grad.clone() for p in model.parameters()]
 

@@ -34,6 +34,10 @@ def batch(prompts: list[int], responses: list[int], groups: list[int] | None = N
     )
 
 
+def packed_of(batch: Batch) -> Packed:
+    return pack_batch(batch, batch.response_mask)
+
+
 def spent(call: Any) -> float:
     before = WORK.read()
     call()
@@ -61,7 +65,7 @@ def test_pairs_of_causal_attention():
 
 
 def test_a_pass_by_hand():
-    model, packed = tiny_lm(), pack_batch(batch([3, 2], [4, 1]))
+    model, packed = tiny_lm(), packed_of(batch([3, 2], [4, 1]))
     forward = 10 * LAYERS * LAYER + PAIR * (28 + 6)
     with torch.no_grad():
         assert spent(lambda: model.log_probs(packed)) == forward + 5 * HEAD
@@ -72,7 +76,7 @@ def test_a_pass_by_hand():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_torch_counts(family):
-    model, packed = tiny_lm(family), pack_batch(batch([20], [12]))
+    model, packed = tiny_lm(family), packed_of(batch([20], [12]))
 
     def run() -> None:
         hidden_states(model, packed).sum().backward()
@@ -86,7 +90,7 @@ def test_as_torch_counts(family):
 
 def test_frozen_weights_and_adapters_that_are_off():
     """LoRA, rank 3: frozen matrices have no gradient of their own; the adapter counts where it is on."""
-    hf, packed = tiny_hf(), pack_batch(batch([20], [12]))
+    hf, packed = tiny_hf(), packed_of(batch([20], [12]))
     assert linear_flops(hf.base_model) == LAYERS * LAYER  # as loading does: what is added later counts all the same
     model = LoraCausalLM(hf, LoraSettings(rank=3))
     q, kv = HEADS * SIZE, GROUPS * SIZE
@@ -125,7 +129,7 @@ def test_a_rollout_reads_a_prompt_once_and_feeds_all_tokens_but_the_last():
 
 
 def test_paused_counts_nothing():
-    model, packed = tiny_lm(), pack_batch(batch([3], [2]))
+    model, packed = tiny_lm(), packed_of(batch([3], [2]))
 
     def run() -> None:
         with WORK.paused():

@@ -18,7 +18,7 @@ def two_rows() -> Batch:
 
 
 def test_pack_batch_keeps_real_tokens_only_even_when_the_pad_id_is_a_real_token():
-    packed = pack_batch(two_rows())
+    packed = pack_batch(two_rows(), two_rows().response_mask)
     assert packed.input_ids.tolist() == [11, 12, 13, 14, 15, 21, 22, 23, 24]
     assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3]
     assert packed.lengths == (5, 4)
@@ -34,21 +34,21 @@ def test_pack_batch_scores_only_tokens_the_policy_produced():
     batch = two_rows()
     mask = batch.response_mask.clone()
     mask[1, 1] = False  # a tool token: still read, not scored
-    packed = pack_batch(dataclasses.replace(batch, response_mask=mask))
+    packed = pack_batch(batch, mask)
     assert packed.input_ids.tolist() == [11, 12, 13, 14, 15, 21, 22, 23, 24]
     assert packed.targets.tolist() == [14, 15, 22, 24]
     assert packed.predict_index.tolist() == [2, 3, 5, 7]
 
 
 def test_pack_batch_does_not_depend_on_padding_width():
-    narrow = pack_batch(two_rows())
+    narrow = pack_batch(two_rows(), two_rows().response_mask)
     wide_batch = Batch.from_sequences(
         [[1] * 6, [11, 12, 13], [21]],
         [[1] * 7, [14, 15], [22, 23, 24]],
         group_ids=[0, 1, 2],
         truncated=[False] * 3,
     ).select(torch.tensor([1, 2]))
-    wide = pack_batch(wide_batch)
+    wide = pack_batch(wide_batch, wide_batch.response_mask)
     for field in dataclasses.fields(narrow):
         mine, theirs = getattr(narrow, field.name), getattr(wide, field.name)
         assert torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs, field.name
@@ -57,7 +57,7 @@ def test_pack_batch_does_not_depend_on_padding_width():
 def test_empty_prompt_is_refused():
     batch = Batch.from_sequences([[1], []], [[2], [3]], group_ids=[0, 1], truncated=[False, False])
     with pytest.raises(ValueError, match="row 1 .* empty prompt"):
-        pack_batch(batch)
+        pack_batch(batch, batch.response_mask)
 
 
 def test_pack_sequences_uses_the_sequence_as_columns():
@@ -79,7 +79,7 @@ def test_pack_sequences_refuses_what_nothing_predicts(ids, mask, text):
 
 
 def test_scatter_fills_places_and_carries_gradients():
-    packed = pack_batch(two_rows())
+    packed = pack_batch(two_rows(), two_rows().response_mask)
     values = torch.arange(1.0, 6.0, requires_grad=True)
     full = scatter(values, packed, (2, 4))
     assert full.tolist() == [[1, 2, 0, 0], [3, 4, 5, 0]]

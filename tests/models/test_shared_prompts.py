@@ -36,7 +36,7 @@ def test_a_prompt_lies_in_the_pack_once_and_predicts_each_first_token():
         group_ids=[0, 1, 0],  # a group need not lie side by side
         truncated=[False] * 3,
     )
-    packed = pack_shared(batch)
+    packed = pack_shared(batch, batch.response_mask)
     assert packed.input_ids.tolist() == [1, 2, 3, 6, 7, 9, 4, 5, 8]
     assert packed.position_ids.tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 2]
     assert packed.lengths == (5, 3, 4), "in the order of the rows"
@@ -49,7 +49,7 @@ def test_a_prompt_lies_in_the_pack_once_and_predicts_each_first_token():
 
 def test_a_batch_without_groups_is_packed_as_ever():
     batch = make_batch([(3, (2,)), (4, (5,))])
-    shared, plain = pack_shared(batch), pack_batch(batch)
+    shared, plain = pack_shared(batch, batch.response_mask), pack_batch(batch, batch.response_mask)
     assert shared.shared is None and torch.equal(shared.input_ids, plain.input_ids)
 
 
@@ -58,7 +58,7 @@ def test_rows_of_a_group_with_other_prompts_are_refused():
     prompts = batch.prompts.clone()
     prompts[1, 0] += 1
     with pytest.raises(ValueError, match="rows of one group have different prompts"):
-        pack_shared(dataclasses.replace(batch, prompts=prompts))
+        pack_shared(dataclasses.replace(batch, prompts=prompts), batch.response_mask)
 
 
 def alone(batch: Batch, x: torch.Tensor, packed) -> list[torch.Tensor]:
@@ -79,7 +79,7 @@ def test_attention_equals_each_row_by_itself(heads, value_size):
     torch.manual_seed(0)
     num, kv = heads
     batch = make_batch()
-    packed = pack_shared(batch)
+    packed = pack_shared(batch, batch.response_mask)
     total = len(packed.input_ids)
     q, k = torch.randn(num, total, 8, requires_grad=True), torch.randn(kv, total, 8, requires_grad=True)
     v = torch.randn(kv, total, value_size, requires_grad=True)
@@ -113,7 +113,7 @@ def test_hidden_states_are_those_of_rows_by_themselves_in_every_family(family):
     backbone = tiny_lm(family).double()
     plain, shared = (
         backbone.hidden_states(p.input_ids, p.position_ids, backbone.attention.context(p))[p.predict_index]
-        for p in (pack_batch(batch), pack_shared(batch))
+        for p in (pack_batch(batch, batch.response_mask), pack_shared(batch, batch.response_mask))
     )
     assert plain.dtype == torch.float64 and (plain - shared).abs().max() < 1e-6  # rotary tables are float32
     assert plain.std() > 0.1
@@ -130,7 +130,7 @@ def results(model, packed, batch) -> list[torch.Tensor]:
 
 def test_log_probs_entropies_and_gradients_equal_those_of_rows_by_themselves():
     batch, model = make_batch(), tiny_lm()
-    plain, shared = (results(model, pack(batch), batch) for pack in (pack_batch, pack_shared))
+    plain, shared = (results(model, pack(batch, batch.response_mask), batch) for pack in (pack_batch, pack_shared))
     assert len(plain) > 20
     for one, theirs in zip(shared, plain, strict=True):
         assert (one - theirs).norm() <= 1e-5 * theirs.norm()
@@ -139,7 +139,7 @@ def test_log_probs_entropies_and_gradients_equal_those_of_rows_by_themselves():
 def test_values_before_and_after_each_response_equal_those_of_rows_by_themselves():
     batch, critic = make_batch(), tiny_critic()
     (plain, last), (shared, shared_last) = (
-        critic.values(pack(batch), with_final=True) for pack in (pack_batch, pack_shared)
+        critic.values(pack(batch, batch.response_mask), with_final=True) for pack in (pack_batch, pack_shared)
     )
     torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(shared_last, last, atol=1e-5, rtol=1e-5)
@@ -149,9 +149,10 @@ def test_values_before_and_after_each_response_equal_those_of_rows_by_themselves
 def test_half_precision_rounds_both_alike():
     batch, model = make_batch(), tiny_lm()
     with torch.no_grad():
-        exact = model.log_probs(pack_batch(batch))[0]
+        exact = model.log_probs(pack_batch(batch, batch.response_mask))[0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             plain, shared = (
-                (model.log_probs(pack(batch))[0] - exact).abs().mean() for pack in (pack_batch, pack_shared)
+                (model.log_probs(pack(batch, batch.response_mask))[0] - exact).abs().mean()
+                for pack in (pack_batch, pack_shared)
             )
     assert 0 < shared < 1.5 * plain

@@ -35,7 +35,7 @@ def test_a_value_is_read_before_its_token_is_produced():
     model.hf.model = backbone
     with torch.no_grad():
         model.score.weight[0, 0] = 1.0
-    packed = pack_batch(batch)
+    packed = pack_batch(batch, batch.response_mask)
     values, final = model.values(packed, with_final=True)
     # row 0: prompt of 3 tokens at positions 0 1 2, so the first response token is produced at position 2
     assert scatter(values, packed, (2, 4)).tolist() == [[2, 3, 0, 0], [0, 1, 2, 3]]
@@ -47,7 +47,7 @@ def test_a_value_is_read_before_its_token_is_produced():
 def test_values_start_at_zero_and_the_head_learns(tmp_path):
     tiny_lm().save(tmp_path, None)
     model = load_value_model(tmp_path)
-    values, final = model.values(pack_batch(small_batch()), with_final=True)
+    values, final = model.values(pack_batch(small_batch(), small_batch().response_mask), with_final=True)
     assert values.tolist() == [0.0] * 6 and final.tolist() == [0.0] * 2
     ((values - 1) ** 2).sum().backward()
     assert float(model.score.weight.grad.abs().sum()) > 0 and float(model.score.bias.grad) == -12.0
@@ -56,7 +56,7 @@ def test_values_start_at_zero_and_the_head_learns(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_critic_loads_in_transformers_and_here_with_equal_values(tmp_path, family):
     model, batch = tiny_critic(family), small_batch()
-    packed = pack_batch(batch)
+    packed = pack_batch(batch, batch.response_mask)
     model.save(tmp_path, None)
     theirs = AutoModelForTokenClassification.from_pretrained(tmp_path).eval()
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_a_family_without_a_classification_class_keeps_its_head_beside_the_backb
     tiny_lm("olmo").save(tmp_path / "policy", None)
     model = load_value_model(tmp_path / "policy")
     assert isinstance(model, ValueModel) and model.own_head is not None, type(config)
-    packed = pack_batch(small_batch())
+    packed = pack_batch(small_batch(), small_batch().response_mask)
     assert model.values(packed)[0].tolist() == [0.0] * 6
     nn.init.normal_(model.score.weight)
     model.save(tmp_path / "critic", None)
@@ -83,14 +83,14 @@ def test_a_family_without_a_classification_class_keeps_its_head_beside_the_backb
 
 
 def test_values_are_fp32_under_autocast():
-    model, packed = tiny_critic(), pack_batch(small_batch())
+    model, packed = tiny_critic(), pack_batch(small_batch(), small_batch().response_mask)
     with torch.autocast("cpu", torch.bfloat16):
         values, _ = model.values(packed)
     assert values.dtype == torch.float32
 
 
 def test_train_and_eval_give_equal_values():
-    model, packed = tiny_critic(), pack_batch(small_batch())
+    model, packed = tiny_critic(), pack_batch(small_batch(), small_batch().response_mask)
     assert torch.equal(model.train().values(packed)[0], model.eval().values(packed)[0])
 
 

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.npu
 NPU = ComputeSettings(device="npu")
 KL = ActorLossSettings(use_kl_loss=True)
 
-ACTOR_READS = ("response_mask", "advantages", "old_log_probs", "ref_log_probs")
-CRITIC_READS = ("response_mask", "values", "returns")
+ACTOR_READS = ("loss_mask", "advantages", "old_log_probs", "ref_log_probs")
+CRITIC_READS = ("loss_mask", "values", "returns")
 PACKED_READS = ("input_ids", "position_ids", "predict_index", "targets")
 
 

@@ -42,7 +42,7 @@ def as_batch(prompts, completions, n=1):
 
 
 def trainer_log_probs(model, batch, temperature=1.0):
-    packed = pack_batch(batch)
+    packed = pack_batch(batch, batch.response_mask)
     with torch.no_grad():
         return scatter(model.log_probs(packed, temperature=temperature)[0], packed, tuple(batch.responses.shape))
 
@@ -68,7 +68,7 @@ def test_values_know_nothing_of_temperature():
     for temperature in (1.0, 0.3):
         made = flatten(engine_for(tiny_lm()).generate(prompts, SamplingParams(1, temperature=temperature, seed=3)))
         batches.append(as_batch(prompts, made))
-    first, second = (critic.values(pack_batch(b))[0] for b in batches)
+    first, second = (critic.values(pack_batch(b, b.response_mask))[0] for b in batches)
     assert torch.equal(first, second)  # one token each: the states before it are the prompts, equal for both
 
 
@@ -215,7 +215,8 @@ def test_prompts_are_prefilled_once_for_all_their_samples():
 def sgd_step(model):
     """An update as a trainer makes it."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    model.log_probs(pack_batch(as_batch([[3, 4]], flatten([[fake(5)]]))))[0].sum().backward()
+    batch = as_batch([[3, 4]], flatten([[fake(5)]]))
+    model.log_probs(pack_batch(batch, batch.response_mask))[0].sum().backward()
     optimizer.step()
     optimizer.zero_grad()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -50,10 +50,14 @@ class Done:
 def responses(rows: list[int]) -> Batch:
     """Rows of eight responses of unequal length to two prompts, scored by `scored`."""
     whole = make_batch()
-    mask = torch.arange(whole.responses.shape[1]) < whole.response_lengths[:, None]
-    whole = replace(
-        whole, response_mask=mask, group_ids=torch.tensor([0] * 4 + [1] * 4), advantages=None, returns=None, values=None
-    )
+    picked = [
+        (prompt[len(prompt) - p :], response[:t])
+        for prompt, response, p, t in zip(
+            whole.prompts.tolist(), whole.responses.tolist(), whole.prompt_lengths, whole.response_lengths, strict=True
+        )
+    ]
+    prompts, answers = zip(*picked, strict=True)
+    whole = Batch.from_sequences(prompts, answers, group_ids=[0] * 4 + [1] * 4, truncated=[False] * 8)
     return whole.select(torch.tensor(rows))
 
 
@@ -72,7 +76,7 @@ def step(rows: list[int], failed: set[int], advantages: Advantages, *, mini: int
     metrics = KLShapedRewards(controller, "k1")(batch)
     advantages(batch)
     metrics |= critic.update(batch, step=1) | actor.update(batch, step=1)
-    metrics |= mismatch_metrics(batch.rollout_log_probs, batch.old_log_probs, batch.response_mask)
+    metrics |= mismatch_metrics(batch.rollout_log_probs, batch.old_log_probs, batch.loss_mask)
     metrics |= {name: value for name, value in batch_metrics(batch).items() if name.startswith("critic/")}
     return Done(batch, metrics, gradients + critic_gradients, controller.value, weights(actor) | {
         f"critic.{name}": value for name, value in weights(critic).items()

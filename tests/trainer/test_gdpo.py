@@ -51,7 +51,7 @@ def test_parts_and_rewards_of_a_sum_reach_the_batch_by_name():
     scorer = StepScorer(Scorer(FakePool(scored), NumberTokenizer()), fills=[NamedRewards(("exact", "form", "score"))])
     scorer(batch, 1)
     assert batch.named_rewards.tolist() == [[0.5, 0, 0], [1.5, 1, 10], [0, 0, 0], [3.5, 3, 30]]
-    assert batch.response_mask[:, 0].tolist() == [True, True, False, True]
+    assert batch.trained_mask[:, 0].tolist() == [True, True, False, True]
     assert batch.select(torch.tensor([3, 1])).named_rewards.tolist() == [[3.5, 3, 30], [1.5, 1, 10]]
     assert Batch.cat([batch.select(slice(0, 1)), batch]).named_rewards.shape == (5, 3)
 

@@ -38,7 +38,7 @@ class KLShapedRewards:
 
     `actor/reward_kl_penalty` is the mean over rows of the row's mean KL (before this step's update), and
     `actor/reward_kl_penalty_coeff` the coefficient this step was penalised with. The controller counts the rows of
-    that mean: those with a policy token. A step without one says nothing about the KL and moves nothing.
+    that mean: those with a token of trained_mask. A step without one says nothing about the KL and moves nothing.
     """
 
     controller: KLController
@@ -47,25 +47,27 @@ class KLShapedRewards:
     def __call__(self, batch: Batch) -> Metrics:
         assert batch.token_level_scores is not None
         assert batch.old_log_probs is not None and batch.ref_log_probs is not None
-        coef = self.controller.value
+        coef, mask = self.controller.value, batch.trained_mask
         batch.token_level_rewards, mean_kl = apply_kl_penalty(
             batch.token_level_scores,
             batch.old_log_probs,
             batch.ref_log_probs,
-            batch.response_mask,
+            mask,
             coef=coef,
             kind=self.kind,
         )
         kl = float(mean_kl)
-        self.controller.update(kl, int(batch.response_mask.any(dim=1).sum()))
+        self.controller.update(kl, int(mask.any(dim=1).sum()))
         return {"actor/reward_kl_penalty": kl, "actor/reward_kl_penalty_coeff": coef}
 
 
 @dataclass
 class Advantages:
-    """The estimator's advantages and returns; whitened over the step's policy tokens where `whitened` says so.
+    """The estimator's advantages and returns; whitened over the tokens of loss_mask where `whitened` says so.
 
-    The estimator sees every token of a response, whitening and the losses those of `batch.loss_mask` alone."""
+    The estimator reads the tokens of trained_mask, so that a reward on a token that the losses leave out still counts.
+    Advantages and returns are 0 where loss_mask is false.
+    """
 
     estimator: Estimator
     whitened: bool
@@ -78,23 +80,16 @@ class Advantages:
     def __call__(self, batch: Batch) -> None:
         with torch.no_grad():
             advantages, returns = self.estimator(_inputs(batch))
-            mask = drop_from_losses(batch)
+            mask = batch.loss_mask
             batch.returns = torch.where(mask, returns, 0.0)
             batch.advantages = whiten(advantages, mask) if self.whitened else torch.where(mask, advantages, 0.0)
-
-
-def drop_from_losses(batch: Batch) -> Tensor:
-    """Narrow response_mask to `loss_mask`, if there is one: rewards have been read, only losses follow."""
-    if batch.loss_mask is not None:
-        batch.response_mask = batch.response_mask & batch.loss_mask
-    return batch.response_mask
 
 
 def _inputs(batch: Batch) -> AdvantageInputs:
     assert batch.token_level_rewards is not None
     return AdvantageInputs(
         token_level_rewards=batch.token_level_rewards,
-        response_mask=batch.response_mask,
+        response_mask=batch.trained_mask,
         values=batch.values,
         group_ids=batch.group_ids,
         final_values=batch.final_values,

@@ -1,4 +1,4 @@
-"""Rollout correction in a step: what is rejected leaves the batch, what is weighed carries its weight to the loss."""
+"""Rollout correction in a step: rejected rows and tokens are left out, importance weights go to the policy loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steepest.config.schema import Config
 from steepest.config.thresholds import pair_thresholds
-from steepest.core.batch import Batch
+from steepest.core.batch import Batch, RowStatus
 from steepest.core.mismatch import mismatch_metrics, off_policy_metrics
 from steepest.core.rollout_correction import Rejection, Weighting, correct
 from steepest.learner.metrics import Metrics
@@ -30,11 +30,11 @@ def build_rejections(config: Config) -> tuple[Rejection, ...]:
 class CorrectedRewards:
     """Stands before `shape_rewards`: corrects the batch, then has its rewards shaped.
 
-    A response that is rejected whole leaves the training at once, so it counts in no group, no return and no mean. Of
-    the others all tokens keep their rewards until advantages are known: the reward may lie on a token that the losses
-    leave out. Those tokens leave with `batch.loss_mask`, see `Advantages`.
+    A response whose tokens are all rejected is left out as REJECTED, so it counts in no group, no return and no mean.
+    In the other responses the rejected tokens are removed from loss_mask alone: the reward may lie on one of them, and
+    the estimators read trained_mask.
 
-    The distance of engine and trainer is measured here, before anything is left out of it.
+    The distance of engine and trainer is measured here over trained_mask, before anything is rejected.
     """
 
     weighting: Weighting | None
@@ -43,7 +43,7 @@ class CorrectedRewards:
 
     def __call__(self, batch: Batch) -> Metrics:
         assert batch.rollout_log_probs is not None and batch.old_log_probs is not None
-        mask = batch.response_mask
+        mask = batch.trained_mask
         metrics = compare(batch.rollout_log_probs, batch.old_log_probs, mask)
         found = correct(
             batch.rollout_log_probs,
@@ -52,8 +52,8 @@ class CorrectedRewards:
             weighting=self.weighting,
             rejections=self.rejections,
         )
-        batch.response_mask = mask & found.kept.any(1)[:, None]
-        batch.loss_mask, batch.rollout_is_weights = found.kept, found.weights
+        batch.leave_out(mask.any(1) & ~found.kept.any(1), RowStatus.REJECTED)
+        batch.loss_mask, batch.rollout_is_weights = batch.loss_mask & found.kept, found.weights
         return metrics | found.metrics | self.shape_rewards(batch)
 
 

@@ -25,12 +25,13 @@ ROWS_OF_A_CHECK = 16
 
 
 def sample_rows(batch: Batch) -> Tensor:
-    """(k,) int64: a sixteenth of the rows with a policy token, at least one where there is any, ascending.
+    """(k,) int64: a sixteenth of the rows with a token of trained_mask, at least one where there is any, ascending.
 
-    The choice is a function of the responses alone, so a step that is repeated after a resume makes it again.
+    The choice is a function of these tokens alone, so a step that is repeated after a resume makes it again.
     """
-    rows = batch.response_mask.any(dim=1).nonzero()[:, 0]
-    seed = int(batch.responses.masked_fill(~batch.response_mask, 0).sum())
+    mask = batch.trained_mask
+    rows = mask.any(dim=1).nonzero()[:, 0]
+    seed = int(batch.responses.masked_fill(~mask, 0).sum())
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     return rows[order[: -(-len(rows) // ROWS_OF_A_CHECK)]].sort().values
 
@@ -83,7 +84,7 @@ class ActorOfEngineLogProbs:
 
     def _agrees(self, batch: Batch, rows: Tensor, found: Tensor) -> bool:
         assert batch.rollout_log_probs is not None
-        mask = batch.response_mask[rows]
+        mask = batch.trained_mask[rows]
         difference = (found - batch.rollout_log_probs[rows]).abs()[mask]
         if bool((difference <= self.bound).all()):  # a NaN is not
             return True

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from steepest.config.schema import Config
-from steepest.core.batch import Batch
+from steepest.core.batch import Batch, RowStatus
 from steepest.core.row_selection import (
     draw_rows,
     in_varied_groups,
@@ -45,21 +45,24 @@ class OverlongPenalty:
 
 
 def mask_truncated(batch: Batch) -> Metrics:
-    """DAPO's overlong filtering: a response cut at the length limit leaves the training.
+    """DAPO's overlong filtering: a response cut at the length limit is left out of the training, as TRUNCATED.
 
     As one whose reward failed it counts in no loss, no denominator and no group: what is learnt is what a batch without
     it would teach. Lengths still count it.
     """
-    batch.response_mask = batch.response_mask & ~batch.truncated[:, None]
+    batch.leave_out(batch.truncated, RowStatus.TRUNCATED)
     return {"mask_truncated/ratio": batch.truncated.float().mean().item()}
 
 
 def mask_equal_groups(batch: Batch) -> Metrics:
-    """A prompt whose responses all have one score leaves the training, so that it does not thin out the others."""
+    """A prompt whose responses all have one score is left out of the training, so that it does not dilute the others.
+
+    Its rows become EQUAL_GROUP. Compared are the rows with a token of trained_mask.
+    """
     assert batch.token_level_scores is not None
-    counted = batch.response_mask.any(1)
+    counted = batch.trained_mask.any(1)
     equal = counted & ~in_varied_groups(batch.token_level_scores.sum(1), batch.group_ids, counted)
-    batch.response_mask = batch.response_mask & ~equal[:, None]
+    batch.leave_out(equal, RowStatus.EQUAL_GROUP)
     return {"mask_equal_groups/ratio": (equal.sum() / counted.sum().clamp(min=1)).item()}
 
 
@@ -99,7 +102,10 @@ def build_curation(config: Config) -> Callable[[Batch], Metrics]:
 
 @dataclass(frozen=True)
 class FilteredRows:
-    """PF-PPO's draw: the rows of a step's updates. The same for actor and critic, and for a step that is repeated."""
+    """PF-PPO's draw: the rows of a step's updates. The same for actor and critic, and for a step that is repeated.
+
+    Drawn are rows with a token of loss_mask.
+    """
 
     method: str
     weight_pow: float
@@ -109,7 +115,7 @@ class FilteredRows:
         assert batch.token_level_scores is not None
         weights = pf_ppo_weights(
             batch.token_level_scores.sum(1),
-            batch.response_mask.any(1),
+            batch.loss_mask.any(1),
             method=self.method,
             weight_pow=self.weight_pow,
         )
@@ -150,22 +156,20 @@ class FilteredCritic:
 class PretrainedCritic:
     """The critic, in the first `num_steps` steps taught what followed in fact, not what it thinks itself.
 
-    The policy stands still in those steps, so this is VC-PPO's value pretraining on its rollouts.
+    The policy stands still in those steps, so this is VC-PPO's value pretraining on its rollouts. The returns are made
+    of the rewards on all tokens of trained_mask, those included that the losses leave out.
     """
 
     critic: CriticLike
     num_steps: int
     gamma: float
-    _mask: Tensor | None = None
-    """The tokens that rewards lie on; the losses may leave some of them out (`batch.loss_mask`)."""
 
     def values(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        self._mask = batch.response_mask
         return self.critic.values(batch)
 
     def update(self, batch: Batch, *, step: int) -> Metrics:
         if step > self.num_steps:
             return self.critic.update(batch, step=step)
-        assert batch.token_level_rewards is not None and self._mask is not None
-        returns = monte_carlo_returns(batch.token_level_rewards, self._mask, gamma=self.gamma)
+        assert batch.token_level_rewards is not None
+        returns = monte_carlo_returns(batch.token_level_rewards, batch.trained_mask, gamma=self.gamma)
         return self.critic.update(replace(batch, returns=returns), step=step)

@@ -94,7 +94,7 @@ class DynamicSampling:
 
     def _keeps(self, rated: Rated) -> Tensor:
         batch = rated.batch
-        return in_varied_groups(values_of(rated.results, self.metric), batch.group_ids, batch.response_mask.any(1))
+        return in_varied_groups(values_of(rated.results, self.metric), batch.group_ids, batch.trained_mask.any(1))
 
     def _describe(self, rounds: Sequence[Rated], found: int) -> Metrics:
         results = [result for part in rounds for result in part.results]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from steepest.core.batch import Batch
+from steepest.core.batch import Batch, RowStatus
 from steepest.data.prompts import Prompt
 from steepest.rewards.api import RewardResult
 from steepest.trainer.experience.dynamic_sampling import values_of
@@ -32,7 +32,7 @@ class GreedyBaselines:
     """One greedy response to each prompt of the rollouts, and its reward as the baseline of the prompt's responses.
 
     It is generated with them and scored as they are. A prompt whose greedy response got no score has no baseline: its
-    responses leave the training, as one whose own reward failed.
+    responses are left out of the training as REWARD_FAILED, as one whose own reward failed.
     """
 
     sampled: Callable[[int], Batch]
@@ -58,4 +58,4 @@ class GreedyBaselines:
         scores = [result.score for result in self.scorer.results(greedy, self.scorer.scorer.texts(greedy))]
         baselines = torch.tensor([math.nan if score is None else score for score in scores])[batch.group_ids]
         batch.reward_baselines = baselines
-        batch.response_mask = batch.response_mask & ~baselines.isnan()[:, None]
+        batch.leave_out(baselines.isnan(), RowStatus.REWARD_FAILED)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from steepest.core.batch import Batch
+from steepest.core.batch import Batch, RowStatus
 from steepest.learner.metrics import Metrics
 from steepest.rewards.api import RewardRequest, RewardResult, ScoresResponses
 
@@ -95,16 +95,22 @@ def with_costs(score: Callable[[Batch, int], Metrics], costs: Callable[[], Metri
 
 
 def place_scores(batch: Batch, results: Sequence[RewardResult]) -> None:
-    """Fill `token_level_scores`: the score on the last response token, 0 elsewhere.
+    """Fill `token_level_scores` (B, T) f32: the score on the last token of response_mask, 0 elsewhere.
 
-    A row whose reward failed has no score. It leaves the training: its `response_mask` becomes false, so it
-    counts in no loss, no statistic and no group.
+    That is the policy's last token: rewards are read where the policy acted, so a score on the tool output that a
+    trajectory ends in would be lost. A row without a policy token has its score nowhere.
+
+    A row whose reward failed has no score either. It is left out of the training as REWARD_FAILED, so it counts in no
+    loss, no statistic and no group.
     """
     scores = torch.zeros(batch.responses.shape, dtype=torch.float32)
     failed = torch.tensor([result.score is None for result in results], dtype=torch.bool)
     found = torch.tensor([0.0 if result.score is None else result.score for result in results])
-    scores[torch.arange(len(batch)), batch.response_lengths - 1] = found
-    batch.token_level_scores, batch.response_mask = scores, batch.response_mask & ~failed[:, None]
+    last = batch.last_policy_token
+    acted = (last >= 0).nonzero()[:, 0]
+    scores[acted, last[acted]] = found[acted]
+    batch.token_level_scores = scores
+    batch.leave_out(failed, RowStatus.REWARD_FAILED)
 
 
 def reward_metrics(results: Sequence[RewardResult]) -> Metrics:

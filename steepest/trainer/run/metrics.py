@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from steepest.core.batch import Batch
+from steepest.core.batch import Batch, RowStatus
 from steepest.devices.api import Device
 from steepest.learner.metrics import Metrics
 
@@ -25,12 +25,14 @@ def three(name: str, values: Tensor) -> Metrics:
 
 
 def batch_metrics(batch: Batch) -> Metrics:
-    """`critic/{score,rewards}` per sequence, `critic/{advantages,returns,values}` per policy token, and lengths.
+    """`critic/{score,rewards}` per sequence, `critic/{advantages,returns,values}` per token of loss_mask, and lengths.
 
-    Rows without a policy token (a reward that failed) count in no statistic but the lengths.
-    `response_length/clip_ratio` is the share of responses that hit the length limit.
+    Rows without a token of loss_mask (a reward that failed) count in no statistic but the lengths and `rows/*`.
+    `response_length/clip_ratio` is the share of responses that hit the length limit. `rows/trained`,
+    `rows/reward_failed`, `rows/truncated`, `rows/equal_group` and `rows/rejected` count rows by `row_status`; they sum
+    to B.
     """
-    mask = batch.response_mask
+    mask = batch.loss_mask
     scored = mask.any(dim=1)
     metrics: Metrics = {}
     for name, field in (("score", batch.token_level_scores), ("rewards", batch.token_level_rewards)):
@@ -49,13 +51,16 @@ def batch_metrics(batch: Batch) -> Metrics:
     metrics |= three("prompt_length", batch.prompt_lengths)
     if len(batch) > int(batch.group_ids.max()) + 1:
         metrics["group/equal_ratio"] = equal_groups(batch)
-    return metrics
+    return metrics | {f"rows/{s.name.lower()}": float((batch.row_status == s).sum()) for s in RowStatus}
 
 
 def equal_groups(batch: Batch) -> float:
-    """Share of prompts whose responses all have one score: they teach a group-relative estimator nothing."""
+    """Share of prompts whose responses all have one score: they teach a group-relative estimator nothing.
+
+    Compared are the rows with a token of loss_mask.
+    """
     assert batch.token_level_scores is not None
-    scored = batch.response_mask.any(dim=1)
+    scored = batch.loss_mask.any(dim=1)
     scores, groups = batch.token_level_scores.sum(dim=1)[scored], batch.group_ids[scored]
     if groups.numel() == 0:
         return 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from steepest.core.batch import Batch
+from steepest.core.batch import Batch, RowStatus
 from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.registry import with_options
 from steepest.trainer.algorithm.advantages import Advantages, KLShapedRewards, plain_rewards
@@ -41,10 +41,12 @@ def test_the_adaptive_controller_counts_the_rows_that_its_kl_is_a_mean_of():
     controller = AdaptiveKLController(0.1, 0.1, 100)
     made = batch()
     made.ref_log_probs = made.old_log_probs - 1.0 * made.response_mask
-    made.response_mask[1] = False  # its reward failed
+    made.leave_out(torch.tensor([False, True]), RowStatus.REWARD_FAILED)
     KLShapedRewards(controller, "k1")(made)
     assert abs(controller.value - 0.1 * (1 + 0.2 * 1 / 100)) < 1e-9
-    made.response_mask[0] = False  # nothing is left: a KL of 0 would be read as far below the target
+    made.leave_out(
+        torch.tensor([True, False]), RowStatus.TRUNCATED
+    )  # none is left: a KL of 0 would be far below target
     KLShapedRewards(controller, "k1")(made)
     assert abs(controller.value - 0.1 * (1 + 0.2 * 1 / 100)) < 1e-9
 
@@ -64,7 +66,7 @@ def test_advantages_are_whitened_only_where_asked():
     Advantages(estimator, whitened=False)(made)
     assert torch.equal(made.advantages, made.token_level_scores)
     Advantages(estimator, whitened=True)(made)
-    picked = made.advantages[made.response_mask]
+    picked = made.advantages[made.loss_mask]
     assert abs(float(picked.mean())) < 1e-6 and abs(float(picked.var()) - 1.0) < 1e-5
 
 

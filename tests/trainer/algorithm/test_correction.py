@@ -10,7 +10,7 @@ import torch
 
 from steepest.config.load import load_config
 from steepest.core.advantages import gae, grpo
-from steepest.core.batch import Batch
+from steepest.core.batch import Batch, RowStatus
 from steepest.core.rollout_correction import Rejection, Weighting
 from steepest.learner.critic import CriticLossSettings
 from steepest.learner.micro_batches import MicroBatches
@@ -47,10 +47,11 @@ def test_a_reward_on_a_rejected_token_is_not_lost():
     metrics = CorrectedRewards(Weighting("token", 3.0), (Rejection("token_k1", 2.0),), plain_rewards)(batch)
     assert metrics["rollout_corr/rollout_rs_masked_fraction"] == pytest.approx(1 / 8)
     assert metrics["mismatch/max_abs_diff"] == pytest.approx(4.0), "measured before it was left out"
-    assert batch.response_mask.all() and batch.rollout_is_weights[0].tolist() == [1.0, 0.0]
+    assert batch.trained_mask.all() and batch.rollout_is_weights[0].tolist() == [1.0, 0.0]
     Advantages(partial(grpo, norm_by_std=False), whitened=False)(batch)
     assert batch.advantages.tolist() == [[0.5, 0.0], [-0.5, -0.5], [0.0, 0.0], [0.0, 0.0]]
-    assert batch.response_mask.tolist() == [[True, False], [True, True], [True, True], [True, True]]
+    assert batch.loss_mask.tolist() == [[True, False], [True, True], [True, True], [True, True]]
+    assert batch.trained_mask.all() and batch.row_status.tolist() == [0, 0, 0, 0]
 
 
 def test_whitening_and_returns_are_those_of_the_tokens_that_stay():
@@ -58,7 +59,7 @@ def test_whitening_and_returns_are_those_of_the_tokens_that_stay():
     batch.rollout_log_probs[0, 1] = -5.0
     CorrectedRewards(None, (Rejection("token_k1", 2.0),), plain_rewards)(batch)
     Advantages(partial(gae, gamma=1.0, lam=1.0), whitened=True)(batch)
-    kept = batch.advantages[batch.response_mask]
+    kept = batch.advantages[batch.loss_mask]
     assert float(kept.mean()) == pytest.approx(0.0, abs=1e-6) and float(kept.var()) == pytest.approx(1.0, abs=1e-5)
     assert batch.returns.tolist() == [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
     assert batch.advantages[0, 1] == 0.0
@@ -69,7 +70,10 @@ def test_a_rejected_response_is_in_no_group():
     batch = scored()
     batch.rollout_log_probs[1] = -9.0
     CorrectedRewards(None, (Rejection("seq_max_k2", 1.0),), plain_rewards)(batch)
-    assert batch.response_mask.tolist() == [[True, True], [False, False], [True, True], [True, True]]
+    assert batch.trained_mask.tolist() == [[True, True], [False, False], [True, True], [True, True]]
+    assert batch.row_status.tolist() == [0, RowStatus.REJECTED, 0, 0] and torch.equal(
+        batch.loss_mask, batch.trained_mask
+    )
     Advantages(partial(grpo, norm_by_std=False), whitened=False)(batch)
     assert bool((batch.advantages == 0).all())
 

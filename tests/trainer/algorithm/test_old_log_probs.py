@@ -13,7 +13,7 @@ from steepest.loggers.jsonl import read_metrics
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.trainer.algorithm.old_log_probs import BOUND, ActorOfEngineLogProbs, sample_rows
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.learner.helpers import make_actor, make_batch, same_bits, weights, with_log_probs
+from tests.learner.helpers import left_out, make_actor, make_batch, same_bits, weights, with_log_probs
 from tests.trainer.toy import make_toy, toy_overrides
 
 ACTOR = "actor_rollout_ref.actor"
@@ -118,7 +118,7 @@ def test_without_a_reward_nothing_moves(toy, tmp_path):
 def engine_batch(actor, moved: float = 0.0):
     """The hand-made batch with the engine's log-probs, all of them off by `moved`."""
     made = with_log_probs(make_batch(), actor)
-    rollout = (made.old_log_probs - moved).masked_fill(~made.response_mask, 0.0)
+    rollout = (made.old_log_probs - moved).masked_fill(~made.trained_mask, 0.0)
     return replace(made, rollout_log_probs=rollout, old_log_probs=None, entropies=None)
 
 
@@ -144,14 +144,13 @@ def test_the_rows_of_a_check_follow_from_the_responses():
     assert sample_rows(batch).tolist() == sample_rows(replace(batch)).tolist()
     assert 2 not in {int(sample_rows(make_batch(seed))) for seed in range(40)}, "row 2 has no policy token"
     assert len({int(sample_rows(make_batch(seed))) for seed in range(40)}) == 7, "each other row has its turn"
-    masked = replace(batch, response_mask=torch.zeros_like(batch.response_mask))
-    assert sample_rows(masked).tolist() == []
+    assert sample_rows(left_out(batch)).tolist() == []
 
 
-def test_a_batch_without_a_policy_token_is_no_reason_to_compute_anything():
+def test_a_batch_without_a_trained_row_is_no_reason_to_compute_anything():
     actor = make_actor()
     batch = engine_batch(actor)
-    batch = replace(batch, response_mask=torch.zeros_like(batch.response_mask), rollout_log_probs=torch.zeros(8, 9))
+    batch = replace(left_out(batch), rollout_log_probs=torch.zeros(8, 9))
     old, entropies = ActorOfEngineLogProbs(actor, one_update=False, say=print).log_probs(batch)
     assert torch.equal(old, torch.zeros(8, 9)) and entropies is None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
 from steepest.core.advantages import grpo
-from steepest.core.batch import Batch
+from steepest.core.batch import Batch, RowStatus
 from steepest.loggers.jsonl import read_metrics
 from steepest.rewards.api import RewardResult
 from steepest.trainer.algorithm.advantages import Advantages
@@ -80,18 +79,21 @@ def test_truncated_responses_leave_groups_losses_and_denominators():
     assert mask_truncated(batch) == {"mask_truncated/ratio": pytest.approx(0.2)}
     Advantages(partial(grpo, norm_by_std=False), whitened=False)(batch)
     assert batch.advantages[:, 0].tolist() == [0.5, -0.5, 0.0, 0.0, 0.0]
-    assert batch.response_mask.any(1).tolist() == [True, True, False, True, True]
+    assert batch.row_status.tolist() == [0, 0, RowStatus.TRUNCATED, 0, 0]
+    assert batch.loss_mask.any(1).tolist() == [True, True, False, True, True]
     assert batch_metrics(batch)["response_length/clip_ratio"] == pytest.approx(0.2), "lengths still count it"
 
 
 def test_equal_groups_leave_the_denominator():
     batch = scored([1.0, 0.0, 1.0, 1.0, 0.5, 0.5], [0, 0, 1, 1, 2, 2])
     assert mask_equal_groups(batch) == {"mask_equal_groups/ratio": pytest.approx(4 / 6)}
-    assert batch.response_mask.any(1).tolist() == [True, True, False, False, False, False]
+    assert batch.row_status.tolist() == [0, 0, *[RowStatus.EQUAL_GROUP] * 4]
+    assert batch.loss_mask.any(1).tolist() == [True, True, False, False, False, False]
     # with the truncated one gone group 0 has one response left, and nothing to compare
     batch = scored([1.0, 0.0, 1.0, 0.0], [0, 0, 1, 1], [True, False, False, False])
     metrics = InTurn([mask_truncated, mask_equal_groups])(batch)
-    assert batch.response_mask.any(1).tolist() == [False, False, True, True]
+    assert batch.row_status.tolist() == [RowStatus.TRUNCATED, RowStatus.EQUAL_GROUP, 0, 0]
+    assert batch.loss_mask.any(1).tolist() == [False, False, True, True]
     assert metrics == {"mask_truncated/ratio": 0.25, "mask_equal_groups/ratio": pytest.approx(1 / 3)}
 
 
@@ -158,9 +160,8 @@ def test_a_critic_is_pretrained_on_what_followed_and_then_by_the_estimator():
     batch = scored([4.0, 0.0], [0, 1])
     batch.values, batch.returns = torch.ones(2, 2), torch.full((2, 2), 9.0)
     for step in (2, 3):
-        pretrained.values(batch)
-        narrowed = replace(batch, response_mask=torch.tensor([[True, False], [True, True]]))
-        pretrained.update(narrowed, step=step)
+        batch.loss_mask = torch.tensor([[True, False], [True, True]])
+        pretrained.update(batch, step=step)
     # the reward 4 is worth 2 a token before, also where the losses leave its own token out
     assert critic.batches[0].returns.tolist() == [[2.0, 4.0], [0.0, 0.0]]
     assert critic.batches[1].returns.tolist() == [[9.0, 9.0], [9.0, 9.0]]
@@ -262,4 +263,4 @@ def test_what_is_off_adds_nothing():
     config = load_config(["data.train_files=a", "data.val_files=a", "actor_rollout_ref.model.path=m"])
     batch, results = scored([1.0, 1.0], [0, 0]), [RewardResult(1.0), RewardResult(1.0)]
     assert build_shaping(config)(batch, results) is results
-    assert build_curation(config)(batch) == {} and batch.response_mask.all()
+    assert build_curation(config)(batch) == {} and batch.loss_mask.all()

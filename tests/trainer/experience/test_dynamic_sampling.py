@@ -127,7 +127,7 @@ def test_failed_rewards_are_no_difference():
     made, _ = sampling(half_fails, rounds=1)
     batch = made.generate(1)
     assert made.score(batch, 1)["filter_groups/dropped"] == 4.0
-    assert batch.response_mask.any(1).tolist() == [True, False] * 4
+    assert batch.trained_mask.any(1).tolist() == [True, False] * 4
 
 
 def test_every_response_is_written_dropped_ones_included():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from steepest.config.load import load_config
-from steepest.core.batch import Batch
+from steepest.core.batch import Batch, RowStatus
 from steepest.data.sampler import PromptSampler
 from steepest.loggers.jsonl import read_metrics
 from steepest.models.flops import WORK, generation_flops
@@ -76,7 +76,8 @@ def test_a_prompt_whose_greedy_response_has_no_score_leaves_the_training():
     batch = baselines.generate(1)
     scorer(batch, 1)
     assert batch.reward_baselines[6:].isnan().all()
-    assert batch.response_mask[:, 0].tolist() == [True] * 6 + [False] * 2
+    assert batch.row_status.tolist() == [RowStatus.TRAINED] * 6 + [RowStatus.REWARD_FAILED] * 2
+    assert batch.loss_mask[:, 0].tolist() == [True] * 6 + [False] * 2
     batch.token_level_rewards = batch.token_level_scores
     build_step.build_advantages(load_config([*REQUIRED, REMAX[0]]))(batch)
     # 10 - 0, 20 - 0, 11 - 1, 21 - 1, ...
@@ -153,7 +154,7 @@ def test_a_run_uses_the_reward_less_the_greedy_reward(tmp_path, monkeypatch, eng
         assert len(batch) == 32 and set(batch.reward_baselines.tolist()) <= {0.0, 1.0}
         assert torch.equal(batch.reward_baselines[::2], batch.reward_baselines[1::2]), "one a prompt"
         wanted = batch.token_level_scores.sum(1) - batch.reward_baselines
-        assert torch.equal(batch.advantages, torch.where(batch.response_mask, wanted[:, None], 0.0))
+        assert torch.equal(batch.advantages, torch.where(batch.loss_mask, wanted[:, None], 0.0))
     metrics = read_metrics(folder / "metrics.jsonl")
     for step, batch in enumerate(batches, 1):
         assert metrics[step]["remax/baseline_reward/mean"] == pytest.approx(batch.reward_baselines.mean().item())

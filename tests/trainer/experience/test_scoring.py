@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from steepest.core.batch import Batch
+from steepest.core.batch import Batch, RowStatus
 from steepest.rewards.api import RewardResult
 from steepest.rollout.api import SamplingParams
 from steepest.trainer.experience.scoring import Scorer, StepScorer, place_scores, reward_metrics
@@ -19,17 +19,18 @@ def three_rows() -> Batch:
     )
 
 
-def test_the_score_lies_on_the_last_response_token():
+def test_the_score_lies_on_the_last_policy_token():
     batch = three_rows()
     place_scores(batch, [RewardResult(1.0), RewardResult(0.5), RewardResult(-2.0)])
     assert batch.token_level_scores.tolist() == [[0, 0, 1.0], [0.5, 0, 0], [0, -2.0, 0]]
-    assert batch.response_mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
+    assert batch.loss_mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
 
 
 def test_zero_is_a_score_and_a_failure_is_none():
     batch = three_rows()
     place_scores(batch, [RewardResult(0.0), RewardResult(None, {}, "timeout"), RewardResult(1.0)])
-    assert batch.response_mask.any(dim=1).tolist() == [True, False, True]
+    assert batch.row_status.tolist() == [RowStatus.TRAINED, RowStatus.REWARD_FAILED, RowStatus.TRAINED]
+    assert batch.loss_mask.any(dim=1).tolist() == batch.trained_mask.any(dim=1).tolist() == [True, False, True]
     metrics = batch_metrics(batch)
     assert metrics["critic/score/mean"] == 0.5  # of the two that were scored
 
