@@ -24,8 +24,9 @@ from steepest.models.causal_lm import CausalLM
 from steepest.models.flops import WORK, generation_flops
 from steepest.models.load import end_token_ids
 from steepest.rewards.api import RewardResult
-from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine, SamplingParams
+from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine, SamplingParams, WeightSource
 from steepest.rollout.vllm import VLLMSettings
+from steepest.rollout.weights import LocalWeights, ModelDescription
 from steepest.trainer.algorithm import Advantages, KLController, KLShapedRewards, plain_rewards, with_options
 from steepest.trainer.build_models import Models
 from steepest.trainer.compute import compute_dtype
@@ -71,11 +72,11 @@ def frees_engine(config: Config, device: Device) -> bool:
     return isinstance(device, Accelerator) if wanted is None else wanted
 
 
-def publish_weights(engine: RolloutEngine, device: Device, version: int) -> None:
+def publish_weights(engine: RolloutEngine, source: WeightSource, device: Device, version: int) -> None:
     """Wake the engine with the new weights. It may have an allocator of its own, so what torch's keeps of the training
     for later goes back to the device first."""
     device.empty_cache()
-    engine.load_weights(version)
+    engine.load_weights(source, version)
 
 
 def vllm_settings(config: Config, device: Device) -> VLLMSettings:
@@ -97,7 +98,7 @@ def vllm_settings(config: Config, device: Device) -> VLLMSettings:
 
 
 def build_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, device: Device) -> RolloutEngine:
-    """The rollout engine over the actor's weights. What its start does to random numbers is undone."""
+    """The rollout engine for the actor's model, without weights. What its start does to random numbers is undone."""
     random = rng_state(device)
     try:
         return _make_engine(config, actor, tokenizer, folder, device)
@@ -110,7 +111,7 @@ def _make_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, dev
     entry = ROLLOUT_ENGINES.get(rollout.name)
     more = {"settings": vllm_settings(config, device)} if entry.facts.get("settings") else {}
     return entry.value(
-        actor.model,
+        ModelDescription.of(actor.model),
         end_token_ids=end_token_ids(folder, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         dtype=getattr(torch, compute_dtype(rollout.dtype, device)),
@@ -348,9 +349,9 @@ def build_step(
         reference=reference_of_a_step(config, models),
         shape_rewards=build_reward_shaping(config, controller),
         estimate_advantages=advantages,
-        publish_weights=partial(publish_weights, engine, device)
+        publish_weights=partial(publish_weights, engine, LocalWeights(models.actor.model), device)
         if frees_engine(config, device)
-        else engine.load_weights,
+        else partial(engine.load_weights, LocalWeights(models.actor.model)),
         describe=partial(describe_batch, device=device, compare_engines=compares_engines(config)),
         timed=Timer(device.synchronize, work=WORK.read, rates=partial(mfu_metrics, limit=limit)),
     )

@@ -26,6 +26,7 @@ from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.models.load import check_vocabulary
 from steepest.rewards.weighted import ground_truth_problem
 from steepest.rollout.api import RolloutEngine
+from steepest.rollout.weights import LocalWeights
 from steepest.trainer import build
 from steepest.trainer.build_models import Models, build_models
 from steepest.trainer.curation import build_curation, build_shaping
@@ -169,9 +170,9 @@ class Job:
         models = self._load_models(start)
         laps.lap("models")
         engine = build.build_engine(config, models.actor, self.tokenizer, self.folders["actor"], self.device)
+        engine.load_weights(LocalWeights(models.actor.model), start.step)
         for note in engine.notes:
             say(note)
-        engine.load_weights(start.step)
         laps.lap("engine")
         machine = self._machine(models, laps)
         say(
