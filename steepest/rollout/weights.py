@@ -66,13 +66,15 @@ class ModelDescription:
         check_length(self.config, length)
 
     def build(self, source: WeightSource) -> CausalLM:
-        """A frozen model of this description with the weights of `source`, in `dtype` on `device`. Draws no random
+        """A model of this description with the weights of `source`, in `dtype` on `device`. Draws no random
         number. Raises RolloutError as `copy_weights` does."""
         with torch.random.fork_rng([]), quiet_transformers():
             hf = self.architecture._from_config(copy.deepcopy(self.config), dtype=self.dtype)
-        hf = hf.to(self.device).requires_grad_(False).eval()
+        hf = hf.to(self.device).eval()
         copy_weights(source, hf)
-        return CausalLM(hf)  # after the copy: it compares its fused layers on the weights that it finds
+        # Not frozen: on a CPU a product with frozen weights may differ from the trainer's in the last bits, even where
+        # no gradient is recorded. CausalLM comes last, since it compares its fused layers on the weights it finds.
+        return CausalLM(hf)
 
 
 class LocalWeights:
