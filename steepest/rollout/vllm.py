@@ -310,14 +310,9 @@ def start_engine(
     llm = _start(description, {**options, **settings.extra}, settings.environment)
     _check_class(llm, description)
     return VLLMEngine(
-        llm,
-        description,
-        end_token_ids=end_token_ids,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        sleep_level=settings.sleep_level,
-        notes=notes,
-    )
+        llm, description, end_token_ids=end_token_ids, dtype=dtype, max_model_len=max_model_len,
+        sleep_level=settings.sleep_level, notes=notes,
+    )  # fmt: skip
 
 
 def check_install(device: Device) -> str:
