@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steepest.core.log_probs import CHUNK_LOGITS
-from steepest.rollout.api import Completion, SamplingParams
+from steepest.rollout.api import Completion, GenerationRequest
 from steepest.rollout.builtin import engine as engine_module
 from steepest.rollout.builtin.generation import Generation
 from steepest.rollout.builtin.kv_cache import KVCache, _WriteIndices
@@ -190,9 +190,10 @@ class DraftEngine(engine_module.BuiltinEngine):
     run: DraftRun
 
     def generate_from(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams, seeds: Sequence[int], drafts: Drafts
+        self, requests: Sequence[GenerationRequest], seeds: Sequence[int], drafts: Drafts
     ) -> list[list[Completion]]:
-        """A seed a prompt: with equal ones, the same sample gets the same noise. What the drafts did is in `run`."""
+        """A seed and drafts for each request, all of equal sampling: with equal seeds, the same sample gets the same
+        noise. What the drafts did is in `run`."""
 
         def make(*args: Any) -> DraftRun:
             self.run = DraftRun(*args, seeds=seeds, drafts=drafts)
@@ -201,6 +202,6 @@ class DraftEngine(engine_module.BuiltinEngine):
         plain = engine_module.Generation
         engine_module.Generation = make  # type: ignore[misc, assignment]
         try:
-            return self.generate(prompts, sampling)
+            return self.generate(requests)
         finally:
             engine_module.Generation = plain  # type: ignore[misc]

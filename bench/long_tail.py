@@ -38,8 +38,9 @@ from bench.workload import prompt_ids
 from steepest.models.attention import PackedContext
 from steepest.models.causal_lm import CausalLM
 from steepest.models.load import end_token_ids, load_causal_lm, load_tokenizer
-from steepest.rollout.api import Completion, SamplingParams
+from steepest.rollout.api import Completion, GenerationRequest, SamplingParams
 from steepest.rollout.builtin.generation import Generation
+from steepest.rollout.weights import LocalWeights, ModelDescription
 
 Answers = list[list[Completion]]
 
@@ -87,22 +88,24 @@ class Bench:
         tokenizer = load_tokenizer(inputs.model)
         self.prompts = [prompt_ids(tokenizer, row["question"]) for row in inputs.questions(most_rows)]
         self.engine = DraftEngine(
-            self.model,
+            ModelDescription.of(self.model),
             end_token_ids=end_token_ids(inputs.model, tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             dtype=getattr(torch, inputs.dtype),
             max_num_seqs=most_rows,
             max_model_len=max(map(len, self.prompts)) + max_tokens,
         )
+        self.engine.load_weights(LocalWeights(self.model), 0)
         self.sampling = SamplingParams(max_tokens)
+        self.requests = [GenerationRequest(ids, self.sampling, str(place)) for place, ids in enumerate(self.prompts)]
 
     def generate(self, rows: int, drafts: Drafts | None = None) -> tuple[Answers, float]:
         """Answers to the first prompts, and processor seconds."""
         start = time.process_time()
         if drafts is None:
-            answers = self.engine.generate(self.prompts[:rows], self.sampling)
+            answers = self.engine.generate(self.requests[:rows])
         else:
-            answers = self.engine.generate_from(self.prompts[:rows], self.sampling, list(range(rows)), drafts)
+            answers = self.engine.generate_from(self.requests[:rows], list(range(rows)), drafts)
         return answers, time.process_time() - start
 
 
@@ -221,7 +224,7 @@ def drafts_rows(
             update(bench.model, optimizer, rng.sample(short, min(args.update_rows, rows)))
             done += 1
         optimizer.zero_grad()
-        engine.load_weights(done)
+        engine.load_weights(LocalWeights(bench.model), done)
         partings.append({"updates": number, **parting_row(before, distributions(bench, pairs[:4]))})
         speeds.append({"rows": rows, "updates": number, **speed_row(bench, rows, drafts, args.rounds)})
         print(markdown(partings[-1:]), markdown(speeds[-1:]), sep="\n", flush=True)

@@ -26,7 +26,8 @@ import bench  # noqa: F401 - sets what waiting threads do, and refuses to be run
 import steepest.rollout
 from steepest.models.load import end_token_ids, load_causal_lm, load_tokenizer
 from steepest.models.tiny import build_tiny_model
-from steepest.rollout.api import SamplingParams
+from steepest.rollout.api import GenerationRequest, SamplingParams
+from steepest.rollout.weights import LocalWeights, ModelDescription
 
 
 def arguments() -> argparse.Namespace:
@@ -66,22 +67,23 @@ def main() -> None:
     longest = max(len(p) for p in prompts)
     print(f"{count} prompts of {sum(len(p) for p in prompts) / count:.0f} tokens on average, at most {longest}")
     sampling = SamplingParams(args.max_tokens, n=args.n, ignore_eos=not args.stop_at_end)
+    requests = [GenerationRequest(prompt, sampling, str(place)) for place, prompt in enumerate(prompts)]
     for name in args.engines:
         factory = steepest.rollout.ROLLOUT_ENGINES.get(name).value
         engine = factory(
-            model,
+            ModelDescription.of(model),
             end_token_ids=ends,
             pad_token_id=tokenizer.pad_token_id,
             dtype=getattr(torch, args.dtype),
             max_num_seqs=args.max_num_seqs,
             max_model_len=longest + args.max_tokens,
         )
-        engine.load_weights(0)
+        engine.load_weights(LocalWeights(model), 0)
         for _ in range(args.repeats):
-            report(name, engine, prompts, sampling)
+            report(name, engine, requests)
         if args.profile:
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-                engine.generate(prompts, sampling)
+                engine.generate(requests)
             print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=50))
 
 
@@ -106,11 +108,9 @@ def real_prompts(file: Path, count: int, tokenizer: Any) -> list[list[int]]:
     return [list(tokenizer.apply_chat_template(chat, **template)) for chat in chats]
 
 
-def report(
-    name: str, engine: steepest.rollout.RolloutEngine, prompts: list[list[int]], sampling: SamplingParams
-) -> None:
+def report(name: str, engine: steepest.rollout.RolloutEngine, requests: list[GenerationRequest]) -> None:
     start, cpu = time.perf_counter(), time.process_time()
-    result = engine.generate(prompts, sampling)
+    result = engine.generate(requests)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     tokens = sum(len(c.token_ids) for group in result for c in group)
     line = f"{name}: {tokens} tokens in {seconds:.3f} s = {tokens / seconds:.0f} tokens/s"

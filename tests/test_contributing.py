@@ -19,9 +19,9 @@ from steepest.data.prompts import load_prompts
 from steepest.devices import DEVICES
 from steepest.devices.api import Accelerator
 from steepest.loggers import LOGGERS, LoggerContext, make_loggers
-from steepest.models.causal_lm import CausalLM
 from steepest.rewards.api import REWARDS, read_outcome
 from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine
+from steepest.rollout.weights import ModelDescription
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RECIPES: dict[str, str] = dict(re.findall(r"^## Add an? ([a-z ]+)\n.*?```python\n(.*?)```", TEXT, flags=re.M | re.S))
@@ -71,7 +71,12 @@ def test_reward() -> None:
 
 
 def test_rollout_engine_is_registered_and_loads_its_file_when_asked_for() -> None:
-    run("rollout engine", ROLLOUT_ENGINES=ROLLOUT_ENGINES, CausalLM=CausalLM, RolloutEngine=RolloutEngine)
+    run(
+        "rollout engine",
+        ROLLOUT_ENGINES=ROLLOUT_ENGINES,
+        ModelDescription=ModelDescription,
+        RolloutEngine=RolloutEngine,
+    )
     with pytest.raises(ModuleNotFoundError, match=r"steepest\.rollout\.mine"):
         ROLLOUT_ENGINES.get("mine").value(None)
 

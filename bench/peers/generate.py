@@ -45,17 +45,20 @@ def builtin(args: argparse.Namespace, ends: list[int], length: int) -> Generate:
 
     from steepest.models.load import load_causal_lm
     from steepest.rollout import ROLLOUT_ENGINES
-    from steepest.rollout.api import SamplingParams
+    from steepest.rollout.api import GenerationRequest, SamplingParams
+    from steepest.rollout.weights import LocalWeights, ModelDescription
 
+    model = load_causal_lm(args.model)
     engine = ROLLOUT_ENGINES.get("builtin").value(
-        load_causal_lm(args.model), end_token_ids=ends, pad_token_id=ends[0], dtype=getattr(torch, args.dtype),
+        ModelDescription.of(model), end_token_ids=ends, pad_token_id=ends[0], dtype=getattr(torch, args.dtype),
         max_num_seqs=args.prompts, max_model_len=length,
     )  # fmt: skip
-    engine.load_weights(0)
+    engine.load_weights(LocalWeights(model), 0)
 
     def generate(prompts: list[list[int]], response: int) -> list[list[int]]:
-        made = engine.generate(prompts, SamplingParams(response, ignore_eos=not args.natural, seed=response))
-        return [group[0].token_ids for group in made]
+        sampling = SamplingParams(response, ignore_eos=not args.natural, seed=response)
+        requests = [GenerationRequest(prompt, sampling, str(place)) for place, prompt in enumerate(prompts)]
+        return [group[0].token_ids for group in engine.generate(requests)]
 
     return generate
 

@@ -13,8 +13,9 @@ from steepest.devices.api import Accelerator, Device
 from steepest.learner.actor import Actor
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.models.load import end_token_ids
-from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine
+from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine, WeightSource
 from steepest.rollout.vllm import VLLMSettings
+from steepest.rollout.weights import ModelDescription
 
 
 def longest_sequence(config: Config) -> int:
@@ -30,11 +31,11 @@ def frees_engine(config: Config, device: Device) -> bool:
     return isinstance(device, Accelerator) if wanted is None else wanted
 
 
-def publish_weights(engine: RolloutEngine, device: Device, version: int) -> None:
+def publish_weights(engine: RolloutEngine, source: WeightSource, device: Device, version: int) -> None:
     """Wake the engine with the new weights. It may have an allocator of its own, so what torch's keeps of the training
     for later goes back to the device first."""
     device.empty_cache()
-    engine.load_weights(version)
+    engine.load_weights(source, version)
 
 
 def vllm_settings(config: Config, device: Device) -> VLLMSettings:
@@ -56,7 +57,7 @@ def vllm_settings(config: Config, device: Device) -> VLLMSettings:
 
 
 def build_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, device: Device) -> RolloutEngine:
-    """The rollout engine over the actor's weights. What its start does to random numbers is undone."""
+    """The rollout engine for the actor's model, without weights. What its start does to random numbers is undone."""
     random = rng_state(device)
     try:
         return _make_engine(config, actor, tokenizer, folder, device)
@@ -69,7 +70,7 @@ def _make_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, dev
     entry = ROLLOUT_ENGINES.get(rollout.name)
     more = {"settings": vllm_settings(config, device)} if entry.facts.get("settings") else {}
     return entry.value(
-        actor.model,
+        ModelDescription.of(actor.model),
         end_token_ids=end_token_ids(folder, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         dtype=getattr(torch, compute_dtype(rollout.dtype, device)),

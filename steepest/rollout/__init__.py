@@ -7,25 +7,39 @@ from __future__ import annotations
 
 from typing import Any
 
-from steepest.rollout.api import ROLLOUT_ENGINES, Completion, RolloutEngine, SamplingParams
+from steepest.rollout.api import (
+    ROLLOUT_ENGINES,
+    Completion,
+    GenerationRequest,
+    RolloutEngine,
+    SamplingParams,
+    WeightSource,
+)
 
-__all__ = ["ROLLOUT_ENGINES", "Completion", "RolloutEngine", "SamplingParams"]
+__all__ = [
+    "ROLLOUT_ENGINES",
+    "Completion",
+    "GenerationRequest",
+    "RolloutEngine",
+    "SamplingParams",
+    "WeightSource",
+]
 
 
 @ROLLOUT_ENGINES.register("builtin")
-def builtin(model: Any, **options: Any) -> RolloutEngine:
-    """The engine in the trainer's own process; see builtin.engine.BuiltinEngine."""
+def builtin(description: Any, **options: Any) -> RolloutEngine:
+    """Steepest's own engine; see builtin.engine.BuiltinEngine."""
     from steepest.rollout.builtin.engine import BuiltinEngine
 
-    return BuiltinEngine(model, **options)
+    return BuiltinEngine(description, **options)
 
 
 @ROLLOUT_ENGINES.register("hf")
-def hf(model: Any, **options: Any) -> RolloutEngine:
+def hf(description: Any, **options: Any) -> RolloutEngine:
     """transformers' generate, slow and independent; see hf.HFEngine."""
     from steepest.rollout.hf import HFEngine
 
-    return HFEngine(model, **options)
+    return HFEngine(description, **options)
 
 
 def _check_vllm(device: Any) -> None:
@@ -35,8 +49,8 @@ def _check_vllm(device: Any) -> None:
 
 
 @ROLLOUT_ENGINES.register("vllm", settings=True, check=_check_vllm)
-def vllm(model: Any, **options: Any) -> RolloutEngine:
+def vllm(description: Any, **options: Any) -> RolloutEngine:
     """vLLM in the trainer's process; see vllm.VLLMEngine."""
     from steepest.rollout.vllm import start_engine
 
-    return start_engine(model, **options)
+    return start_engine(description, **options)

@@ -1,16 +1,21 @@
-"""What every rollout engine offers, and what it is asked for. No torch here."""
+"""The contract of a rollout engine: requests in, completions out, weights from a source. Loads no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from steepest.errors import RolloutError
 from steepest.registry import Registry
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 ROLLOUT_ENGINES = Registry("rollout engine", "actor_rollout_ref.rollout.name")
-"""Factories: `factory(model, *, end_token_ids, pad_token_id, dtype, max_num_seqs, max_model_len, kv_memory_bytes)`."""
+"""Factories: `factory(description, *, end_token_ids, pad_token_id, dtype, max_num_seqs, max_model_len,
+kv_memory_bytes)`, where `description` is a `rollout.weights.ModelDescription`. An engine has no weights until
+`load_weights`."""
 
 
 @dataclass(frozen=True)
@@ -47,48 +52,92 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt to be answered `sampling.n` times. Requests of one call may differ in their sampling."""
+
+    token_ids: Sequence[int]
+    """The prompt; at least one token, and fewer than the engine's max_model_len."""
+    sampling: SamplingParams
+    request_id: str
+    """Unique within a call. Errors name it, and each completion of the request repeats it."""
+    session_id: str | None = None
+    """Requests with the same id are turns of one conversation: each prompt begins with the prompt and the response of
+    the turn before. An engine may keep the KV cache of a session between calls. The three engines here ignore it."""
+    media: Mapping[str, Any] | None = None
+    """Inputs that are not tokens (images, audio), as the model's processor made them. The contract does not look into
+    it. An engine that cannot use it raises RolloutError."""
+
+
+@dataclass(frozen=True)
 class Completion:
-    """One response as the engine made it; these ids reach the trainer, no text in between."""
+    """One response, with the token ids that the engine sampled; the trainer trains on these ids, never on text.
+
+    The prompt "2 + 2 =" was asked with max_tokens=8, temperature=1 and n=1. The policy of step 12 answered " 4" and
+    its end token (id 2):
+
+        Completion(
+            token_ids=[604, 2],           # " 4", then the end token, which is part of the response
+            log_probs=[-0.105, -0.020],   # the policy gave " 4" a probability of 0.90, then the end token 0.98
+            finish_reason="stop",
+            policy_version=12,            # load_weights(source, version=12) was the last load before this call
+            request_id="sums:7#0",
+        )
+
+    With max_tokens=1 it is `token_ids=[604]`, `log_probs=[-0.105]`, `finish_reason="length"`.
+    """
 
     token_ids: list[int]
-    """At least one; the end token, where there is one, is the last."""
+    """At least one, except after an abort. If an end token was sampled, it is the last."""
     log_probs: list[float]
-    """One a token, of the distribution it was sampled from."""
-    finish_reason: Literal["stop", "length"]
-    """"stop" after an end token, "length" at a limit."""
+    """One number per token: log of the token's probability in the distribution it was sampled from (see
+    SamplingParams)."""
+    finish_reason: Literal["stop", "length", "abort"]
+    """"stop" after an end token. "length" at max_tokens or max_model_len. "abort" if the engine gave the request up:
+    the response is not complete and must not be trained on; the trainer raises RolloutError."""
+    policy_version: int
+    """`version` of the weights that all tokens of this response were sampled with."""
+    request_id: str
+    """Id of the request that this response answers."""
+
+
+class WeightSource(Protocol):
+    """Where an engine takes weights from. `rollout.weights.LocalWeights` is the source of one process; any class with
+    this method is a source, for example one that receives tensors from another process."""
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight once, whole, as (Hugging Face name, tensor), with an adapter merged. A head that is tied to the
+        embedding is left out. The tensors may be on any device and of any dtype; the engine copies what it keeps before
+        it asks for the next one. One call of `load_weights` iterates once."""
+        ...
 
 
 class RolloutEngine(Protocol):
-    """Turns prompts into responses with the policy's current weights."""
+    """Turns requests into responses with the weights of its last `load_weights`."""
 
     notes: tuple[str, ...]
-    """What the user should know about the engine, said once at start."""
+    """Sentences for the user, complete after the first `load_weights`, to be printed once."""
 
     @property
     def copied_bytes(self) -> int:
-        """What its copies of the policy's weights take now."""
+        """Memory that the engine's own copies of the weights take now, in bytes."""
         ...
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[list[Completion]]:
-        """`sampling.n` completions for each prompt, in the order of the prompts. Raises RolloutError."""
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """Answer all requests and return when the last one is finished.
+
+        Result i holds the `sampling.n` completions of request i. Each request is sampled with its own `sampling`.
+        Raises RolloutError: no weights were loaded, the policy's weights changed after the last load (where the engine
+        can see them), a duplicate request_id, an empty or overlong prompt, media that the engine cannot use.
+        """
         ...
 
-    def load_weights(self, version: int) -> None:
-        """Take over the policy's weights as they are now; `version` is the trainer's step count."""
+    def load_weights(self, source: WeightSource, version: int) -> None:
+        """Take all weights from `source`. `version` is the trainer's step count, and is written on each completion.
+
+        If it raises, the engine refuses to generate until a load succeeds.
+        """
         ...
 
     def sleep(self) -> None:
-        """Give memory back until the next load_weights, where the engine can."""
+        """Free memory until the next load_weights, where the engine can."""
         ...
-
-
-def check_prompts(prompts: Sequence[Sequence[int]], max_model_len: int) -> None:
-    """Raises RolloutError for an empty prompt and for one that leaves no room for a response token."""
-    for i, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise RolloutError(f"prompt {i} is empty: a response needs at least one token before it.")
-        if len(prompt) >= max_model_len:
-            raise RolloutError(
-                f"prompt {i} has {len(prompt)} tokens and max_model_len is {max_model_len}: no room for a response. "
-                "Raise actor_rollout_ref.rollout.max_model_len or lower data.max_prompt_length."
-            )

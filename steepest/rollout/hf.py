@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,19 +17,22 @@ from steepest.errors import RolloutError
 from steepest.models.attention import attention_implementation
 from steepest.models.causal_lm import CausalLM
 from steepest.models.hf_logging import quiet_transformers
-from steepest.rollout.api import Completion, SamplingParams, check_prompts
+from steepest.rollout.api import Completion, GenerationRequest, SamplingParams, WeightSource
+from steepest.rollout.requests import SamplingGroup, check_requests, generate_in_groups
+from steepest.rollout.weights import EngineModel, ModelDescription
 
 
 class HFEngine:
-    """Runs `generate` of the policy's own transformers model, with sdpa attention and a cache of transformers'.
+    """Runs `generate` of a transformers model, with sdpa attention and a cache of transformers'.
 
-    It computes in the weights' dtype, and shares them, so it is never stale. Same seed, same tokens for the same call;
-    a row's tokens do depend on the rows beside it.
+    It computes in the weights' dtype. With `LocalWeights` it shares the policy's model, so it is never stale; with
+    another source it has a model of its own. Same seed, same tokens for the same call; the tokens of a row do depend on
+    the rows that are generated with it.
     """
 
     def __init__(
         self,
-        model: CausalLM,
+        description: ModelDescription,
         *,
         end_token_ids: Sequence[int],
         pad_token_id: int,
@@ -39,48 +43,60 @@ class HFEngine:
     ) -> None:
         """`max_num_seqs` rows are generated at a time. `kv_memory_bytes` has no effect. Raises RolloutError for a
         `dtype` other than the weights' own."""
-        held = next(model.parameters()).dtype
+        held = description.dtype
         if dtype != held:
             raise RolloutError(
                 f"actor_rollout_ref.rollout.name=hf generates in the weights' dtype, {held}, not in {dtype}. Set "
                 f"actor_rollout_ref.rollout.dtype={str(held).removeprefix('torch.')}, or use builtin."
             )
-        model.check_length(max_model_len)
-        self._model, self._pad = model, pad_token_id
+        description.check_length(max_model_len)
+        self._held, self._pad = EngineModel(description), pad_token_id
+        self._model: CausalLM | None = None
+        """The model with the weights of the last load; None before the first one and after a failed one."""
         self._ends = sorted(set(end_token_ids))
         self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
-        self._device = device_of(next(model.parameters()).device)
+        self._device = device_of(description.device)
         self.version = 0
         self.notes: tuple[str, ...] = ()
 
     @property
     def copied_bytes(self) -> int:
-        """See RolloutEngine: the weights are the policy's own."""
-        return 0
+        """See RolloutEngine: 0 with `LocalWeights`."""
+        return self._held.own_bytes
 
-    def load_weights(self, version: int) -> None:
-        """Note the version; the weights are the policy's own."""
+    def load_weights(self, source: WeightSource, version: int) -> None:
+        """See RolloutEngine. With `LocalWeights` nothing is copied."""
+        self._model = None
+        with memory_guard(self._device, self._doing):
+            self._model = self._held.load(source)
         self.version = version
 
     def sleep(self) -> None:
-        """Nothing is held between calls."""
+        """Nothing is held between calls, apart from a model of the engine's own, which stays."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[list[Completion]]:
-        """See RolloutEngine."""
-        check_prompts(prompts, self._max_model_len)
-        rows = [list(p) for p in prompts for _ in range(sampling.n)]
-        training = self._model.training
-        self._model.eval()
-        made: list[Completion] = []
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """See RolloutEngine. Requests of equal sampling run together, one group after the other."""
+        check_requests(requests, self._max_model_len, engine="hf")
+        model = self._model
+        if model is None:
+            raise RolloutError("the rollout engine has no weights: load_weights() was not called, or it failed.")
+        training = model.training
+        model.eval()
         try:
-            with self._own_random_numbers(), quiet_transformers(), attention_implementation(self._model.hf, "sdpa"):
-                torch.manual_seed(sampling.seed)
-                for start in range(0, len(rows), self._max_num_seqs):
-                    with memory_guard(self._device, self._doing):
-                        made += self._generate_rows(rows[start : start + self._max_num_seqs], sampling)
+            with self._own_random_numbers(), quiet_transformers(), attention_implementation(model.hf, "sdpa"):
+                return generate_in_groups(requests, partial(self._generate, model))
         finally:
-            self._model.train(training)
-        return [made[i * sampling.n : (i + 1) * sampling.n] for i in range(len(prompts))]
+            model.train(training)
+
+    def _generate(self, model: CausalLM, group: SamplingGroup) -> list[list[Completion]]:
+        n = group.sampling.n
+        rows = [request for request in group.requests for _ in range(n)]
+        torch.manual_seed(group_seed(group.sampling.seed, group.samples[0]))
+        made: list[Completion] = []
+        for start in range(0, len(rows), self._max_num_seqs):
+            with memory_guard(self._device, self._doing):
+                made += self._generate_rows(model, rows[start : start + self._max_num_seqs], group.sampling)
+        return [made[start : start + n] for start in range(0, len(made), n)]
 
     def _own_random_numbers(self) -> AbstractContextManager[None]:
         """What the body draws and seeds, on the CPU and on every card, is put back after it."""
@@ -96,8 +112,11 @@ class HFEngine:
         )
 
     @torch.no_grad()
-    def _generate_rows(self, rows: list[list[int]], sampling: SamplingParams) -> list[Completion]:
-        hf, device = self._model.hf, next(self._model.parameters()).device
+    def _generate_rows(
+        self, model: CausalLM, requests: Sequence[GenerationRequest], sampling: SamplingParams
+    ) -> list[Completion]:
+        hf, device = model.hf, next(model.parameters()).device
+        rows = [list(request.token_ids) for request in requests]
         width = max(len(r) for r in rows)
         ids = torch.tensor([[self._pad] * (width - len(r)) + r for r in rows], device=device)
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
@@ -111,7 +130,7 @@ class HFEngine:
         scores = torch.stack(out.scores, 1).float()  # (rows, T, V), after temperature, top-k and top-p
         log_probs = scores.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
         tokens, log_probs = tokens.cpu(), log_probs.cpu()
-        return [self._completion(t, p, len(r), sampling) for t, p, r in zip(tokens, log_probs, rows, strict=True)]
+        return [self._completion(t, p, request) for t, p, request in zip(tokens, log_probs, requests, strict=True)]
 
     def _config(self, sampling: SamplingParams) -> GenerationConfig:
         options: dict[str, Any] = {"do_sample": sampling.temperature > 0}
@@ -127,13 +146,23 @@ class HFEngine:
             **options,
         )
 
-    def _completion(
-        self, tokens: Tensor, log_probs: Tensor, prompt_length: int, sampling: SamplingParams
-    ) -> Completion:
+    def _completion(self, tokens: Tensor, log_probs: Tensor, request: GenerationRequest) -> Completion:
         """Cut a row of generate's rectangle after its first end token, or at the length limit."""
-        limit = min(len(tokens), self._max_model_len - prompt_length)
-        ends = () if sampling.ignore_eos else self._ends
+        limit = min(len(tokens), self._max_model_len - len(request.token_ids))
+        ends = () if request.sampling.ignore_eos else self._ends
         ids = tokens[:limit].tolist()
         length = next((i + 1 for i, token in enumerate(ids) if token in ends), limit)
-        reason = "stop" if ids[length - 1] in ends else "length"
-        return Completion(ids[:length], log_probs[:length].tolist(), reason)  # type: ignore[arg-type]
+        stopped = ids[length - 1] in ends
+        return Completion(
+            ids[:length],
+            log_probs[:length].tolist(),
+            "stop" if stopped else "length",
+            self.version,
+            request.request_id,
+        )
+
+
+def group_seed(seed: int, first_sample: int) -> int:
+    """Seed of the group whose first sample has this number in the call: `seed` itself for the first group, and another
+    number for each later one, so that groups of equal seeds do not draw the same random numbers."""
+    return seed if first_sample == 0 else (seed + first_sample * 6364136223846793005) % (2**63 - 1)

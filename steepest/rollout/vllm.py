@@ -1,7 +1,8 @@
 """Generation by vLLM, in the trainer's process: one card, one CPU machine, or an NPU through the vllm-ascend plug-in.
 
-vLLM starts with dummy weights and gets the policy's from memory, tensor by tensor, so there is one way for weights to
-come in, and no file in between. After each update they are compared with the policy's, bit for bit and by log-probs.
+vLLM starts with dummy weights and gets the policy's from a WeightSource, tensor by tensor, so there is one way for
+weights to come in, and no file in between. After each update they are compared with what the source sent, bit for bit,
+and, where the policy is in this process, by log-probs.
 Only this file imports vLLM, and only inside functions; what differs between versions is in `_Weights`.
 """
 
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
@@ -23,10 +25,10 @@ from torch import Tensor
 from steepest.devices.api import Device, device_of
 from steepest.devices.memory import GOES_ON, memory_guard
 from steepest.errors import RolloutError
-from steepest.models.causal_lm import CausalLM
-from steepest.models.packing import pack_sequences
 from steepest.rollout import vllm_memory, vllm_versions, weight_check
-from steepest.rollout.api import Completion, SamplingParams, check_prompts
+from steepest.rollout.api import Completion, GenerationRequest, SamplingParams, WeightSource
+from steepest.rollout.requests import check_requests
+from steepest.rollout.weights import Fingerprint, LocalWeights, ModelDescription, fingerprint
 
 ROLLOUT = "actor_rollout_ref.rollout"
 _IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
@@ -72,72 +74,78 @@ class VLLMEngine:
     """
 
     def __init__(
-        self, llm: Any, model: CausalLM, *, end_token_ids: Sequence[int], dtype: torch.dtype, max_model_len: int,
-        sleep_level: int | None = None, notes: Sequence[str] = (),
+        self, llm: Any, description: ModelDescription, *, end_token_ids: Sequence[int], dtype: torch.dtype,
+        max_model_len: int, sleep_level: int | None = None, notes: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        self._llm, self._model, self._dtype = llm, model, dtype
-        self._device = device_of(next(model.parameters()).device)
+        self._llm, self._description, self._dtype = llm, description, dtype
+        self._device = device_of(description.device)
         self._ends = sorted(set(end_token_ids))
         self._max_model_len = max_model_len
         self._sleep_level, self._asleep = sleep_level, False
-        self._loaded: list[tuple[int, int]] | None = None
+        self._source: WeightSource | None = None
+        """Of the last load; None before the first one, after a failed one, and asleep."""
+        self._loaded: Fingerprint = []
         self._weights = _Weights(llm)
         self.version = 0
-        self.copied_bytes = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+        self.copied_bytes = description.num_weights * dtype.itemsize
         self.notes = tuple(notes)
         """Sentences for the user, said once at start."""
 
-    def load_weights(self, version: int) -> None:
-        """Wake the weights, replace them by the policy's, wake the KV cache, forget cached prefixes, and check.
+    def load_weights(self, source: WeightSource, version: int) -> None:
+        """Wake the weights, replace them by the source's, wake the KV cache, forget cached prefixes, and check.
 
-        Raises RolloutError when vLLM then holds other weights than the policy has.
+        Raises RolloutError when vLLM then holds other weights than the source sent.
         """
-        self._loaded = None
+        self._source = None
+        digest = weight_check.PolicyDigest(self._description, self._dtype, version)
         with self._told("taking over the policy's weights"):
             if self._asleep:
                 self._llm.wake_up(tags=["weights"])
-            self._weights.replace(self._model, self._dtype)
+            self._weights.replace(digest.passing(source.named_weights()), self._dtype)
             if self._asleep:
                 self._llm.wake_up(tags=["kv_cache"])
                 self._asleep = False
         if self._llm.reset_prefix_cache() is False:
             raise RolloutError("vLLM kept cached prefixes of the old weights: reset_prefix_cache() was refused.")
-        self.version, self._loaded = version, self._fingerprint()
+        self.version, self._source, self._loaded = version, source, fingerprint(source)
         try:
-            self._compare_bits()
-            self._compare_log_probs()
+            self._compare_bits(digest.found)
+            if isinstance(source, LocalWeights):
+                self._compare_log_probs(source)
         except RolloutError:
-            self._loaded = None
+            self._source = None
             raise
 
     def sleep(self) -> None:
         """Give weights and KV cache back until the next load_weights. Nothing happens without a sleep level."""
         if self._sleep_level is not None and not self._asleep:
             self._llm.sleep(level=self._sleep_level)
-            self._asleep, self._loaded = True, None
+            self._asleep, self._source = True, None
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[list[Completion]]:
-        """See RolloutEngine. A response's tokens depend on (seed, row) and on the rounding of its batch."""
-        check_prompts(prompts, self._max_model_len)
-        if self._loaded is None or self._loaded != self._fingerprint():
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """See RolloutEngine. A response's tokens depend on its seed, its number in the call, and the rounding of its
+        batch."""
+        check_requests(requests, self._max_model_len, engine="vllm")
+        if self._source is None or self._loaded != fingerprint(self._source):
             raise RolloutError(
                 f"vLLM holds version {self.version} of the policy's weights, which are others now (or it is asleep), "
                 "so it would sample from old weights. Call load_weights() after every update and every sleep()."
             )
-        if not prompts:
+        if not requests:
             return []
-        rows = [prompt for prompt in prompts for _ in range(sampling.n)]
-        requests = [{"prompt_token_ids": list(prompt)} for prompt in rows]
-        params = [self._request(len(prompt), sampling, row) for row, prompt in enumerate(rows)]
-        outputs = self._ask(requests, params)
+        rows = [request for request in requests for _ in range(request.sampling.n)]
+        outputs = self._ask(rows)
         if len(outputs) != len(rows):
             raise RolloutError(f"vLLM answered {len(outputs)} requests of {len(rows)}.")
-        made = [_completion(output, i // sampling.n, list(rows[i])) for i, output in enumerate(outputs)]
-        return [made[i : i + sampling.n] for i in range(0, len(made), sampling.n)]
+        made = (_completion(output, row, self.version) for output, row in zip(outputs, rows, strict=True))
+        return [list(islice(made, request.sampling.n)) for request in requests]
 
-    def _ask(self, requests: list[Any], params: list[Any]) -> list[Any]:
-        with self._told(f"generating for {len(requests)} requests"):
-            return self._llm.generate(requests, params, use_tqdm=False)
+    def _ask(self, rows: list[GenerationRequest]) -> list[Any]:
+        """vLLM's answers, one for each row: a request of n samples is n requests to vLLM."""
+        prompts = [{"prompt_token_ids": list(row.token_ids)} for row in rows]
+        params = [self._params(row, number) for number, row in enumerate(rows)]
+        with self._told(f"generating for {len(rows)} requests"):
+            return self._llm.generate(prompts, params, use_tqdm=False)
 
     @contextmanager
     def _told(self, doing: str) -> Iterator[None]:
@@ -145,6 +153,8 @@ class VLLMEngine:
         with memory_guard(self._device, lambda: (f"rollout by vLLM: {doing}", _LOWER)):
             try:
                 yield
+            except RolloutError:  # of the weight source
+                raise
             except Exception as error:  # of any of vLLM's layers
                 if self._device.is_out_of_memory(error):
                     raise
@@ -153,53 +163,47 @@ class VLLMEngine:
                     f"use {ROLLOUT}.name=builtin."
                 ) from error
 
-    def _request(self, prompt_length: int, sampling: SamplingParams, row: int) -> Any:
+    def _params(self, request: GenerationRequest, number: int) -> Any:
+        """vLLM's parameters of one sample; `number` counts the samples of the call."""
         import vllm
 
+        sampling = request.sampling
         return vllm.SamplingParams(
-            max_tokens=min(sampling.max_tokens, self._max_model_len - prompt_length),
+            max_tokens=min(sampling.max_tokens, self._max_model_len - len(request.token_ids)),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            seed=row_seed(sampling.seed, row),
+            seed=row_seed(sampling.seed, number),
             stop_token_ids=[] if sampling.ignore_eos else self._ends,
             ignore_eos=True,  # end tokens are those above and no others
             logprobs=0,  # of the sampled token
             detokenize=False,
         )
 
-    def _fingerprint(self) -> list[tuple[int, int]]:
-        """Changes whenever torch writes into a weight or a weight gets other storage."""
-        return [(p._version, p.data_ptr()) for p in self._model.hf.parameters()]
-
-    def _compare_bits(self) -> None:
+    def _compare_bits(self, policy: weight_check.Digest) -> None:
         version = self.version
         found = self._llm.apply_model(lambda model: weight_check.engine_digest(model, version))[0]
-        wrong = weight_check.differences(weight_check.policy_digest(self._model, self._dtype, version), found)
+        wrong = weight_check.differences(policy, found)
         if wrong:
             raise RolloutError(
                 f"after the update to version {version}, vLLM's weights differ from the policy's in: "
                 f"{', '.join(wrong)}. It would sample from another model. This version of vLLM, or its class for "
-                f"{type(self._model.hf).__name__}, does not take weights as expected; tested are "
+                f"{self._description.architecture.__name__}, does not take weights as expected; tested are "
                 f"{', '.join(vllm_versions.TESTED)}. Or use {ROLLOUT}.name=builtin."
             )
 
-    def _compare_log_probs(self) -> None:
-        """Sample some tokens and score them with the policy: sees what no look at single weights can."""
-        device = next(self._model.parameters()).device
+    def _compare_log_probs(self, policy: LocalWeights) -> None:
+        """Sample some tokens and score them with the policy: finds a difference in what is computed from equal weights.
+        Only a policy in this process can score them; after a load from a stream the comparison of bits is all."""
         generator = torch.Generator().manual_seed(self.version)
         length = max(1, min(_PROBE_PROMPT, self._max_model_len - 1))
-        prompt = torch.randint(self._model.vocab_size, (length,), generator=generator).tolist()
+        prompt = torch.randint(self._description.vocab_size, (length,), generator=generator).tolist()
         sampling = SamplingParams(max_tokens=_PROBE_TOKENS, seed=self.version, ignore_eos=True)
-        [[answer]] = self.generate([prompt], sampling)
-        mask = [[False] * length + [True] * len(answer.token_ids)]
-        packed = pack_sequences([[*prompt, *answer.token_ids]], mask).to(device)
-        # A fused attention knows no float32, whatever vLLM computes in.
-        half = self._dtype == torch.bfloat16 or self._model.attention.kernel is not None
+        [[answer]] = self.generate([GenerationRequest(prompt, sampling, "check of the weights")])
+        half = self._dtype == torch.bfloat16 or not policy.computes_float32
         limit = _TOLERANCE[torch.bfloat16 if half else torch.float32]
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
-            mine, _ = self._model.log_probs(packed)
-        difference = float((mine.cpu() - torch.tensor(answer.log_probs)).abs().mean())
+        mine = policy.log_probs(prompt, answer.token_ids, half=half)
+        difference = float((mine - torch.tensor(answer.log_probs)).abs().mean())
         if not difference <= limit:  # also refuses NaN
             raise RolloutError(
                 f"after the update to version {self.version}, vLLM's log-probs differ from the policy's by "
@@ -214,16 +218,16 @@ class _Weights:
     def __init__(self, llm: Any) -> None:
         self._llm = llm
 
-    def replace(self, model: CausalLM, dtype: torch.dtype) -> None:
-        """Stream every tensor in `dtype`; a tied head goes once, as embedding, and is tied again afterwards.
+    def replace(self, weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> None:
+        """Pass on every tensor in `dtype`; a tied head goes once, as embedding, and is tied again afterwards.
 
         vLLM's own workers unpack, replace and pack again. A plug-in's worker may not have that call: there the model's
         loader writes straight into its parameters, which works where nothing is packed.
         """
         if all(self._llm.collective_rpc(_has_reload)):
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _stream(model, dtype)})
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _cast(weights, dtype)})
         else:
-            self._llm.apply_model(lambda held: _load_into(held, _stream(model, dtype)))
+            self._llm.apply_model(lambda held: held.load_weights(_cast(weights, dtype)))
         self._llm.apply_model(_finish_head)
 
 
@@ -231,12 +235,8 @@ def _has_reload(worker: Any) -> bool:
     return hasattr(worker, "reload_weights")
 
 
-def _load_into(model: Any, weights: Iterator[tuple[str, Tensor]]) -> None:
-    model.load_weights(weights)
-
-
-def _stream(model: CausalLM, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in model.named_weights():
+def _cast(weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in weights:
         yield name, tensor.detach().to(dtype)
 
 
@@ -257,35 +257,38 @@ def row_seed(seed: int, row: int) -> int:
     return (seed * 6364136223846793005 + row * 1442695040888963407 + 1) % (2**63 - 1)
 
 
-def _completion(output: Any, prompt: int, asked: list[int]) -> Completion:
-    """One answer of vLLM. Raises RolloutError for one that does not belong to the prompt or is not whole."""
-    if output.prompt_token_ids is not None and list(output.prompt_token_ids) != asked:
-        raise RolloutError(f"vLLM's answers are out of order: prompt {prompt} came back as another one.")
+def _completion(output: Any, request: GenerationRequest, policy_version: int) -> Completion:
+    """One answer of vLLM. Raises RolloutError for one that does not belong to the request or is not whole."""
+    name = request.request_id
+    if output.prompt_token_ids is not None and list(output.prompt_token_ids) != list(request.token_ids):
+        raise RolloutError(f"vLLM's answers are out of order: request {name} came back with another prompt.")
     answer = output.outputs[0]
     ids = list(answer.token_ids)
-    log_probs = [entry[token].logprob for token, entry in zip(ids, answer.logprobs, strict=True)]
-    if answer.finish_reason not in ("stop", "length"):
-        raise RolloutError(f"vLLM ended the response to prompt {prompt} with {answer.finish_reason!r}.")
+    log_probs = [entry[token].logprob for token, entry in zip(ids, answer.logprobs or [], strict=True)]
+    if answer.finish_reason not in ("stop", "length", "abort"):
+        raise RolloutError(f"vLLM ended the response to request {name} with {answer.finish_reason!r}.")
     if not all(math.isfinite(value) for value in log_probs):
         raise RolloutError(
-            f"the policy gave NaN or infinite logits for prompt {prompt} in vLLM: its weights are damaged. Look at "
+            f"the policy gave NaN or infinite logits for request {name} in vLLM: its weights are damaged. Look at "
             "actor/grad_norm before it, lower actor_rollout_ref.actor.optim.lr, and resume from a checkpoint."
         )
-    return Completion(ids, log_probs, answer.finish_reason)
+    return Completion(ids, log_probs, answer.finish_reason, policy_version, name)
 
 
 def start_engine(
-    model: CausalLM, *, end_token_ids: Sequence[int], pad_token_id: int, dtype: torch.dtype = torch.float32,
-    max_num_seqs: int = 256, max_model_len: int, kv_memory_bytes: int | None = None,
+    description: ModelDescription, *, end_token_ids: Sequence[int], pad_token_id: int,
+    dtype: torch.dtype = torch.float32, max_num_seqs: int = 256, max_model_len: int, kv_memory_bytes: int | None = None,
     settings: VLLMSettings = VLLMSettings(),
 ) -> VLLMEngine:  # fmt: skip
-    """Start vLLM for `model`. Raises RolloutError: not installed, too old, or vLLM's own words when it cannot start.
+    """Start vLLM for a model, without its weights.
 
-    `pad_token_id` plays no part. `kv_memory_bytes` bounds the KV cache on the CPU, where vLLM has no card to measure.
+    Raises RolloutError: not installed, too old, or vLLM's own words when it cannot start.
+
+    `pad_token_id` is not used. `kv_memory_bytes` bounds the KV cache on the CPU, where vLLM has no card to measure.
     """
-    model.check_length(max_model_len)
-    notes = [check_install(device_of(next(model.parameters()).device))]
-    device = next(model.parameters()).device
+    description.check_length(max_model_len)
+    device = description.device
+    notes = [check_install(device_of(device))]
     options: dict[str, Any] = {
         "dtype": str(dtype).removeprefix("torch."),
         "max_num_seqs": max_num_seqs,
@@ -300,19 +303,16 @@ def start_engine(
     }
     if device.type == "cpu":
         rows = min(max_num_seqs, settings.usual_rows or max_num_seqs)
-        options["kv_cache_memory_bytes"] = vllm_memory.cpu_kv_bytes(model, dtype, rows, max_model_len, kv_memory_bytes)
+        options["kv_cache_memory_bytes"] = vllm_memory.cpu_kv_bytes(
+            description.config, dtype, rows, max_model_len, kv_memory_bytes
+        )
         notes.append("vLLM has no sleep mode on the CPU: its weights and KV cache stay in memory while models train.")
-    llm = _start(model, {**options, **settings.extra}, settings.environment)
-    _check_class(llm, model)
+    llm = _start(description, {**options, **settings.extra}, settings.environment)
+    _check_class(llm, description)
     return VLLMEngine(
-        llm,
-        model,
-        end_token_ids=end_token_ids,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        sleep_level=settings.sleep_level,
-        notes=notes,
-    )
+        llm, description, end_token_ids=end_token_ids, dtype=dtype, max_model_len=max_model_len,
+        sleep_level=settings.sleep_level, notes=notes,
+    )  # fmt: skip
 
 
 def check_install(device: Device) -> str:
@@ -344,15 +344,15 @@ def check_install(device: Device) -> str:
     return f"warning: {warning}." if warning else f"vLLM {found[1]} ({found[0]}), a tested version."
 
 
-def _start(model: CausalLM, options: dict[str, Any], environment: Mapping[str, str]) -> Any:
+def _start(description: ModelDescription, options: dict[str, Any], environment: Mapping[str, str]) -> Any:
     """A `vllm.LLM` with dummy weights. What vLLM changes in this process for itself is put back."""
     for name, value in {**environment, **_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="steepest-vllm-") as folder, _restored_process(), catch_warnings():
         simplefilter("ignore", FutureWarning)  # of vLLM about torch, nothing a user could mend
-        config = copy.deepcopy(model.hf.config)
+        config = copy.deepcopy(description.config)
         config.__dict__.pop("quantization_config", None)  # of the file it came from; the weights here are plain
-        config.architectures = [type(model.hf).__name__]
+        config.architectures = [description.architecture.__name__]
         config.save_pretrained(folder)
         try:
             import vllm
@@ -368,12 +368,12 @@ def _start(model: CausalLM, options: dict[str, Any], environment: Mapping[str, s
             ) from error
 
 
-def _check_class(llm: Any, model: CausalLM) -> None:
+def _check_class(llm: Any, description: ModelDescription) -> None:
     """Raises RolloutError where vLLM has no class for the model: it then takes transformers' and changes it in place,
     and the trainer's own model, which is of that class, can no longer run (seen in 0.32.0 with OLMo 2)."""
     if any(name.startswith("Transformers") for name in llm.apply_model(lambda held: type(held).__name__)):
         raise RolloutError(
-            f"{ROLLOUT}.name=vllm: this vLLM has no class of its own for {type(model.hf).__name__}. "
+            f"{ROLLOUT}.name=vllm: this vLLM has no class of its own for {description.architecture.__name__}. "
             f"Use {ROLLOUT}.name=builtin."
         )
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
-
-from steepest.models.causal_lm import CausalLM
+from transformers import PretrainedConfig
 
 _BLOCK = 128
 """Tokens of a KV block on the CPU; the last block of a sequence may be nearly empty."""
 
 
 def cpu_kv_bytes(
-    model: CausalLM, dtype: torch.dtype, rows: int, max_model_len: int, limit: int | None
+    config: PretrainedConfig, dtype: torch.dtype, rows: int, max_model_len: int, limit: int | None
 ) -> int:  # fmt: skip
     """Bytes for `rows` sequences of max_model_len tokens, at most `limit`."""
-    config = model.config.get_text_config()
+    config = config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * heads * size * dtype.itemsize

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.models.causal_lm import CausalLM
+from steepest.rollout.weights import ModelDescription
 
 NUM_COLUMNS = 4
 """Columns of each matrix that one check looks at."""
@@ -49,20 +49,32 @@ def block_of(name: str) -> str:
     return f"layers.{found.group(1)}" if found else "rest"
 
 
-@torch.no_grad()
-def policy_digest(model: CausalLM, dtype: torch.dtype, version: int) -> Digest:
-    """The digest of the policy as it would be in `dtype`, an adapter merged. Tied heads are looked at as embedding and
-    head."""
-    digest: Digest = defaultdict(int)
-    embedding, head = (end.weight for end in (model.hf.get_input_embeddings(), model.hf.get_output_embeddings()))
-    buffers = {name for name, _ in model.hf.named_buffers()}
-    for key, weight in (("embedding", embedding), ("head", head)):
-        digest[key] += _matrix(weight, dtype, version)
-    ends = {embedding.data_ptr(), head.data_ptr()}
-    for name, weight in model.named_weights():
-        if weight.data_ptr() not in ends and name not in buffers:
-            digest[block_of(name)] += _matrix(weight, dtype, version) if weight.dim() == 2 else bits(weight.to(dtype))
-    return dict(digest)
+class PolicyDigest:
+    """The digest of the policy's weights as they would be in `dtype`, made while they pass to the engine, so that a
+    source is iterated once. A tied head is counted as embedding and as head."""
+
+    def __init__(self, description: ModelDescription, dtype: torch.dtype, version: int) -> None:
+        self._description, self._dtype, self._version = description, dtype, version
+        self.found: Digest = {"embedding": 0, "head": 0}
+
+    def passing(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The same pairs, each added to `found` before it is handed on."""
+        for name, weight in weights:
+            self._add(name, weight)
+            yield name, weight
+
+    @torch.no_grad()
+    def _add(self, name: str, weight: Tensor) -> None:
+        description = self._description
+        if name in description.buffers:
+            return
+        number = _matrix(weight, self._dtype, self._version) if weight.dim() == 2 else bits(weight.to(self._dtype))
+        if name == description.embedding:
+            blocks = ["embedding", "head"] if description.head is None else ["embedding"]
+        else:
+            blocks = ["head" if name == description.head else block_of(name)]
+        for block in blocks:
+            self.found[block] = self.found.get(block, 0) + number
 
 
 def _matrix(weight: Tensor, dtype: torch.dtype, version: int) -> int:

@@ -30,6 +30,7 @@ from steepest.models.flops import WORK, generation_flops
 from steepest.registry import with_options
 from steepest.rewards.api import RewardResult
 from steepest.rollout import RolloutEngine, SamplingParams
+from steepest.rollout.weights import LocalWeights
 from steepest.trainer.algorithm.advantages import Advantages, KLController, KLShapedRewards, plain_rewards
 from steepest.trainer.algorithm.correction import (
     ActorOfRollouts,
@@ -38,12 +39,7 @@ from steepest.trainer.algorithm.correction import (
     compare,
 )
 from steepest.trainer.algorithm.old_log_probs import ActorOfEngineLogProbs, ActorWithSquares
-from steepest.trainer.algorithm.row_selection import (
-    FilteredActor,
-    FilteredCritic,
-    FilteredRows,
-    PretrainedCritic,
-)
+from steepest.trainer.algorithm.row_selection import FilteredActor, FilteredCritic, FilteredRows, PretrainedCritic
 from steepest.trainer.experience.dynamic_sampling import DynamicSampling, PromptPosition
 from steepest.trainer.experience.greedy_baseline import GreedyBaselines, NamedRewards
 from steepest.trainer.experience.scoring import StepScorer
@@ -292,9 +288,9 @@ def build_step(
         reference=reference_of_a_step(config, models),
         shape_rewards=build_reward_shaping(config, controller),
         estimate_advantages=advantages,
-        publish_weights=partial(publish_weights, engine, device)
+        publish_weights=partial(publish_weights, engine, LocalWeights(models.actor.model), device)
         if frees_engine(config, device)
-        else engine.load_weights,
+        else partial(engine.load_weights, LocalWeights(models.actor.model)),
         describe=partial(describe_batch, device=device, compare_engines=compares_engines(config)),
         timed=Timer(device.synchronize, work=WORK.read, rates=partial(mfu_metrics, limit=limit)),
     )

@@ -132,7 +132,7 @@ def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_w
     from steepest.trainer import build_step
 
     calls = []
-    engine = SimpleNamespace(load_weights=lambda version: calls.append(f"load_weights {version}"))
+    engine = SimpleNamespace(load_weights=lambda source, version: calls.append(f"load {source.model} {version}"))
 
     class Card(CPUDevice):
         def empty_cache(self):
@@ -141,14 +141,14 @@ def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_w
     def step(*more):
         config = load_config(toy_overrides(toy, tmp_path, *more))
         plan = SimpleNamespace(old_log_probs="pass", sums_squares=False)
-        models = Models(SimpleNamespace(model=None), None, None)
+        models = Models(SimpleNamespace(model="actor"), None, None)
         made = {"generate": None, "score": None, "engine": engine, "device": Card(), "limit": 1.0}
         return build_step.build_step(config, plan, models, None, **made)
 
     step("actor_rollout_ref.rollout.free_cache_engine=True").publish_weights(3)
-    assert calls == ["empty_cache", "load_weights 3"]
+    assert calls == ["empty_cache", "load actor 3"]
     step().publish_weights(4)
-    assert calls[2:] == ["load_weights 4"], "on a CPU the engine keeps its memory unless told"
+    assert calls[2:] == ["load actor 4"], "on a CPU the engine keeps its memory unless told"
 
 
 def test_out_of_memory_ends_the_run_in_words_and_the_next_start_goes_on(toy, tmp_path, monkeypatch, capsys):

@@ -14,6 +14,8 @@ from bench import drafts as prototype
 from bench.drafts import DraftEngine, noise_keys, parting, race
 from bench.long_tail import Cost, Steps, play
 from steepest.rollout.api import SamplingParams
+from steepest.rollout.weights import LocalWeights
+from tests.rollout.asking import loaded, requests_of
 from tests.tiny import END, FAMILIES, OTHER_END, VOCABULARY, random_ids, tiny_lm
 
 PROMPTS = random_ids([3, 9, 1, 6, 4, 2, 12])
@@ -23,11 +25,12 @@ NONE = [[[]] * N] * len(PROMPTS)
 
 def engine_for(model, **options):
     base = {"end_token_ids": (END, OTHER_END), "pad_token_id": END, "max_model_len": 64}
-    return DraftEngine(model, **{**base, **options})
+    return loaded(DraftEngine, model, **{**base, **options})
 
 
 def generate(engine, drafts=NONE, **sampling):
-    return engine.generate_from(PROMPTS, SamplingParams(30, n=N, **sampling), list(range(7)), drafts)
+    requests = requests_of(PROMPTS, SamplingParams(30, n=N, **sampling))
+    return engine.generate_from(requests, list(range(7)), drafts)
 
 
 def tokens_of(answers):
@@ -87,7 +90,7 @@ def test_drafts_of_the_old_policy_give_what_the_new_one_samples():
     with torch.no_grad():
         for weight in model.hf.parameters():
             weight *= 1.05
-    engine.load_weights(1)
+    engine.load_weights(LocalWeights(model), 1)
     new = generate(engine)
     assert tokens_of(new) != tokens_of(old)
     assert_same(generate(engine, tokens_of(old)), new)

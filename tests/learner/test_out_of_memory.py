@@ -19,6 +19,7 @@ from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.builtin.network import FusedNetwork
 from steepest.rollout.hf import HFEngine
 from tests.learner.helpers import make_actor, make_batch, make_critic, policy, with_log_probs
+from tests.rollout.asking import loaded, requests_of
 
 COMPUTE = ComputeSettings(model_key="some.model", length_key="data.max_length")
 ROWS = MicroBatches(rows=3, key="some.micro_batch_size")
@@ -128,16 +129,16 @@ def test_what_stays_on_the_device(monkeypatch):
 
 
 def engine(kind, **more):
-    return kind(policy(), end_token_ids=[1], pad_token_id=0, max_num_seqs=6, max_model_len=16, **more)
+    return loaded(kind, policy(), end_token_ids=[1], pad_token_id=0, max_num_seqs=6, max_model_len=16, **more)
 
 
 def test_rollout(full):
     builtin = engine(BuiltinEngine)
     prompts, sampling = [[3, 4, 5]] * 4, SamplingParams(max_tokens=9)
-    builtin.generate(prompts, sampling)
+    builtin.generate(requests_of(prompts, sampling))
     full()
     assert_told(
-        lambda: builtin.generate(prompts, sampling),
+        lambda: builtin.generate(requests_of(prompts, sampling)),
         "rollout: 4 sequence(s) at once, each of at most 12 tokens, KV cache 6.00 KiB: out of memory",
         "Lower actor_rollout_ref.rollout.max_num_seqs below 4 (now 6), actor_rollout_ref.rollout.gpu_mem",
     )
@@ -147,7 +148,7 @@ def test_rollout_by_transformers(monkeypatch):
     found = engine(HFEngine)
     monkeypatch.setattr(type(found._model.hf), "generate", lambda *args, **kwargs: torch.empty(10**13))
     assert_told(
-        lambda: found.generate([[3, 4, 5]], SamplingParams(max_tokens=9)),
+        lambda: found.generate(requests_of([[3, 4, 5]], SamplingParams(max_tokens=9))),
         "rollout: 6 sequence(s) at once",
         "Lower actor_rollout_ref.rollout.max_num_seqs (now 6) or data.max_response_length.",
     )

@@ -20,6 +20,7 @@ from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin import engine as engine_module
 from steepest.rollout.builtin.engine import BuiltinEngine
 from tests.learner.helpers import make_actor, make_batch, make_critic, policy, with_log_probs
+from tests.rollout.asking import loaded, requests_of
 
 pytestmark = pytest.mark.npu
 
@@ -74,7 +75,7 @@ def test_a_model_left_on_the_cpu_raises() -> None:
 
 
 def engine() -> BuiltinEngine:
-    return BuiltinEngine(policy().to("npu"), end_token_ids=(), pad_token_id=0, max_model_len=32)
+    return loaded(BuiltinEngine, policy().to("npu"), end_token_ids=(), pad_token_id=0, max_model_len=32)
 
 
 BROKEN_ENGINE: dict[str, Callable[[Any], Any]] = {
@@ -90,17 +91,17 @@ BROKEN_ENGINE: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("part", BROKEN_ENGINE)
 def test_generation_raises_for_each_part_left_behind(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     sampling = SamplingParams(max_tokens=4)
-    assert len(engine().generate([[1, 2], [3, 4, 5]], sampling)) == 2  # the control
+    assert len(engine().generate(requests_of([[1, 2], [3, 4, 5]], sampling))) == 2  # the control
     start = engine_module.BuiltinEngine._start
 
-    def broken(self: BuiltinEngine, prompts: Any, sampling: SamplingParams) -> Any:
-        run = start(self, prompts, sampling)
+    def broken(self: BuiltinEngine, network: Any, group: Any) -> Any:
+        run = start(self, network, group)
         BROKEN_ENGINE[part](run)
         return run
 
     monkeypatch.setattr(engine_module.BuiltinEngine, "_start", broken)
     with pytest.raises(RuntimeError, match="same device|on the same|device type"):
-        engine().generate([[1, 2], [3, 4, 5]], sampling)
+        engine().generate(requests_of([[1, 2], [3, 4, 5]], sampling))
 
 
 def test_a_generator_of_the_cpu_draws_nothing_on_the_device() -> None:

@@ -11,7 +11,9 @@ from steepest.devices import select_device
 from steepest.rollout.api import Completion, SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.hf import HFEngine
+from steepest.rollout.weights import LocalWeights
 from tests.npu.jobs import ON_STAND_IN
+from tests.rollout.asking import loaded, requests_of
 from tests.tiny import END, OTHER_END, random_ids, tiny_lm
 
 pytestmark = pytest.mark.npu
@@ -46,33 +48,38 @@ def assert_same(found: list[list[Completion]], want: list[list[Completion]]) -> 
 )
 def test_the_builtin_engine_draws_the_cpus_tokens(family: str, sampling: SamplingParams, device: str) -> None:
     model = tiny_lm(family)
-    want = BuiltinEngine(model, **SHARED).generate(PROMPTS, sampling)
-    engine = BuiltinEngine(model.to(device), max_num_seqs=3, **SHARED)
-    assert_same(engine.generate(PROMPTS, sampling), want)
-    assert_same(engine.generate(PROMPTS, sampling), want)  # buffers used again
+    want = loaded(BuiltinEngine, model, **SHARED).generate(requests_of(PROMPTS, sampling))
+    engine = loaded(BuiltinEngine, model.to(device), max_num_seqs=3, **SHARED)
+    assert_same(engine.generate(requests_of(PROMPTS, sampling)), want)
+    assert_same(engine.generate(requests_of(PROMPTS, sampling)), want)  # buffers used again
 
 
 def test_the_copy_in_bfloat16_follows_the_weights(device: str) -> None:
     model = tiny_lm().to(device)
-    engine = BuiltinEngine(model, dtype=torch.bfloat16, **SHARED)
-    before = engine.generate(PROMPTS, SamplingParams(8, temperature=0.0))
+    engine = loaded(BuiltinEngine, model, dtype=torch.bfloat16, **SHARED)
+    before = engine.generate(requests_of(PROMPTS, SamplingParams(8, temperature=0.0)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.flip(0))
-    engine.load_weights(1)
-    after = engine.generate(PROMPTS, SamplingParams(8, temperature=0.0))
-    fresh = BuiltinEngine(model, dtype=torch.bfloat16, **SHARED).generate(PROMPTS, SamplingParams(8, temperature=0.0))
+    engine.load_weights(LocalWeights(model), 1)
+    after = engine.generate(requests_of(PROMPTS, SamplingParams(8, temperature=0.0)))
+    fresh = loaded(BuiltinEngine, model, version=1, dtype=torch.bfloat16, **SHARED).generate(
+        requests_of(PROMPTS, SamplingParams(8, temperature=0.0))
+    )
     assert flat(after) == flat(fresh) and flat(after) != flat(before)
 
 
 def test_the_hf_engine_agrees_and_leaves_the_random_numbers_alone(device: str) -> None:
     model, greedy = tiny_lm().to(device), SamplingParams(8, temperature=0.0)
-    chosen, engine = select_device(device), HFEngine(model, **SHARED)
-    assert_same(engine.generate(PROMPTS, greedy), BuiltinEngine(model, **SHARED).generate(PROMPTS, greedy))
+    chosen, engine = select_device(device), loaded(HFEngine, model, **SHARED)
+    assert_same(
+        engine.generate(requests_of(PROMPTS, greedy)),
+        loaded(BuiltinEngine, model, **SHARED).generate(requests_of(PROMPTS, greedy)),
+    )
     before = chosen.rng_state()
-    first = engine.generate(PROMPTS, SamplingParams(8, n=2, seed=3))
+    first = engine.generate(requests_of(PROMPTS, SamplingParams(8, n=2, seed=3)))
     after = chosen.rng_state()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     torch.randn(3, device=device)
-    again, other = (engine.generate(PROMPTS, SamplingParams(8, n=2, seed=seed)) for seed in (3, 4))
+    again, other = (engine.generate(requests_of(PROMPTS, SamplingParams(8, n=2, seed=seed))) for seed in (3, 4))
     assert first == again != other

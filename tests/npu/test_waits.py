@@ -22,6 +22,7 @@ from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
 from tests.learner.helpers import VOCABULARY, make_actor, make_critic, policy, with_log_probs
 from tests.npu.jobs import needs_stand_in
+from tests.rollout.asking import loaded, requests_of
 from tests.tiny import tiny_lm
 
 pytestmark = [pytest.mark.npu, needs_stand_in]
@@ -81,11 +82,11 @@ def test_supervised_training_waits_twice_a_step() -> None:
 def test_decoding_waits_every_eighth_step(options: dict[str, float], each_step: int) -> None:
     """Only top_p asks a question of the host in every step: whether the likeliest words it looked at are enough."""
     model = tiny_lm(vocab_size=300).to("npu")  # more words than top_p looks at first
-    engine = BuiltinEngine(model, end_token_ids=(), pad_token_id=0, max_model_len=64)
+    engine = loaded(BuiltinEngine, model, end_token_ids=(), pad_token_id=0, max_model_len=64)
     found = {}
     for tokens in (9, 17, 33):
         sampling = SamplingParams(max_tokens=tokens, n=2, **options)
-        found[tokens] = waits(lambda sampling=sampling: engine.generate([[1, 2], [3, 4, 5]], sampling))
+        found[tokens] = waits(lambda sampling=sampling: engine.generate(requests_of([[1, 2], [3, 4, 5]], sampling)))
         assert engine.stats.decode_steps == tokens - 1
     looks = {a: found[b] - found[a] - each_step * (b - a) for a, b in ((9, 17), (17, 33))}
     assert looks == {9: 1, 17: 2}, found

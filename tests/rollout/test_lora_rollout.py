@@ -10,7 +10,9 @@ from steepest.models.lora import LoraSettings
 from steepest.models.lora_models import LoraCausalLM
 from steepest.models.packing import pack_sequences
 from steepest.rollout import ROLLOUT_ENGINES, SamplingParams
-from steepest.rollout.weight_check import policy_digest
+from steepest.rollout.weight_check import PolicyDigest
+from steepest.rollout.weights import LocalWeights, ModelDescription
+from tests.rollout.asking import loaded, requests_of
 from tests.tiny import END, random_ids, tiny_hf
 
 
@@ -23,14 +25,16 @@ def disturb(model, seed):
 
 def engine_of(name, model, dtype=torch.float32):
     factory = ROLLOUT_ENGINES.get(name).value
-    return factory(model, end_token_ids=[END], pad_token_id=0, dtype=dtype, max_num_seqs=4, max_model_len=64)
+    return loaded(factory, model, end_token_ids=[END], pad_token_id=0, dtype=dtype, max_num_seqs=4, max_model_len=64)
 
 
 def largest_gap(engine, model):
     """Between the engine's log-probs of what it generates and the policy's."""
     prompts = random_ids([3, 9, 5, 6])
     gaps = []
-    for prompt, [answer] in zip(prompts, engine.generate(prompts, SamplingParams(max_tokens=12, seed=1)), strict=True):
+    for prompt, [answer] in zip(
+        prompts, engine.generate(requests_of(prompts, SamplingParams(max_tokens=12, seed=1))), strict=True
+    ):
         mask = [[False] * len(prompt) + [True] * len(answer.token_ids)]
         with torch.no_grad():
             mine, _ = model.log_probs(pack_sequences([[*prompt, *answer.token_ids]], mask))
@@ -48,7 +52,7 @@ def test_log_probs_are_the_trainer_s_after_every_update(name, family):
         if version:
             disturb(model, version)
             assert largest_gap(engine_of(name, base), model) > 0.1  # the adapter does something
-        engine.load_weights(version)
+        engine.load_weights(LocalWeights(model), version)
         assert largest_gap(engine, model) < 1e-4
 
 
@@ -67,9 +71,9 @@ def test_on_a_base_that_is_held_in_bf16_no_token_and_no_log_prob_changes(name, f
             assert sum(p.dtype == torch.bfloat16 for p in hf.parameters()) == 14
         disturb(model, 1)
         engine = engine_of(name, model)
-        engine.load_weights(1)
+        engine.load_weights(LocalWeights(model), 1)
         prompts = random_ids([3, 9, 5, 6] + [8] * 70)  # more rows than packed weights are used for
-        made.append(engine.generate(prompts, SamplingParams(max_tokens=12, seed=1)))
+        made.append(engine.generate(requests_of(prompts, SamplingParams(max_tokens=12, seed=1))))
     assert made[0] == made[1]
 
 
@@ -77,16 +81,24 @@ def test_a_copy_in_bf16_has_the_merged_weights():
     model = LoraCausalLM(tiny_hf(), LoraSettings(rank=4))
     disturb(model, 1)
     engine = engine_of("builtin", model, torch.bfloat16)
-    engine.load_weights(1)
-    merged = engine_of("builtin", model.copy_as(torch.float32), torch.bfloat16)
+    engine.load_weights(LocalWeights(model), 1)
+    copied = model.copy_as(torch.float32)
+    merged = engine_of("builtin", copied, torch.bfloat16)
+    merged.load_weights(LocalWeights(copied), 1)
     prompts, sampling = random_ids([3, 9, 5, 6]), SamplingParams(max_tokens=12, seed=1)
-    assert engine.generate(prompts, sampling) == merged.generate(prompts, sampling)
+    assert engine.generate(requests_of(prompts, sampling)) == merged.generate(requests_of(prompts, sampling))
     base = engine_of("builtin", tiny_base(), torch.bfloat16)
-    assert engine.generate(prompts, sampling) != base.generate(prompts, sampling)
+    assert engine.generate(requests_of(prompts, sampling)) != base.generate(requests_of(prompts, sampling))
 
 
 def tiny_base(family="qwen2"):
     return LoraCausalLM(tiny_hf(family), LoraSettings(rank=4))
+
+
+def policy_digest(model, dtype, version):
+    digest = PolicyDigest(ModelDescription.of(model), dtype, version)
+    assert [name for name, _ in digest.passing(model.named_weights())] == [name for name, _ in model.named_weights()]
+    return digest.found
 
 
 def test_the_digest_that_vllm_is_compared_with_is_that_of_the_merged_model():

@@ -12,6 +12,8 @@ from steepest.rollout.builtin import choose_network, linear
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.builtin.layout import UnknownLayout, read_layout
 from steepest.rollout.builtin.network import FusedNetwork, ModelNetwork
+from steepest.rollout.weights import LocalWeights
+from tests.rollout.asking import loaded, requests_of
 from tests.tiny import END, random_ids, randomise, tiny_lm
 
 PROMPTS = random_ids([3, 9, 1, 6, 70])
@@ -48,7 +50,7 @@ UNKNOWN = {
 
 def engine_for(model, **options):
     base = {"end_token_ids": (END,), "pad_token_id": END, "max_model_len": 96}
-    return BuiltinEngine(model, **{**base, **options})
+    return loaded(BuiltinEngine, model, **{**base, **options})
 
 
 @torch.no_grad()
@@ -62,7 +64,7 @@ def own_log_probs(model, prompt, completion):
 
 
 def assert_agrees(engine, model, sampling=GREEDY):
-    for prompt, group in zip(PROMPTS, engine.generate(PROMPTS, sampling), strict=True):
+    for prompt, group in zip(PROMPTS, engine.generate(requests_of(PROMPTS, sampling)), strict=True):
         for completion in group:
             tokens, log_probs = own_log_probs(model, prompt, completion)
             if sampling.temperature == 0:
@@ -79,7 +81,7 @@ def test_tokens_and_log_probs_are_those_of_transformers_also_after_an_update(cas
     assert_agrees(engine, model)
     assert_agrees(engine, model, SamplingParams(6, n=2, seed=3))
     randomise(model.hf, seed=7)
-    engine.load_weights(1)
+    engine.load_weights(LocalWeights(model), 1)
     assert_agrees(engine, model)
 
 
@@ -104,9 +106,9 @@ def test_bf16_copies_are_close_and_follow_an_update(case):
     for seed in (None, 7):
         if seed is not None:
             randomise(model.hf, seed)
-            engine.load_weights(1)
+            engine.load_weights(LocalWeights(model), 1)
         differences = []
-        for prompt, group in zip(PROMPTS, engine.generate(PROMPTS, SamplingParams(8)), strict=True):
+        for prompt, group in zip(PROMPTS, engine.generate(requests_of(PROMPTS, SamplingParams(8))), strict=True):
             _, log_probs = own_log_probs(model, prompt, group[0])
             differences += [abs(a - b) for a, b in zip(group[0].log_probs, log_probs, strict=True)]
         assert sum(differences) / len(differences) < 0.1  # these weights are large; a wrong layer gives above 1
@@ -117,8 +119,8 @@ def test_many_rows_and_few_rows_take_different_weights_and_agree():
     model = tiny_lm("llama")
     prompts = random_ids([4 + i % 5 for i in range(linear.PACKED_ROWS + 8)])
     sampling = SamplingParams(10, seed=2)
-    together = engine_for(model).generate(prompts, sampling)
-    few = engine_for(model, max_num_seqs=5).generate(prompts, sampling)
+    together = engine_for(model).generate(requests_of(prompts, sampling))
+    few = engine_for(model, max_num_seqs=5).generate(requests_of(prompts, sampling))
     assert [g[0].token_ids for g in together] == [g[0].token_ids for g in few]
     large = FusedNetwork(model, read_layout(model, 96), torch.float32, copies=True, packed=True)
     assert large.copied_bytes == 2 * 4 * sum(m.base.weight.numel() for m in read_layout(model, 96).matrices())
@@ -129,9 +131,11 @@ def test_equal_tokens_with_and_without_a_shared_prefix():
     start = random_ids([40])[0]
     prompts = [start + p for p in random_ids([3, 9, 1, 6, 4, 12, 5, 2, 7], seed=1)]
     engine, sampling = engine_for(model, max_num_seqs=4), SamplingParams(10, n=2, seed=4)
-    made = engine.generate(prompts, sampling)
+    made = engine.generate(requests_of(prompts, sampling))
     assert engine.stats.prefill_tokens == 40 + sum(len(p) - 40 for p in prompts)
-    alone = [engine.generate([p] * (i + 1), sampling)[i] for i, p in enumerate(prompts)]  # keeps the row's number
+    alone = [
+        engine.generate(requests_of([p] * (i + 1), sampling))[i] for i, p in enumerate(prompts)
+    ]  # keeps the row's number
     assert [[c.token_ids for c in g] for g in made] == [[c.token_ids for c in g] for g in alone]
     for group, prompt in zip(made, prompts, strict=True):
         assert group[0].log_probs == pytest.approx(own_log_probs(model, prompt, group[0])[1], abs=1e-4)
@@ -155,11 +159,13 @@ def test_a_copy_of_another_layout_follows_an_update_too():
     assert isinstance(engine._network, ModelNetwork) and engine.copied_bytes == 2 * sum(
         p.numel() for p in model.parameters()
     )
-    before = engine.generate(PROMPTS, GREEDY)
+    before = engine.generate(requests_of(PROMPTS, GREEDY))
     randomise(model.hf, seed=7)
-    engine.load_weights(1)
-    after = engine.generate(PROMPTS, GREEDY)
-    assert after != before and after == engine_for(model, dtype=torch.bfloat16).generate(PROMPTS, GREEDY)
+    engine.load_weights(LocalWeights(model), 1)
+    after = engine.generate(requests_of(PROMPTS, GREEDY))
+    assert after != before and after == engine_for(model, dtype=torch.bfloat16, version=1).generate(
+        requests_of(PROMPTS, GREEDY)
+    )
 
 
 @pytest.mark.parametrize("what", ["attention", "mlp"])

@@ -25,21 +25,21 @@ def splitmix(seed: int, row: int, column: int) -> float:
 
 
 def test_uniforms_are_splitmix_of_seed_row_and_column():
-    got = uniforms(7, 5, 9)
+    got = uniforms(7, torch.arange(5), 9)
     assert got.tolist() == [[splitmix(7, r, t) for t in range(9)] for r in range(5)]
-    assert uniforms(-3, 1, 2).tolist() == [[splitmix(-3, 0, t) for t in range(2)]]
+    assert uniforms(-3, torch.arange(1), 2).tolist() == [[splitmix(-3, 0, t) for t in range(2)]]
 
 
 def test_uniforms_do_not_depend_on_the_shape_and_rows_differ():
-    big = uniforms(3, 3000, 700)  # more than one chunk
-    assert torch.equal(big[2990:, :20], uniforms(3, 3000, 20)[2990:])
-    assert torch.equal(big[:4], uniforms(3, 4, 700))
+    big = uniforms(3, torch.arange(3000), 700)  # more than one chunk
+    assert torch.equal(big[2990:, :20], uniforms(3, torch.arange(2990, 3000), 20))
+    assert torch.equal(big[:4], uniforms(3, torch.arange(4), 700))
     assert len(big[:, 0].unique()) > 2990
-    assert not torch.equal(uniforms(3, 4, 4), uniforms(4, 4, 4))
+    assert not torch.equal(uniforms(3, torch.arange(4), 4), uniforms(4, torch.arange(4), 4))
 
 
 def test_uniforms_are_uniform_and_uncorrelated():
-    u = uniforms(0, 2000, 500)
+    u = uniforms(0, torch.arange(2000), 500)
     assert float(u.min()) >= 0.0 and float(u.max()) < 1.0
     counts = torch.histc(u, bins=100, min=0, max=1)
     chi_square = float(((counts - 10_000) ** 2 / 10_000).sum())

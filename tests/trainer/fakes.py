@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from steepest.data.prompts import Prompt
 from steepest.rewards.api import RewardRequest, RewardResult
-from steepest.rollout.api import Completion, SamplingParams
+from steepest.rollout.api import Completion, GenerationRequest, SamplingParams
 
 
 def prompt(number: int, *, source: str = "toy") -> Prompt:
@@ -21,11 +21,15 @@ class EchoEngine:
         self.finish_reason = finish_reason
         self.calls: list[tuple[list[tuple[int, ...]], SamplingParams]] = []
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[list[Completion]]:
-        self.calls.append(([tuple(p) for p in prompts], sampling))
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        (sampling,) = {request.sampling for request in requests}
+        self.calls.append(([tuple(request.token_ids) for request in requests], sampling))
         return [
-            [Completion([p[0] + 100 * k], [-1.0], self.finish_reason) for k in range(sampling.n)]  # type: ignore[arg-type]
-            for p in prompts
+            [
+                Completion([request.token_ids[0] + 100 * k], [-1.0], self.finish_reason, 0, request.request_id)  # type: ignore[arg-type]
+                for k in range(sampling.n)
+            ]
+            for request in requests
         ]
 
 

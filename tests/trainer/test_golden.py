@@ -39,6 +39,7 @@ from steepest.trainer.algorithm.advantages import Advantages, KLShapedRewards, p
 from steepest.trainer.experience.scoring import Scorer, place_scores
 from steepest.trainer.experience.single_turn import generate_batch
 from tests.learner.helpers import CPU, VANILLA, record_gradients
+from tests.rollout.asking import loaded
 from tests.trainer.fakes import FakePool
 from tests.trainer.toy import make_toy
 
@@ -200,9 +201,8 @@ def test_sampled_answers_have_that_gradient_too(toy, advantages, beta):
     """Answers drawn by the engine, in proportion to their probability: no weights, all the rest as in a run."""
     temperature, n = 0.7, 500
     actor = toy.actor(temperature, 10 * n)
-    engine = BuiltinEngine(
-        actor.model, end_token_ids=end_token_ids(toy.paths["model"], toy.tokenizer), pad_token_id=0, max_model_len=32
-    )
+    ends = end_token_ids(toy.paths["model"], toy.tokenizer)
+    engine = loaded(BuiltinEngine, actor.model, end_token_ids=ends, pad_token_id=0, max_model_len=32)
     sampling = SamplingParams(max_tokens=1, temperature=temperature, n=n, seed=3)
     batch = generate_batch(engine, toy.prompts, sampling, pad_id=0)
     prepare(toy, batch, actor, advantages, beta)

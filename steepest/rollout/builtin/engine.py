@@ -1,22 +1,24 @@
-"""The in-process engine: continuous batching with the policy's weights, log-probs in the same pass."""
+"""The engine of Steepest's own: continuous batching in torch, log-probs in the same pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from functools import partial
 
 import torch
 
 from steepest.devices.api import device_of
 from steepest.devices.memory import GOES_ON, memory_guard, readable
 from steepest.errors import RolloutError
-from steepest.models.causal_lm import CausalLM
 from steepest.process.malloc import given_back_when_freed
-from steepest.rollout.api import Completion, SamplingParams, check_prompts
+from steepest.rollout.api import Completion, GenerationRequest, WeightSource
 from steepest.rollout.builtin.choose_network import choose_network
 from steepest.rollout.builtin.generation import Generation, RolloutStats
 from steepest.rollout.builtin.kv_cache import KVCache
+from steepest.rollout.builtin.network import Network
 from steepest.rollout.builtin.scheduler import num_slots_for
+from steepest.rollout.requests import SamplingGroup, check_requests, generate_in_groups
+from steepest.rollout.weights import EngineModel, Fingerprint, ModelDescription
 
 DEFAULT_KV_MEMORY_BYTES = 4 * 2**30
 _SHARE = (
@@ -30,12 +32,14 @@ _GIVE_BACK = (
 
 
 class BuiltinEngine:
-    """Generates with the policy's weights, in its process.
+    """Generates in torch, with weights from any source; with `LocalWeights` on the trainer's own modules.
 
     Models that are laid out like Llama run on a decoder of the engine's own; `notes` says why another one does not. On
     a CPU, and where `dtype` is not the weights' own, the engine holds copies (fused, and packed for the processor), and
-    `load_weights` has to be called after every update; `generate` raises RolloutError when that was forgotten. Else it
-    runs on the policy's modules: no copy, never stale.
+    `load_weights` has to be called after every update; `generate` raises RolloutError when that was forgotten. With
+    `LocalWeights` it otherwise runs on the policy's modules: no copy, never stale. With another source it builds a
+    model of its own at the first load and copies each load into it. Tokens and log-probs are the same with both, bit
+    for bit (of a policy with an adapter: up to rounding, since a stream sends its matrices merged).
 
     At most `max_num_seqs` sequences are active at once, fewer when `kv_memory_bytes` (default 4 GiB) holds fewer.
     Prompt plus response stay within `max_model_len`; a response cut by it has finish_reason "length".
@@ -43,7 +47,7 @@ class BuiltinEngine:
 
     def __init__(
         self,
-        model: CausalLM,
+        description: ModelDescription,
         *,
         end_token_ids: Sequence[int],
         pad_token_id: int,
@@ -52,14 +56,13 @@ class BuiltinEngine:
         max_model_len: int,
         kv_memory_bytes: int | None = None,
     ) -> None:
-        """`pad_token_id` plays no part here: nothing is padded. It is in the signature that engines share."""
-        model.check_length(max_model_len)
-        self._source = model
-        self._device = device_of(next(model.parameters()).device)
-        self.notes: tuple[str, ...]
+        """`pad_token_id` is not used: nothing is padded. It is in the signature that engines share."""
+        description.check_length(max_model_len)
+        self._description, self._model = description, EngineModel(description)
+        self._device = device_of(description.device)
         self._dtype = dtype
-        with memory_guard(self._device, self._copying), given_back_when_freed():
-            self._network, self.notes = choose_network(model, dtype, max_model_len, self._device.memory().total)
+        self._network: Network | None = None
+        self.notes: tuple[str, ...] = ()
         self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
         self._kv_memory_bytes = DEFAULT_KV_MEMORY_BYTES if kv_memory_bytes is None else kv_memory_bytes
         self._ends = sorted(set(end_token_ids))
@@ -68,69 +71,90 @@ class BuiltinEngine:
         self._asleep = False
         self.version = 0
         self.stats = RolloutStats()
-        self._loaded = self._fingerprint()
-        self._fresh = True
-        """Whether copies are still those made here, so that the load at start has nothing to do."""
+        self._loaded: Fingerprint | None = None
+        """Fingerprint at the last load; None before the first one and after a failed one."""
 
     @property
     def shares_weights(self) -> bool:
-        """Whether generation runs on the policy's own weights alone."""
-        return not self._network.copies
+        """Whether generation runs on the trainer's own weights alone."""
+        return self._model.shared and self._network is not None and not self._network.copies
 
     @property
     def copied_bytes(self) -> int:
-        """See RolloutEngine; 0 too after `sleep`."""
-        return self._network.copied_bytes
+        """See RolloutEngine. After `sleep` it is the model of the engine's own, where there is one, else 0."""
+        return self._model.own_bytes + (0 if self._network is None else self._network.copied_bytes)
 
-    def load_weights(self, version: int) -> None:
-        """Note the trainer's version; where the engine has copies, refresh them in place (buffers stay)."""
-        found = self._fingerprint()
-        if not (self._fresh and found == self._loaded):
-            # After `sleep` there are none, and the next one is to give them back to the system.
-            apart = given_back_when_freed() if self._asleep else nullcontext()
-            with memory_guard(self._device, self._copying), apart:
-                self._network.refresh()
-        self.version, self._asleep, self._fresh = version, False, False
-        self._loaded = found
+    def load_weights(self, source: WeightSource, version: int) -> None:
+        """See RolloutEngine. Copies are refreshed in place: their buffers stay."""
+        self._loaded = None
+        with memory_guard(self._device, self._copying):
+            model = self._model.load(source)
+            found = self._model.fingerprint()
+            if self._network is None:
+                memory = self._device.memory().total
+                with given_back_when_freed():
+                    self._network, self.notes = choose_network(model, self._dtype, self._max_model_len, memory)
+            else:
+                self._refresh(self._network)
+        self.version, self._asleep = version, False
+        self._loaded = [] if self.shares_weights else found
 
-    def _fingerprint(self) -> list[tuple[int, int]]:
-        """Changes whenever torch writes into a weight or a weight gets other storage."""
-        return [] if self.shares_weights else [(p._version, p.data_ptr()) for p in self._source.hf.parameters()]
+    def _refresh(self, network: Network) -> None:
+        if not self._asleep:
+            network.refresh()
+            return
+        with given_back_when_freed():  # `sleep` freed the copies, and the next one is to give them back to the system
+            network.refresh()
 
     def sleep(self) -> None:
-        """Free the KV cache, and copies of weights where they are made anew at each update anyway."""
+        """Free the KV cache, and copies of weights where each update makes them again anyway."""
         if self._cache is not None:
             self._cache.free()
-        self._network.free()
-        self._asleep, self._fresh = True, False
+        if self._network is not None:
+            self._network.free()
+        self._asleep = True
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[list[Completion]]:
-        """See RolloutEngine. A row's uniforms depend on (seed, row) alone, so its tokens do not depend on
-        max_num_seqs, up to rounding of the logits."""
-        check_prompts(prompts, self._max_model_len)
-        if self._loaded != self._fingerprint():
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """See RolloutEngine. The random numbers of a sample depend on its seed and its number in the call alone, so its
+        tokens do not depend on max_num_seqs, up to rounding of the logits. Requests of equal sampling run together, one
+        group after the other."""
+        check_requests(requests, self._max_model_len, engine="builtin")
+        network = self._network_of_this_policy()
+        if not requests:
+            return []
+        if self._asleep:
+            with memory_guard(self._device, self._copying):
+                self._refresh(network)
+            self._asleep = False
+        self.stats = RolloutStats()
+        return generate_in_groups(requests, partial(self._generate, network))
+
+    def _network_of_this_policy(self) -> Network:
+        """Raises RolloutError where there are no weights, or older ones than the policy's."""
+        if self._network is None or self._loaded is None:
+            raise RolloutError("the rollout engine has no weights: load_weights() was not called, or it failed.")
+        if self._loaded != ([] if self.shares_weights else self._model.fingerprint()):
             raise RolloutError(
                 f"the policy's weights changed after version {self.version} was loaded into the rollout engine, so it "
                 "would sample from old weights. Call load_weights() after every update."
             )
-        if not prompts:
-            return []
-        if self._asleep:
-            self.load_weights(self.version)
-        device = next(self._source.parameters()).device.type
+        return self._network
+
+    def _generate(self, network: Network, group: SamplingGroup) -> list[list[Completion]]:
         with (
             memory_guard(self._device, self._doing),
             torch.inference_mode(),
-            torch.autocast(device, enabled=False),
+            torch.autocast(self._description.device.type, enabled=False),
         ):
-            run = self._start(prompts, sampling)
+            run = self._start(network, group)
             run.run()
-        self.stats = run.stats
-        return run.completions(len(prompts))
+        made = run.completions(self.version)
+        self.stats.add(run.stats)
+        return made
 
     def _copying(self) -> tuple[str, str]:
         """For when memory runs out over a copy."""
-        on_cpu = next(self._source.parameters()).device.type == "cpu"
+        on_cpu = self._description.device.type == "cpu"
         return f"rollout: a copy of the weights in {self._dtype}", _GIVE_BACK if on_cpu else _SHARE
 
     def _doing(self) -> tuple[str, str]:
@@ -143,14 +167,14 @@ class BuiltinEngine:
             f"actor_rollout_ref.rollout.gpu_memory_utilization or data.max_response_length. {GOES_ON}",
         )
 
-    def _start(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> Generation:
-        device = next(self._source.parameters()).device
+    def _start(self, network: Network, group: SamplingGroup) -> Generation:
         if self._cache is None:
-            self._cache = KVCache(self._network.shapes(), self._dtype, device)
-        capacity = min(max(len(p) for p in prompts) + sampling.max_tokens, self._max_model_len)
+            self._cache = KVCache(network.shapes(), self._dtype, self._description.device)
+        longest = max(len(request.token_ids) for request in group.requests)
+        capacity = min(longest + group.sampling.max_tokens, self._max_model_len)
         num_slots = num_slots_for(
             capacity,
-            len(prompts) * sampling.n,
+            len(group.samples),
             self._max_num_seqs,
             self._cache.bytes_per_token,
             self._kv_memory_bytes,
@@ -158,8 +182,6 @@ class BuiltinEngine:
         self._layout = num_slots, capacity
         with given_back_when_freed():
             self._cache.lay_out(num_slots, capacity)
-        ends = [] if sampling.ignore_eos else self._ends
-        vocab_size = self._source.vocab_size
-        return Generation(
-            self._network, self._cache, prompts, sampling, ends, num_slots, self._max_model_len, vocab_size
-        )
+        ends = [] if group.sampling.ignore_eos else self._ends
+        vocab_size = self._description.vocab_size
+        return Generation(network, self._cache, group, ends, num_slots, self._max_model_len, vocab_size)

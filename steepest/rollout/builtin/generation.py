@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from steepest.errors import RolloutError
-from steepest.rollout.api import Completion, SamplingParams
+from steepest.rollout.api import Completion
 from steepest.rollout.builtin.kv_cache import Chunk, DecodeContext, KVCache, PrefillContext, Prefix, chunks_of
 from steepest.rollout.builtin.network import Network
 from steepest.rollout.builtin.sampler import sample, uniforms
 from steepest.rollout.builtin.scheduler import Group, Scheduler
+from steepest.rollout.requests import SamplingGroup
 
 MAX_PREFILL_TOKENS = 4096
 """Prompt tokens in one prefill pass, unless a single prompt is longer; bounds the activations."""
@@ -24,7 +25,7 @@ _SYNC_EVERY = 8
 
 @dataclass
 class RolloutStats:
-    """What the last call of generate did."""
+    """What a run did, or all runs of the last call of generate."""
 
     prefill_tokens: int = 0
     decode_steps: int = 0
@@ -33,28 +34,40 @@ class RolloutStats:
     decode_s: float = 0.0
     kv_bytes: int = 0
 
+    def add(self, other: RolloutStats) -> None:
+        """Add a further run. The runs of a call use the same KV cache, so its size is the largest, not the sum."""
+        self.prefill_tokens += other.prefill_tokens
+        self.decode_steps += other.decode_steps
+        self.generated_tokens += other.generated_tokens
+        self.prefill_s += other.prefill_s
+        self.decode_s += other.decode_s
+        self.kv_bytes = max(self.kv_bytes, other.kv_bytes)
+
 
 class Generation:
-    """One call of generate. Per-slot state lives in tensors of S entries, of which the first n are active; results in
-    (R, T + 1) tensors, where the last column takes what a row writes after its end until it is dropped."""
+    """One group of requests of equal sampling.
+
+    Per-slot state lives in tensors of S entries, of which the first n are active; results in (R, T + 1) tensors, where
+    the last column takes what a row writes after its end until it is dropped."""
 
     def __init__(
         self,
         network: Network,
         cache: KVCache,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingParams,
+        group: SamplingGroup,
         ends: Sequence[int],
         num_slots: int,
         max_model_len: int,
         vocab_size: int,
     ) -> None:
-        self._network, self._cache, self._sampling = network, cache, sampling
+        self._network, self._cache, self._group = network, cache, group
+        self._sampling = sampling = group.sampling
         self._device = device = cache.device
-        self._scheduler = Scheduler(prompts, sampling.n, num_slots)
+        self._scheduler = Scheduler([request.token_ids for request in group.requests], sampling.n, num_slots)
         self._max_model_len = max_model_len
-        rows, self._width = len(prompts) * sampling.n, sampling.max_tokens + 1
-        self._uniforms = uniforms(sampling.seed, rows, self._width).flatten().to(device)
+        rows, self._width = len(group.samples), sampling.max_tokens + 1
+        numbers = torch.tensor(group.samples, dtype=torch.int64)
+        self._uniforms = uniforms(sampling.seed, numbers, self._width).flatten().to(device)
         self._tokens = torch.zeros(rows * self._width, dtype=torch.int64, device=device)
         self._log_probs = torch.zeros(rows * self._width, dtype=torch.float32, device=device)
         self._lengths = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -203,23 +216,27 @@ class Generation:
             self._state[:, holes] = self._state[:, movers]
         self._max_position = int(self._position[:num_alive].max()) if num_alive else 0
 
-    def completions(self, num_prompts: int) -> list[list[Completion]]:
-        """The results as lists. Raises RolloutError when the model produced NaN."""
+    def completions(self, policy_version: int) -> list[list[Completion]]:
+        """The results, a list for each request of the group. Raises RolloutError when the model produced NaN."""
         lengths, n = self._lengths.tolist(), self._sampling.n
         tokens, log_probs = (x.view(-1, self._width).cpu() for x in (self._tokens, self._log_probs))
         real = torch.arange(self._width) < self._lengths.cpu()[:, None]
         if not bool(torch.isfinite(log_probs[real]).all()):
             row = int((real & ~torch.isfinite(log_probs)).any(1).nonzero()[0])
             raise RolloutError(
-                f"the policy gave NaN or infinite logits for prompt {row // n}: its weights are damaged. Look at "
-                "actor/grad_norm before it, lower actor_rollout_ref.actor.optim.lr, and resume from a checkpoint."
+                f"the policy gave NaN or infinite logits for request {self._group.requests[row // n].request_id}: its "
+                "weights are damaged. Look at actor/grad_norm before it, lower actor_rollout_ref.actor.optim.lr, and "
+                "resume from a checkpoint."
             )
         last = tokens.gather(1, (self._lengths.cpu() - 1)[:, None])[:, 0]
         stopped = self._is_end[last].tolist()
         self.stats.generated_tokens = sum(lengths)
         all_ids, all_log_probs = tokens.tolist(), log_probs.tolist()
+        asked = [request.request_id for request in self._group.requests for _ in range(n)]
         made = [
-            Completion(ids[:length], values[:length], "stop" if stop else "length")
-            for ids, values, length, stop in zip(all_ids, all_log_probs, lengths, stopped, strict=True)
+            Completion(ids[:length], values[:length], "stop" if stop else "length", policy_version, request_id)
+            for ids, values, length, stop, request_id in zip(
+                all_ids, all_log_probs, lengths, stopped, asked, strict=True
+            )
         ]
-        return [made[i * n : i * n + n] for i in range(num_prompts)]
+        return [made[start : start + n] for start in range(0, len(made), n)]

@@ -1,7 +1,7 @@
 """From logits to tokens and their log-probs, one uniform number a token.
 
-The uniforms depend on (seed, row, position) alone. So a row's tokens do not depend on which rows it is decoded with,
-nor on when it was admitted.
+The uniforms depend on (seed, sample number, position) alone. So the tokens of a sample do not depend on which samples
+it is decoded with, nor on when it was admitted.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ _BELOW_ONE = 1.0 - 2.0**-23
 _MASK64 = (1 << 64) - 1
 
 
-def uniforms(seed: int, num_rows: int, num_columns: int) -> Tensor:
-    """(num_rows, num_columns) f32 in [0, 1): number [r, t] is a hash of (seed, r, t), whatever the shape.
+def uniforms(seed: int, numbers: Tensor, num_columns: int) -> Tensor:
+    """(R,) int64 -> (R, num_columns) f32 in [0, 1): entry [r, t] is a hash of (seed, numbers[r], t) alone.
 
     SplitMix64 (Steele, Lea, Flood 2014, https://doi.org/10.1145/2660193.2660195), its state started from the mixed
     seed and row; the top 24 bits count.
     """
-    out = torch.empty(num_rows, num_columns, dtype=torch.float32)
+    out = torch.empty(len(numbers), num_columns, dtype=torch.float32)
     column = torch.arange(1, num_columns + 1) * _signed(0x9E3779B97F4A7C15)
     chunk = max(1, (1 << 20) // max(1, num_columns))
-    for start in range(0, num_rows, chunk):
-        row = torch.arange(start, min(num_rows, start + chunk))
-        state = _mix(row + _signed(_mix_int(seed & _MASK64)))
+    for start in range(0, len(numbers), chunk):
+        state = _mix(numbers[start : start + chunk] + _signed(_mix_int(seed & _MASK64)))
         bits = _mix(state[:, None] + column) >> 40
         out[start : start + chunk] = (bits & 0xFFFFFF).float() * 2.0**-24
     return out

@@ -9,16 +9,19 @@ from steepest.core.batch import Batch
 from steepest.data.prompts import Prompt
 from steepest.data.sampler import PromptSampler
 from steepest.errors import RolloutError
-from steepest.rollout.api import Completion, RolloutEngine, SamplingParams
+from steepest.rollout.api import Completion, GenerationRequest, RolloutEngine, SamplingParams
 
 
 def generate_batch(engine: RolloutEngine, prompts: Sequence[Prompt], sampling: SamplingParams, *, pad_id: int) -> Batch:
     """`sampling.n` responses for each prompt, the responses of one prompt side by side, in the order of `prompts`.
 
-    Raises RolloutError when the engine's answers do not fit the prompts.
+    Raises RolloutError when the engine's answers do not fit the prompts, and when it aborted one of them.
     """
-    answers = engine.generate([prompt.token_ids for prompt in prompts], sampling)
-    _check(answers, len(prompts), sampling.n)
+    requests = [
+        GenerationRequest(prompt.token_ids, sampling, f"{prompt.uid}#{place}") for place, prompt in enumerate(prompts)
+    ]
+    answers = engine.generate(requests)
+    _check(answers, requests)
     pairs = [(i, answer) for i, group in enumerate(answers) for answer in group]
     return Batch.from_sequences(
         [prompts[i].token_ids for i, _ in pairs],
@@ -31,17 +34,29 @@ def generate_batch(engine: RolloutEngine, prompts: Sequence[Prompt], sampling: S
     )
 
 
-def _check(answers: Sequence[Sequence[Completion]], num_prompts: int, n: int) -> None:
+def _check(answers: Sequence[Sequence[Completion]], requests: Sequence[GenerationRequest]) -> None:
     """Everything after this pairs by position: a missing answer would move all later ones to a wrong prompt."""
-    if len(answers) != num_prompts:
-        raise RolloutError(f"the rollout engine answered {len(answers)} prompts of {num_prompts}.")
-    for i, group in enumerate(answers):
+    if len(answers) != len(requests):
+        raise RolloutError(f"the rollout engine answered {len(answers)} prompts of {len(requests)}.")
+    for request, group in zip(requests, answers, strict=True):
+        prompt, n = request.request_id, request.sampling.n
         if len(group) != n:
-            raise RolloutError(f"the rollout engine gave {len(group)} responses to prompt {i}, asked for {n}.")
+            raise RolloutError(f"the rollout engine gave {len(group)} responses to prompt {prompt}, asked for {n}.")
         for answer in group:
+            if answer.request_id != prompt:
+                raise RolloutError(
+                    f"the rollout engine answered request {answer.request_id} in the place of prompt {prompt}: its "
+                    "answers are out of order."
+                )
+            if answer.finish_reason == "abort":
+                raise RolloutError(
+                    f"the rollout engine aborted the response to prompt {prompt} after {len(answer.token_ids)} tokens. "
+                    "An incomplete response is not trained on, so the run ends; the engine's own messages above say "
+                    "why. The same command resumes from the last checkpoint."
+                )
             if not answer.token_ids or len(answer.token_ids) != len(answer.log_probs):
                 raise RolloutError(
-                    f"the rollout engine gave prompt {i} a response of {len(answer.token_ids)} tokens with "
+                    f"the rollout engine gave prompt {prompt} a response of {len(answer.token_ids)} tokens with "
                     f"{len(answer.log_probs)} log-probs: a response has at least one token and a log-prob for each."
                 )
 

@@ -34,6 +34,7 @@ from steepest.process.start_timing import Laps
 from steepest.process.threads import describe_threads
 from steepest.rewards.weighted import ground_truth_problem
 from steepest.rollout.api import RolloutEngine
+from steepest.rollout.weights import LocalWeights
 from steepest.trainer import build_step
 from steepest.trainer.algorithm.row_selection import build_curation, build_shaping
 from steepest.trainer.build_rewards import Rewards, add_reward_model, build_rewards
@@ -171,9 +172,9 @@ class Job:
         models = self._load_models(start)
         laps.lap("models")
         engine = build_engine(config, models.actor, self.tokenizer, self.folders["actor"], self.device)
+        engine.load_weights(LocalWeights(models.actor.model), start.step)
         for note in engine.notes:
             say(note)
-        engine.load_weights(start.step)
         laps.lap("engine")
         machine = self._machine(models, laps)
         say(

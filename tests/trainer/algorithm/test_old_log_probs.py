@@ -88,8 +88,8 @@ def test_an_engine_that_is_wrong_is_found_out_and_changes_nothing(toy, tmp_path,
     _, right = run(toy, tmp_path / "full", updates, f"{ACTOR}.old_log_probs=recompute")
     plain = BuiltinEngine.generate
 
-    def wrong(self, prompts, sampling):
-        groups = plain(self, prompts, sampling)
+    def wrong(self, requests):
+        groups = plain(self, requests)
         return [[replace(c, log_probs=[x - 2 * BOUND for x in c.log_probs]) for c in group] for group in groups]
 
     monkeypatch.setattr(BuiltinEngine, "generate", wrong)

@@ -34,9 +34,9 @@ REMAX = ("algorithm.adv_estimator=remax", "data.train_batch_size=16", "actor_rol
 class TwoWays(EchoEngine):
     """Answers [p] greedily with [p], and sampled with [p + 10 * k] for k = 1, 2, ..."""
 
-    def generate(self, prompts, sampling):
-        answers = super().generate(prompts, sampling)
-        for group in answers if sampling.temperature else []:
+    def generate(self, requests):
+        answers = super().generate(requests)
+        for group in answers if requests[0].sampling.temperature else []:
             for k, one in enumerate(group):
                 one.token_ids[0] += 10 * (k + 1) - 100 * k
         return answers

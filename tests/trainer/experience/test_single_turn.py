@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch.nn import functional as F
 from steepest.core.advantages import AdvantageInputs, grpo
 from steepest.data.sampler import PromptSampler
 from steepest.errors import RolloutError
-from steepest.rollout.api import Completion, SamplingParams
+from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.trainer.experience.single_turn import StepRollouts, generate_batch, step_seed
+from tests.rollout.asking import loaded
 from tests.tiny import VOCABULARY, tiny_lm
 from tests.trainer.fakes import EchoEngine, prompt
 
@@ -46,16 +48,20 @@ class Forgetful(EchoEngine):
         super().__init__()
         self.how = how
 
-    def generate(self, prompts, sampling):
-        made = super().generate(prompts, sampling)
+    def generate(self, requests):
+        made = super().generate(requests)
         if self.how == "a prompt":
             del made[1]
         elif self.how == "a sample":
             del made[1][0]
         elif self.how == "all tokens":
-            made[1][0] = Completion([], [], "stop")
+            made[1][0] = replace(made[1][0], token_ids=[], log_probs=[])
         elif self.how == "a log-prob":
-            made[1][0] = Completion([5, 6], [-1.0], "stop")
+            made[1][0] = replace(made[1][0], token_ids=[5, 6], log_probs=[-1.0])
+        elif self.how == "the order":
+            made.reverse()
+        elif self.how == "the work":
+            made[1][1] = replace(made[1][1], token_ids=[], log_probs=[], finish_reason="abort")
         return made
 
 
@@ -63,8 +69,13 @@ class Forgetful(EchoEngine):
     ("how", "words"),
     [
         ("a prompt", "answered 2 prompts of 3"),
-        ("a sample", "gave 1 responses to prompt 1, asked for 2"),
-        ("all tokens", "gave prompt 1 a response of 0 tokens"),
+        ("a sample", "gave 1 responses to prompt rows:1#1, asked for 2"),
+        ("the order", "answered request rows:2#2 in the place of prompt rows:0#0"),
+        (
+            "the work",
+            "aborted the response to prompt rows:1#1 after 0 tokens. An incomplete response is not trained on",
+        ),
+        ("all tokens", "gave prompt rows:1#1 a response of 0 tokens"),
         ("a log-prob", "a response of 2 tokens with 1 log-probs"),
     ],
 )
@@ -92,7 +103,8 @@ def test_every_response_stands_beside_its_prompt_with_the_real_engine(max_num_se
     """Trap 23: reward = f(prompt). Prompts repeat, come in any order, lengths differ, groups are cut by the slots."""
     numbers = [9, 4, 4, 30, 9, 17, 5, 4, 22, 9, 11]
     prompts = [prompt(n) for n in numbers]
-    engine = BuiltinEngine(parrot(), end_token_ids=(), pad_token_id=0, max_model_len=8, max_num_seqs=max_num_seqs)
+    options = {"end_token_ids": (), "pad_token_id": 0, "max_model_len": 8, "max_num_seqs": max_num_seqs}
+    engine = loaded(BuiltinEngine, parrot(), **options)
     batch = generate_batch(engine, prompts, SamplingParams(max_tokens=3, n=4, seed=1), pad_id=0)
     assert batch.responses.tolist() == [[n] * 3 for n in numbers for _ in range(4)]
     assert [int(s.ground_truth) for s in batch.samples] == [n for n in numbers for _ in range(4)]
