@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,6 +13,8 @@ from steepest.core.advantages.groups import total_rewards
 from steepest.core.batch import Batch, RowStatus
 from steepest.core.kl import FixedKLController
 from steepest.core.rollout_correction import Rejection, Weighting
+from steepest.learner.actor import ActorLossSettings
+from steepest.learner.critic import CriticLossSettings
 from steepest.learner.micro_batches import MicroBatches
 from steepest.rewards.api import RewardResult
 from steepest.trainer.algorithm.advantages import Advantages, KLShapedRewards, plain_rewards
@@ -26,7 +29,7 @@ from steepest.trainer.algorithm.row_selection import (
 from steepest.trainer.experience.greedy_baseline import GreedyBaselines
 from steepest.trainer.experience.scoring import Scorer, StepScorer, place_scores
 from steepest.trainer.run.metrics import batch_metrics
-from tests.learner.helpers import make_actor, make_critic
+from tests.learner.helpers import make_actor, make_batch, make_critic, same_bits, weights, with_log_probs
 from tests.trainer.fakes import FakePool, NumberTokenizer, prompt
 
 T, F = True, False
@@ -219,3 +222,29 @@ def test_correction_measures_and_normalises_over_trained_rows_alone():
     # weights 1 and e^0.5, divided by their mean
     half = torch.tensor(0.5).exp()
     torch.testing.assert_close(batch.rollout_is_weights[0], torch.stack([torch.ones(()), half]) / ((1 + half) / 2))
+
+
+@pytest.mark.parametrize("micro", [MicroBatches(), MicroBatches(rows=3)], ids=["whole", "rows"])
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])
+def test_updates_treat_a_rejected_token_as_tool_output(micro, mode):
+    """Same tokens, once left out of loss_mask and once written by the rollout as not the policy's: the same bits."""
+    batch = with_log_probs(make_batch(), make_actor(), shift=0.1)
+    keep = torch.rand(batch.responses.shape, generator=torch.Generator().manual_seed(2)) > 0.4
+    rejected = replace(batch, loss_mask=batch.loss_mask & keep)
+    tool = replace(batch, response_mask=batch.response_mask & keep, loss_mask=batch.loss_mask & keep)
+    assert rejected.trained_mask.sum() > rejected.loss_mask.sum() == tool.trained_mask.sum()
+    found = []
+    for given in (rejected, tool):
+        actor = make_actor(micro=micro, loss=ActorLossSettings(mode, use_kl_loss=True, entropy_coeff=0.1))
+        critic = make_critic(micro=micro, zero_head=False, loss=CriticLossSettings(loss_agg_mode=mode))
+        metrics = actor.update(replace(given), step=1) | critic.update(replace(given), step=1)
+        found.append((metrics, weights(actor), weights(critic)))
+    assert found[0][0] == found[1][0] and found[0][0]["actor/grad_norm"] > 0
+    assert same_bits(found[0][1], found[1][1]) and same_bits(found[0][2], found[1][2])
+
+
+def test_pf_ppo_draws_no_row_that_is_left_out():
+    batch = trajectory()
+    place_scores(batch, [RewardResult(1.0), RewardResult(100.0)])
+    batch.leave_out(torch.tensor([F, T]), RowStatus.TRUNCATED)
+    assert FilteredRows("pow", 2.0, seed=3)(batch, 1).tolist() == [0, 0]
