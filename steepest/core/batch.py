@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,18 +42,20 @@ class Batch:
     """(B, T) f32, log-probs of the distribution sampled from, by the engine; 0 where masked."""
     token_level_scores: Tensor | None = None
     """(B, T) f32, the reward on the last response token, 0 elsewhere; by the reward."""
-    named_rewards: Tensor | None = None
-    """(B, K) f32, rewards of each response that the estimator reads one by one; 0 where the reward failed."""
-    reward_baselines: Tensor | None = None
-    """(B,) f32, the reward of the greedy response to the row's prompt; NaN where that reward failed."""
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    """What only some advantage estimators read, (B, ...), by name; written because such an estimator needs it.
+
+    named_rewards (B, K) f32     rewards of each response one by one; by the reward, 0 where it failed
+    reward_baselines (B,) f32    the reward of the greedy response to the row's prompt; NaN where that reward failed
+    sum_pi_squared (B, T) f32    sum over the vocabulary of the squared probabilities of the policy before the update,
+                                 by the actor; 0 where masked
+    """
     old_log_probs: Tensor | None = None
     """(B, T) f32, log-probs before the update, by the actor; 0 where masked."""
     recomputed: Tensor | None = None
     """(B,) bool, rows whose old_log_probs are the actor's own, the others' being the engine's; None: all rows."""
     entropies: Tensor | None = None
     """(B, T) f32, entropy of the policy before the update, by the actor; 0 where masked."""
-    sum_pi_squared: Tensor | None = None
-    """(B, T) f32, sum over the vocabulary of that policy's squared probabilities, by the actor; 0 where masked."""
     ref_log_probs: Tensor | None = None
     """(B, T) f32, by the reference; 0 where masked."""
     values: Tensor | None = None
@@ -104,6 +106,8 @@ class Batch:
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
                 picked[item.name] = value[rows]
+            elif item.name == "extras":
+                picked[item.name] = {name: extra[rows] for name, extra in value.items()}
             elif item.name == "samples" and len(value):
                 indices = torch.arange(len(self))[rows].tolist()
                 picked[item.name] = [value[i] for i in indices]
@@ -115,12 +119,15 @@ class Batch:
     def cat(cls, parts: Sequence[Batch], *, pad_id: int = 0) -> Batch:
         """The rows of several batches in their order, padded to the widest; groups are numbered anew from 0.
 
-        Every group must lie in one part. A field must be None in all parts or in none; raises ValueError.
+        Every group must lie in one part. A field must be None in all parts or in none, an extra in all of
+        them or in none; raises ValueError.
         """
         out: dict[str, Any] = {}
         for item in dataclasses.fields(cls):
             values = [getattr(part, item.name) for part in parts]
-            if any(value is None for value in values):
+            if item.name == "extras":
+                out[item.name] = _cat_extras(values)
+            elif any(value is None for value in values):
                 if not all(value is None for value in values):
                     raise ValueError(f"Batch.cat: {item.name} is None in some of the parts only")
                 out[item.name] = None
@@ -164,6 +171,13 @@ class Batch:
             samples=samples,
             rollout_log_probs=None if rollout_log_probs is None else _pad(rollout_log_probs, width, 0.0),
         )
+
+
+def _cat_extras(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    for name in {name for part in parts for name in part}:
+        if not all(name in part for part in parts):
+            raise ValueError(f"Batch.cat: extras[{name!r}] is missing in some of the parts only")
+    return {name: _cat([part[name] for part in parts], 0, left=False) for name in parts[0]}
 
 
 def _pad(rows: Sequence[Sequence[Any]], width: int, fill: float, *, left: bool = False) -> Tensor:

@@ -74,6 +74,7 @@ def test_select_takes_rows_of_every_field_in_the_order_given() -> None:
         [[1], [2, 3], [4]], [[5], [6], [7, 8]], group_ids=[0, 1, 2], truncated=[F, T, F], samples=["a", "b", "c"]
     )
     batch.advantages = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 4.0]])
+    batch.extras = {"one": torch.tensor([1.0, 2.0, 3.0]), "two": torch.tensor([[1, 2], [3, 4], [5, 6]])}
     picked = batch.select(torch.tensor([2, 0]))
     assert picked.prompts.tolist() == [[0, 4], [0, 1]]
     assert picked.responses.tolist() == [[7, 8], [5, 0]]
@@ -82,6 +83,7 @@ def test_select_takes_rows_of_every_field_in_the_order_given() -> None:
     assert picked.advantages is not None
     assert picked.advantages.tolist() == [[3.0, 4.0], [1.0, 0.0]]
     assert picked.values is None
+    assert {name: extra.tolist() for name, extra in picked.extras.items()} == {"one": [3, 1], "two": [[5, 6], [1, 2]]}
     sliced = batch.select(slice(1, 3))
     assert sliced.samples == ["b", "c"]
     assert sliced.truncated.tolist() == [True, False]
@@ -117,3 +119,18 @@ def test_cat_pads_to_the_widest_and_numbers_groups_anew() -> None:
     two.values = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="values is None in some of the parts only"):
         Batch.cat([one, two])
+
+
+def test_cat_joins_extras_row_by_row() -> None:
+    one = Batch.from_sequences([[1]], [[3]], group_ids=[0], truncated=[False])
+    two = Batch.from_sequences([[4], [4]], [[5, 6], [8]], group_ids=[0, 0], truncated=[False, False])
+    one.extras = {"row": torch.tensor([1.0]), "token": torch.tensor([[2.0]])}
+    two.extras = {"row": torch.tensor([3.0, 4.0]), "token": torch.tensor([[5.0, 6.0], [7.0, 8.0]])}
+    both = Batch.cat([one, two], pad_id=9)
+    assert both.extras["row"].tolist() == [1, 3, 4] and both.extras["token"].tolist() == [[2, 0], [5, 6], [7, 8]]
+    assert one.extras["row"].tolist() == [1]
+    for missing_in in (one, two):
+        kept, missing_in.extras = missing_in.extras, {"token": missing_in.extras["token"]}
+        with pytest.raises(ValueError, match=r"Batch.cat: extras\['row'\] is missing in some of the parts only"):
+            Batch.cat([one, two])
+        missing_in.extras = kept
