@@ -138,6 +138,10 @@ class Specs(Generic[SpecT]):
         """
         return self._specs.get(name)
 
+    def assume(self, name: str) -> SpecT:
+        """The statement of a built-in, else one with the defaults: what rules and warnings take for granted."""
+        return self._specs.get(name) or self.kind(name)
+
     def options(self) -> dict[str, str]:
         """Key -> keyword, of all built-ins together."""
         return {key: keyword for spec in self._specs.values() for key, keyword in spec.options.items()}

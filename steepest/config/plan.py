@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from steepest.config.algorithms import ESTIMATORS, LOSSES, EstimatorSpec, LossSpec
+from steepest.config.algorithms import ESTIMATORS, LOSSES, EstimatorSpec
 from steepest.config.needs import corrects, reads_ref_log_probs, updates_per_step, uses_reference
 from steepest.config.schema import Config, TrainerConfig
 from steepest.config.schema_model import OptimConfig
@@ -216,7 +216,7 @@ def _with_notes(plan: Plan, config: Config, num_samples: int, old_log_probs: str
     if actor.use_kl_loss:
         notes.append(f"KL in the loss is on: {actor.kl_loss_type}, coefficient {actor.kl_loss_coef:g}.")
     at_one = plan.updates_per_step == 1 and plan.old_log_probs != "rollout"
-    loss = LOSSES.find(actor.policy_loss.loss_mode) or LossSpec(actor.policy_loss.loss_mode)
+    loss = LOSSES.assume(actor.policy_loss.loss_mode)
     if at_one and loss.has_ratio:
         notes.append(f"One update a step: the ratio is 1 throughout, so the {loss.idle_at_ratio_one} never acts.")
     notes.append(old_log_probs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from steepest.config.algorithms import ESTIMATORS, LOSSES, LossSpec
+from steepest.config.algorithms import ESTIMATORS, LOSSES
 from steepest.config.environment import hub_from_environment
 from steepest.config.reward_functions import REWARD_MODEL
 from steepest.config.tree import get, put
@@ -106,7 +106,7 @@ def _resolve_lora(d: Deriver) -> None:
 
 def _resolve_policy_loss(d: Deriver, is_set: IsSet) -> None:
     key, low, high = (f"{ACTOR}.{name}" for name in ("policy_loss.loss_mode", "clip_ratio_low", "clip_ratio_high"))
-    loss = LOSSES.find(d[key]) or LossSpec(d[key])  # the user's own function gets PPO's values
+    loss = LOSSES.assume(d[key])  # the user's own function gets PPO's values
     if loss.clip_range is not None and not is_set(f"{ACTOR}.clip_ratio"):
         for side, value in zip((low, high), loss.clip_range, strict=True):
             d.fill(side, value, key)
@@ -152,8 +152,7 @@ def _resolve_micro_batches(d: Deriver) -> None:
 
 def _resolve_kl(d: Deriver, is_set: IsSet) -> None:
     coef = "algorithm.kl_ctrl.kl_coef"
-    estimator = ESTIMATORS.find(d["algorithm.adv_estimator"])
-    is_on = d[coef] > 0 and (is_set(coef) or (estimator is not None and estimator.kl_by_default))
+    is_on = d[coef] > 0 and (is_set(coef) or ESTIMATORS.assume(d["algorithm.adv_estimator"]).kl_by_default)
     d.fill("algorithm.use_kl_in_reward", is_on, coef if is_set(coef) else "algorithm.adv_estimator")
 
 

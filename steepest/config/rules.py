@@ -56,8 +56,7 @@ def mini_batches_divide_the_batch(c: Config, is_set: IsSet) -> Iterator[str]:
 @rule("algorithm.adv_estimator", f"{ROLLOUT}.n")
 def estimators_need_groups(c: Config, is_set: IsSet) -> Iterator[str]:
     name = c.algorithm.adv_estimator
-    spec = ESTIMATORS.find(name)
-    if spec is not None and spec.in_groups and c.actor_rollout_ref.rollout.n < 2:
+    if ESTIMATORS.assume(name).in_groups and c.actor_rollout_ref.rollout.n < 2:
         yield (
             f"{ROLLOUT}.n=1 with algorithm.adv_estimator={name}: a group of one has no baseline, "
             f"so every advantage is zero. Use {ROLLOUT}.n >= 2."

@@ -13,9 +13,7 @@ from steepest.config.schema import Config
 
 
 def _spec(config: Config) -> LossSpec:
-    """What the loss states; of one of the user's own nothing is known here, and nothing is warned of."""
-    name = config.actor_rollout_ref.actor.policy_loss.loss_mode
-    return LOSSES.find(name) or LossSpec(name)
+    return LOSSES.assume(config.actor_rollout_ref.actor.policy_loss.loss_mode)
 
 
 def wide_sequence_clip(given: dict[str, Any], config: Config) -> Iterator[str]:

@@ -42,7 +42,11 @@ def test_groups_multiply_rows_and_grpo_needs_no_critic() -> None:
 
 def test_reference_exists_for_a_kl_loss_alone() -> None:
     plan = make_plan(load_config([*GRPO, f"{ACTOR}.use_kl_loss=True"]), 2048)
-    assert plan.needs_reference
+    assert plan.needs_reference and plan.reads_ref_log_probs and not plan.corrects
+    exact = [f"{ACTOR}.use_kl_loss=True", f"{ACTOR}.kl_loss_type=full"]
+    for words, reads in ((exact, False), ([*exact, "algorithm.use_kl_in_reward=True"], True)):
+        found = make_plan(load_config([*GRPO, *words]), 2048)
+        assert found.needs_reference and found.reads_ref_log_probs is reads
     assert "KL in the loss is on: low_var_kl, coefficient 0.001." in plan.notes
 
 
@@ -182,6 +186,7 @@ def test_rollout_correction_chooses_where_old_log_probs_come_from() -> None:
     words = [*GRPO, *one, f"{correction}.rollout_rs=token_k1", f"{correction}.rollout_rs_threshold=2"]
     for asked in ([*GRPO, *one, f"{correction}.rollout_is=token"], words):
         plan = make_plan(load_config(asked), 64)
+        assert plan.corrects
         assert plan.old_log_probs == "pass", "the engine's own, or the update's, would make every weight 1"
         assert any("algorithm.rollout_correction compares the engine's with them" in note for note in plan.notes)
     plan = make_plan(load_config([*GRPO, *one, f"{correction}.bypass_mode=True"]), 64, half_precision=True)
