@@ -7,8 +7,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None when nothing is close."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def is_own_code(name: str) -> bool:
+    """Whether a name is `module:function` or `path/to/file.py:function`: code of the user's own."""
+    return ":" in name
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,24 @@ class Registry:
             for name in names:
                 if name in self._entries:
                     raise ValueError(f"{self.kind} {name!r} is registered already")
-                self._entries[name] = Entry(name, value, facts)
+                self._entries[name] = self._entry(name, value, facts)
             return value
 
         return store
+
+    def _entry(self, name: str, value: Any, facts: dict[str, Any]) -> Entry:
+        return Entry(name, value, facts)
+
+    @contextmanager
+    def temporarily(self, *entries: Entry) -> Iterator[None]:
+        """`entries` are registered in the `with` block. After it they are gone, and so is what the block registered."""
+        before = dict(self._entries)
+        try:
+            for entry in entries:
+                self.register(entry.name, **entry.facts)(entry.value)
+            yield
+        finally:
+            self._entries = before
 
     def names(self) -> list[str]:
         return sorted(self._entries)
@@ -65,10 +85,10 @@ class Registry:
         """
         if name in self._entries:
             return self._entries[name]
-        if ":" in name:
+        if is_own_code(name):
             value = load_object(name, self.key)
-            facts = next((entry.facts for entry in self._entries.values() if entry.value is value), {})
-            return Entry(name, value, facts)
+            known = next((entry for entry in self._entries.values() if entry.value is value), None)
+            return self._entry(name, value, {}) if known is None else replace(known, name=name)
         guess = nearest(name, self._entries)
         hint = f" Did you mean {guess!r}?" if guess else ""
         raise ConfigError(f"{self.key}={name!r}: no such {self.kind}.{hint} Known: {', '.join(self.names())}.")

@@ -1,9 +1,14 @@
-"""The recipes of CONTRIBUTING.md run as they stand, and are as short as they promise."""
+"""The recipes of CONTRIBUTING.md run as they stand, touch the files they name, and are as short as they promise."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,55 +17,157 @@ import torch
 from torch import Tensor
 
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS, AdvantageInputs
-from steepest.core.policy_losses import POLICY_LOSSES, LossInputs
+from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.data.files import WrittenFile, write_parquet
 from steepest.data.prepare.gsm8k import math_row, row_schema
 from steepest.data.prompts import load_prompts
 from steepest.devices import DEVICES
 from steepest.devices.api import Accelerator
 from steepest.loggers import LOGGERS, LoggerContext, make_loggers
+from steepest.models.causal_lm import CausalLM
 from steepest.rewards.api import REWARDS, read_outcome
 from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine
-from steepest.rollout.weights import ModelDescription
 
-TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-RECIPES: dict[str, str] = dict(re.findall(r"^## Add an? ([a-z ]+)\n.*?```python\n(.*?)```", TEXT, flags=re.M | re.S))
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+SECTIONS: dict[str, str] = dict(re.findall(r"^## Add an? ([a-z ]+)\n(.*?)(?=^## |\Z)", TEXT, flags=re.M | re.S))
+BLOCKS = {name: re.findall(r"```python\n(.*?)```", section, flags=re.S) for name, section in SECTIONS.items()}
 TABLES = (ADVANTAGE_ESTIMATORS, POLICY_LOSSES, REWARDS, ROLLOUT_ENGINES, DEVICES, LOGGERS)
 
 
 @pytest.fixture(autouse=True)
-def tables_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in TABLES:
-        monkeypatch.setattr(table, "_entries", dict(table._entries))
+def tables_as_before() -> Iterator[None]:
+    with ExitStack() as stack:
+        for table in TABLES:
+            stack.enter_context(table.temporarily())
+        yield
 
 
 def run(name: str, **known: Any) -> dict[str, Any]:
     """The names that a recipe defines, given the names it may use."""
     scope = {"Any": Any, "Path": Path, "Mapping": Mapping, "Tensor": Tensor, "torch": torch, **known}
-    exec(RECIPES[name], scope)
+    exec(BLOCKS[name][0], scope)
     return scope
 
 
-def test_every_kind_of_part_has_a_recipe_of_at_most_ten_lines() -> None:
+def test_every_kind_of_part_has_a_recipe_of_at_most_ten_lines_a_block() -> None:
     parts = {"advantage estimator", "policy loss", "reward", "rollout engine", "device", "logger", "data set"}
-    assert set(RECIPES) == parts
-    assert {name: recipe.count("\n") for name, recipe in RECIPES.items() if recipe.count("\n") > 10} == {}
+    assert set(SECTIONS) == parts and all(BLOCKS.values())
+    assert [block for blocks in BLOCKS.values() for block in blocks if block.count("\n") > 10] == []
 
 
-def test_advantage_estimator() -> None:
-    run("advantage estimator", ADVANTAGE_ESTIMATORS=ADVANTAGE_ESTIMATORS, AdvantageInputs=AdvantageInputs)
+def test_every_path_that_a_recipe_names_is_there() -> None:
+    paths = re.findall(r"[`\s(]((?:[\w.]+/)+(?:[\w.]+\.\w+)?)[`\s),]", TEXT)
+    users = {"path/to/mine.py", "../shared"}
+    missing = [
+        path
+        for path in paths
+        if path not in users and not (ROOT / path).exists() and not (ROOT / "steepest" / path).exists()
+    ]
+    assert missing == [] and len(paths) > 20
+
+
+def test_every_name_that_a_recipe_says_is_in_a_file_is_there() -> None:
+    pairs = re.findall(r"`([\w.]+)`\s+\(`([\w/]+\.py)`\)", TEXT)
+    for name, path in pairs:
+        text = (ROOT / "steepest" / path).read_text(encoding="utf-8")
+        assert name.rpartition(".")[2] in text, f"{path} has no {name}"
+    assert len(pairs) > 3
+
+
+def edits(block: str) -> list[tuple[str, str | None, str]]:
+    """(file, the name that it goes into or None for the end of the file, code) of each part of a block."""
+    parts = re.split(r"^# (steepest/[\w/]+\.py)(?:, in (\w+))?\n", block, flags=re.M)
+    return [(parts[i], parts[i + 1], parts[i + 2]) for i in range(1, len(parts), 3)]
+
+
+def insert(text: str, name: str | None, code: str) -> str:
+    """`text` with `code` at the end of what defines `name`: a call, a mapping or a class."""
+    if name is None:
+        return f"{text}\n\n{code}"
+    lines = text.splitlines(keepends=True)
+    (start,) = (i for i, line in enumerate(lines) if re.match(rf"(class )?{name}\b.*[(:{{]$", line))
+    end = next((i for i in range(start + 1, len(lines)) if lines[i][:1].strip()), len(lines))
+    return "".join([*lines[:end], code, *lines[end:]])
+
+
+def perform(blocks: list[str], tree: Path) -> set[str]:
+    """Apply blocks to a copy of the package. Returns the files that were touched."""
+    touched = set()
+    for file, name, code in (edit for block in blocks for edit in edits(block)):
+        path = tree / file
+        path.write_text(insert(path.read_text(encoding="utf-8"), name, code), encoding="utf-8")
+        touched.add(file)
+    return touched
+
+
+RUN = """
+import torch
+from steepest.config.load import load_config
+from steepest.config.plan import make_plan
+from steepest.core.advantages import ADVANTAGE_ESTIMATORS
+from steepest.core.batch import Batch
+from steepest.core.policy_losses import LossInputs
+from steepest.trainer.build_step import build_advantages
+from steepest.assembly.policy_loss import build_policy_loss
+from steepest.trainer.experience.greedy_baseline import FILLS
+
+REQUIRED = ["data.train_files=a", "data.val_files=b", "actor_rollout_ref.model.path=m"]
+
+def batch(config):
+    made = Batch.from_sequences([[1], [1]], [[2, 3], [4]], group_ids=[0, 1], truncated=[False, False])
+    made.token_level_rewards = torch.tensor([[0.0, 8.0], [2.0, 0.0]])
+    for name in make_plan(config, 2048).estimator_needs:
+        FILLS[name](config)(made, [])
+    build_advantages(config)(made)
+    return made.advantages.tolist()
+
+discounted = load_config([*REQUIRED, "algorithm.adv_estimator=discounted", "algorithm.gamma=0.5"])
+assert discounted.provenance.warnings == () and discounted.critic.enable is False
+assert batch(discounted) == [[8.0, 4.0], [2.0, 0.0]], batch(discounted)
+by_length = load_config([*REQUIRED, "algorithm.adv_estimator=by_length"])
+assert batch(by_length) == [[4.0, 4.0], [2.0, 0.0]], batch(by_length)
+
+key = "actor_rollout_ref.actor.policy_loss"
+bounded = load_config([*REQUIRED, f"{key}.loss_mode=bounded", f"{key}.bonus=0.25"])
+assert bounded.actor_rollout_ref.actor.clip_ratio_high == 0.3
+loss, choose = build_policy_loss(bounded)
+assert choose is None and loss.keywords == {"clip_ratio_high": 0.3, "bonus": 0.25}
+mask = torch.tensor([[True, False]])
+found, stats = loss(LossInputs(torch.tensor([[-2.0, -1.0]]), torch.zeros(1, 2), torch.tensor([[3.0, 3.0]]), mask))
+torch.testing.assert_close(found, torch.tensor([[1.1, 0.0]]))  # 0.3 + 0.25 = 0.55, times 2
+assert stats == {}
+(warning,) = load_config([*REQUIRED, f"{key}.bonus=0.25"]).provenance.warnings
+assert warning == f"{key}.bonus has no effect: only {key}.loss_mode=bounded takes it."
+"""
+
+
+def test_estimators_and_losses_as_the_recipes_say(tmp_path: Path) -> None:
+    """On a copy of the package, in a process of its own."""
+    shutil.copytree(ROOT / "steepest", tmp_path / "steepest", ignore=shutil.ignore_patterns("__pycache__"))
+    statement, function, other_statements, other_function, _ = BLOCKS["advantage estimator"]
+    assert len(perform([statement, function], tmp_path)) == 2
+    assert len(perform([other_statements, other_function], tmp_path)) == 3
+    assert len(perform(BLOCKS["policy loss"], tmp_path)) == 2
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_an_estimator_in_a_file_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(BLOCKS["advantage estimator"][-1])
+    entry = ADVANTAGE_ESTIMATORS.get(f"{file}:function")
+    assert entry.spec.needs == ("values",) and entry.spec.options == {"gamma": "gamma"} and entry.spec.whitened
     mask = torch.tensor([[True, True, False]])
-    function = ADVANTAGE_ESTIMATORS.get("reinforce").value
-    advantages, returns = function(AdvantageInputs(torch.tensor([[0.0, 2.0, 0.0]]), mask))
-    assert advantages.tolist() == returns.tolist() == [[2.0, 2.0, 0.0]]
-
-
-def test_policy_loss() -> None:
-    run("policy loss", POLICY_LOSSES=POLICY_LOSSES, LossInputs=LossInputs)
-    mask = torch.tensor([[True, False]])
-    inputs = LossInputs(torch.tensor([[-0.5, -1.0]]), torch.zeros(1, 2), torch.tensor([[3.0, 3.0]]), mask)
-    loss, stats = POLICY_LOSSES.get("reinforce").value(inputs)
-    assert loss.tolist() == [[1.5, 0.0]] and stats == {}
+    x = AdvantageInputs(torch.tensor([[0.0, 2.0, 0.0]]), mask, values=torch.tensor([[0.5, 1.5, 0.0]]))
+    advantages, returns = entry.value(x, gamma=0.5)
+    assert advantages.tolist() == [[0.5, -0.5, 0.0]] and returns.tolist() == [[1.0, 1.0, 0.0]]
 
 
 def test_reward() -> None:
@@ -71,12 +178,7 @@ def test_reward() -> None:
 
 
 def test_rollout_engine_is_registered_and_loads_its_file_when_asked_for() -> None:
-    run(
-        "rollout engine",
-        ROLLOUT_ENGINES=ROLLOUT_ENGINES,
-        ModelDescription=ModelDescription,
-        RolloutEngine=RolloutEngine,
-    )
+    run("rollout engine", ROLLOUT_ENGINES=ROLLOUT_ENGINES, CausalLM=CausalLM, RolloutEngine=RolloutEngine)
     with pytest.raises(ModuleNotFoundError, match=r"steepest\.rollout\.mine"):
         ROLLOUT_ENGINES.get("mine").value(None)
 

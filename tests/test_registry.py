@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from steepest.errors import ConfigError
-from steepest.registry import Registry, load_file
+from steepest.registry import Entry, Registry, load_file
 
 MINE = """
 from {module} import TABLE
@@ -39,6 +39,17 @@ def test_a_name_is_stored_once_and_a_wrong_one_is_answered_with_the_nearest(tabl
         table.register("plain")(max)
     with pytest.raises(ConfigError, match=r"^section.key='vanila': no such thing. Did you mean 'vanilla'\? Known: "):
         table.get("vanila")
+
+
+def test_what_is_registered_temporarily_is_gone_afterwards(table: Registry) -> None:
+    table.register("plain")(len)
+    with pytest.raises(RuntimeError), table.temporarily(Entry("given", max, {"colour": "red"})):
+        table.register("made")(min)
+        assert table.names() == ["given", "made", "plain"] and table.get("given").facts == {"colour": "red"}
+        with pytest.raises(ValueError, match="registered already"), table.temporarily(Entry("plain", max)):
+            pass
+        raise RuntimeError
+    assert table.names() == ["plain"] and table.get("plain").value is len
 
 
 def test_a_decorated_function_of_ones_own_keeps_what_it_declares_however_often_it_is_asked_for(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from steepest.config.algorithms import option_values
 from steepest.config.schema import Config
 from steepest.config.thresholds import read_band
 from steepest.core.policy_losses import POLICY_LOSSES
@@ -17,19 +18,8 @@ def build_policy_loss(config: Config) -> tuple[PolicyLoss, Choice | None]:
     if (bypass := bypass_loss(config)) is not None:
         return bypass, None
     actor = config.actor_rollout_ref.actor
-    options = {
-        "clip_ratio_low": actor.clip_ratio_low,
-        "clip_ratio_high": actor.clip_ratio_high,
-        "clip_ratio_c": actor.clip_ratio_c,
-        "tau_pos": actor.tau_pos,
-        "tau_neg": actor.tau_neg,
-        "clip_cov_ratio": actor.policy_loss.clip_cov_ratio,
-        "clip_cov_lb": actor.policy_loss.clip_cov_lb,
-        "clip_cov_ub": actor.policy_loss.clip_cov_ub,
-        "kl_cov_ratio": actor.policy_loss.kl_cov_ratio,
-        "ppo_kl_coef": actor.policy_loss.ppo_kl_coef,
-    }
     entry = POLICY_LOSSES.get(actor.policy_loss.loss_mode)
+    options = option_values(entry.spec, actor)
     choose = entry.facts.get("choose")
     return with_options(entry.value, options), None if choose is None else with_options(choose, options)
 

@@ -1,35 +1,14 @@
-"""What the configuration knows of the advantage estimators: what they compare, and the options they take."""
+"""The options of the advantage estimators, as their functions get them."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from steepest.config.algorithms import EstimatorSpec, option_values
 from steepest.config.reward_functions import functions_of
 from steepest.config.schema import Config
 
-IN_GROUPS = (
-    "gdpo",
-    "gpg",
-    "grpo",
-    "grpo_passk",
-    "opo",
-    "optimal_token_baseline",
-    "reinforce_plus_plus_baseline",
-    "rloo",
-)
-"""Estimators that compare the responses to one prompt, and need two of them."""
-
-TAKES: dict[str, tuple[str, ...]] = {
-    "gamma": ("gae", "reinforce_plus_plus"),
-    "lam": ("gae",),
-    "lam_critic": ("gae",),
-    "length_adaptive_alpha": ("gae",),
-    "norm_adv_by_std_in_grpo": ("gdpo", "grpo", "grpo_passk"),
-}
-"""Option of `algorithm` -> the estimators that take it."""
-
-
-def takes(estimator: str, option: str) -> bool:
-    """Whether an estimator takes an option of TAKES. One of the user's own may take any."""
-    return ":" in estimator or estimator in TAKES[option]
+_WEIGHTS = "gdpo_reward_weights"
 
 
 def named_rewards(c: Config) -> dict[str, float]:
@@ -41,3 +20,14 @@ def named_rewards(c: Config) -> dict[str, float]:
     if weights is None:
         return {name: functions.get(name, 1.0) for name in names}
     return dict(zip(names, weights, strict=False))
+
+
+def estimator_options(spec: EstimatorSpec, c: Config) -> dict[str, Any]:
+    """Keyword -> value. Weights are those of `named_rewards`; an estimator that reads none has no weights either."""
+    values = option_values(spec, c.algorithm)
+    keyword = spec.options.get(_WEIGHTS)
+    if keyword is not None:
+        del values[keyword]
+        if "named_rewards" in spec.needs:
+            values[keyword] = tuple(named_rewards(c).values())
+    return values

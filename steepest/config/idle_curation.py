@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from steepest.config.algorithms import LOSSES
 from steepest.config.idle import Idle
 from steepest.config.idle import names_of as _names
 from steepest.config.resolve import ACTOR
@@ -31,7 +32,7 @@ CORRECTION_IDLE = [
         "algorithm.rollout_correction.bypass_mode is off",
     ),
     Idle(
-        _names(ACTOR, "policy_loss clip_ratio clip_ratio_low clip_ratio_high clip_ratio_c tau_pos tau_neg"),
+        (*_names(ACTOR, "policy_loss clip_ratio"), *(f"{ACTOR}.{key}" for key in LOSSES.option_keys())),
         lambda c: _correction(c).bypass_mode and _correction(c).loss_type == "reinforce",
         "algorithm.rollout_correction.loss_type=reinforce stands for the policy loss in bypass mode",
     ),

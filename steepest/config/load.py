@@ -55,7 +55,7 @@ class Job(Generic[ConfigT]):
     book: KeyBook
     resolve: Callable[[dict[str, Any], Callable[[str], bool]], dict[str, str]]
     rules: list[rules.Rule]
-    idle: list[Idle]
+    idle: Callable[[], list[Idle]]
     warnings: list[Callable[[dict[str, Any], Any], Any]] = field(default_factory=list)
 
 
@@ -72,7 +72,7 @@ PPO_JOB = Job(
         *rules_policy_loss.POLICY_LOSS_RULES,
         *rules_reward.REWARD_RULES,
     ],
-    no_effect.PPO_IDLE,
+    no_effect.ppo_idle,
     no_effect.PPO_WARNINGS,
 )
 SFT_JOB = Job(
@@ -81,7 +81,7 @@ SFT_JOB = Job(
     KeyBook(tree.leaves(SFTConfig), verl_keys.SFT_REFUSED, verl_keys.SFT_NO_EFFECT),
     resolve.resolve_sft,
     [*rules.SFT_RULES, *rules_lora.SFT_LORA_RULES],
-    no_effect.SFT_IDLE,
+    lambda: no_effect.SFT_IDLE,
 )
 
 
@@ -270,7 +270,7 @@ class _Loading(Generic[ConfigT]):
 
     def _provenance(self, config: ConfigT, given: dict[str, Any], derived: dict[str, str]) -> Provenance:
         asked = [key for key in given if self._asks(key, tree.thaw(config), given)]
-        found = list(no_effect.idle_warnings(self.job.idle, config, asked))
+        found = list(no_effect.idle_warnings(self.job.idle(), config, asked))
         wished = {key: given[key] for key in asked}
         for warn in self.job.warnings:
             found.extend(warn(wished, config))

@@ -9,27 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from steepest.config.estimators import takes
 from steepest.config.idle import Idle
 from steepest.config.idle import names_of as _names
-from steepest.config.idle_advantages import ADVANTAGE_IDLE
+from steepest.config.idle_advantages import advantage_idle
 from steepest.config.idle_curation import CORRECTION_IDLE, CURATION_IDLE
+from steepest.config.needs import reads_ref_log_probs, uses_reference
 from steepest.config.resolve import ACTOR, MODEL, REF, ROLLOUT
 from steepest.config.reward_functions import GRADER, IN_WORKERS, JUDGE, functions_of
 from steepest.config.schema import Config
 from steepest.config.schema_sft import SFTConfig
-from steepest.config.warnings_policy_loss import POLICY_LOSS_IDLE, POLICY_LOSS_WARNINGS
-
-
-def uses_reference(c: Config) -> bool:
-    """Whether any KL term is on."""
-    return bool(c.algorithm.use_kl_in_reward) or c.actor_rollout_ref.actor.use_kl_loss
-
-
-def reads_ref_log_probs(c: Config) -> bool:
-    """Whether the reference's log-probs are read: the exact KL (full) reads its distributions in the update instead."""
-    actor = c.actor_rollout_ref.actor
-    return bool(c.algorithm.use_kl_in_reward) or (actor.use_kl_loss and actor.kl_loss_type != "full")
+from steepest.config.warnings_policy_loss import POLICY_LOSS_WARNINGS, policy_loss_idle
+from steepest.registry import is_own_code
 
 
 def _optim(section: str, get: Callable[[Any], Any]) -> list[Idle]:
@@ -77,7 +67,7 @@ REWARD_IDLE = [
     Idle(("reward.mode",), lambda c: not _rewards(c) & {GRADER, "gsm8k"}, "no reward of reward.functions has modes"),
     Idle(
         _names("reward", "num_workers timeout_s"),
-        lambda c: not any(name in IN_WORKERS or ":" in name for name in _rewards(c)),
+        lambda c: not any(name in IN_WORKERS or is_own_code(name) for name in _rewards(c)),
         "no reward of reward.functions runs in worker processes",
     ),
     Idle(
@@ -139,21 +129,6 @@ PPO_IDLE = [
         f"{ACTOR}.use_kl_loss is off (for the reward: algorithm.use_kl_in_reward)",
     ),
     Idle(
-        ("algorithm.gamma",),
-        lambda c: not takes(c.algorithm.adv_estimator, "gamma"),
-        "this algorithm.adv_estimator does not discount",
-    ),
-    Idle(
-        ("algorithm.lam",),
-        lambda c: not takes(c.algorithm.adv_estimator, "lam"),
-        "algorithm.adv_estimator is not gae",
-    ),
-    Idle(
-        ("algorithm.norm_adv_by_std_in_grpo",),
-        lambda c: not takes(c.algorithm.adv_estimator, "norm_adv_by_std_in_grpo"),
-        "adv_estimator is none of grpo, gdpo and grpo_passk",
-    ),
-    Idle(
         (f"{ACTOR}.loss_scale_factor",),
         lambda c: not _actor(c).loss_agg_mode.endswith("-norm"),
         "no -norm loss_agg_mode",
@@ -168,10 +143,8 @@ PPO_IDLE = [
         lambda c: _rollout(c).n == 1,
         f"{ROLLOUT}.n=1: no two responses have one prompt",
     ),
-    *ADVANTAGE_IDLE,
     *CORRECTION_IDLE,
     *CURATION_IDLE,
-    *POLICY_LOSS_IDLE,
     Idle(("critic.data_loader_seed",), lambda c: not c.critic.shuffle, "critic.shuffle is off"),
     Idle(
         _names("trainer", "max_actor_ckpt_to_keep max_critic_ckpt_to_keep"),
@@ -236,6 +209,13 @@ PPO_IDLE = [
     *_optim(f"{ACTOR}.optim", lambda c: _actor(c).optim),
     *_optim("critic.optim", lambda c: c.critic.optim),
 ]
+
+
+def ppo_idle() -> list[Idle]:
+    """The whole table of the PPO job. What estimators and losses state is read when it is asked for."""
+    return [*PPO_IDLE, *advantage_idle(), *policy_loss_idle()]
+
+
 SFT_IDLE = [
     Idle(
         ("trainer.resume_from_path",),

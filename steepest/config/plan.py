@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from steepest.config.no_effect import uses_reference
-from steepest.config.rules_curation import corrects
+from steepest.config.algorithms import ESTIMATORS, LOSSES, EstimatorSpec
+from steepest.config.needs import corrects, reads_ref_log_probs, updates_per_step, uses_reference
 from steepest.config.schema import Config, TrainerConfig
 from steepest.config.schema_model import OptimConfig
 from steepest.config.schema_sft import SFTConfig, SFTTrainerConfig
@@ -36,10 +36,16 @@ class Plan:
     """Steps of learning-rate warm-up."""
     critic_lr_warmup_steps: int
     """Steps of learning-rate warm-up of the critic (not `trainer.critic_warmup`)."""
+    estimator_needs: tuple[str, ...]
+    """What the advantage estimator reads in addition to rewards and masks."""
     needs_critic: bool
     values_by_update: bool
     """The critic's one update a step computes the values too: each micro-batch goes backward with its own returns."""
     needs_reference: bool
+    reads_ref_log_probs: bool
+    """The reference has a pass of its own. False with the exact KL alone, for which it computes in the update."""
+    corrects: bool
+    """Old and rollout log-probs are compared before the update, to weigh tokens or to reject them."""
     old_log_probs: OldLogProbs
     """Where the log-probs before the update come from."""
     sums_squares: bool
@@ -61,28 +67,30 @@ class SFTPlan:
 def make_plan(
     config: Config,
     num_train_samples: int,
-    needs: tuple[str, ...] = (),
+    estimator: EstimatorSpec | None = None,
     *,
-    by_row: bool = False,
     half_precision: bool = False,
 ) -> Plan:
     """Derive the run's numbers.
 
-    `num_train_samples` counts the rows left after filtering; `needs` is what the advantage estimator declared it reads
-    (`("values",)`, `("group_ids",)`, ...), and `by_row` that a row's returns follow from this row; `half_precision`
-    says that the engine or the actor computes in it. Raises ConfigError when no batch is ever full, the critic does not
-    fit, or the actor would never be trained.
+    `num_train_samples` counts the rows left after filtering. `estimator` is what the advantage estimator states
+    (`ADVANTAGE_ESTIMATORS.get(name).spec`); it may be left out for a built-in. `half_precision` says that the engine or
+    the actor computes in it. Raises ConfigError when no batch is ever full, the critic does not fit, or the actor would
+    never be trained; ValueError for an estimator of the user's own without its statement.
     """
+    spec = estimator or ESTIMATORS.find(config.algorithm.adv_estimator)
+    if spec is None:
+        raise ValueError(f"algorithm.adv_estimator={config.algorithm.adv_estimator}: pass the statement of its file")
     arr, critic, trainer = config.actor_rollout_ref, config.critic, config.trainer
     actor, n = arr.actor, arr.rollout.n
     batch = config.data.train_batch_size
     mini, critic_mini = actor.ppo_mini_batch_size or batch, critic.ppo_mini_batch_size or batch
     per_epoch = _steps_per_epoch(num_train_samples, batch)
     total = trainer.total_training_steps or per_epoch * trainer.total_epochs
-    needs_critic = _needs_critic(config, needs)
+    needs_critic = _needs_critic(config, spec)
     _check_critic_warmup(config, total)
-    updates = batch // mini * actor.ppo_epochs
-    source, why = _old_log_probs(config, updates, half_precision, needs)
+    updates = updates_per_step(config)
+    source, why = _old_log_probs(config, updates, half_precision, spec.needs)
     plan = Plan(
         steps_per_epoch=per_epoch,
         total_steps=total,
@@ -92,13 +100,16 @@ def make_plan(
         updates_per_step=updates,
         actor_warmup_steps=_warmup_steps(actor.optim, total),
         critic_lr_warmup_steps=_warmup_steps(critic.optim, total),
+        estimator_needs=spec.needs,
         needs_critic=needs_critic,
         values_by_update=needs_critic
-        and by_row
+        and spec.by_row
         and _values_by_update(config, batch // critic_mini * critic.ppo_epochs),
         needs_reference=uses_reference(config),
+        reads_ref_log_probs=reads_ref_log_probs(config),
+        corrects=corrects(config),
         old_log_probs=source,
-        sums_squares="sum_pi_squared" in needs,
+        sums_squares="sum_pi_squared" in spec.needs,
         notes=(),
     )
     return _with_notes(plan, config, num_train_samples, why)
@@ -171,11 +182,11 @@ def _warmup_steps(optim: OptimConfig, total_steps: int) -> int:
     return optim.lr_warmup_steps if optim.lr_warmup_steps > 0 else int(optim.lr_warmup_steps_ratio * total_steps)
 
 
-def _needs_critic(config: Config, needs: tuple[str, ...]) -> bool:
+def _needs_critic(config: Config, spec: EstimatorSpec) -> bool:
     enable, name = config.critic.enable, config.algorithm.adv_estimator
-    if enable is False and "values" in needs:
+    if enable is False and spec.needs_critic:
         raise ConfigError(f"critic.enable=False: algorithm.adv_estimator={name} needs values. Remove critic.enable.")
-    needs_critic = "values" in needs if enable is None else enable
+    needs_critic = spec.needs_critic if enable is None else enable
     if config.trainer.critic_warmup and not needs_critic:
         raise ConfigError(
             f"trainer.critic_warmup={config.trainer.critic_warmup} without a critic (adv_estimator={name}): "
@@ -205,8 +216,9 @@ def _with_notes(plan: Plan, config: Config, num_samples: int, old_log_probs: str
     if actor.use_kl_loss:
         notes.append(f"KL in the loss is on: {actor.kl_loss_type}, coefficient {actor.kl_loss_coef:g}.")
     at_one = plan.updates_per_step == 1 and plan.old_log_probs != "rollout"
-    if at_one and (idle := _IDLE_AT_RATIO_ONE.get(actor.policy_loss.loss_mode, "clip")):
-        notes.append(f"One update a step: the ratio is 1 throughout, so the {idle} never acts.")
+    loss = LOSSES.assume(actor.policy_loss.loss_mode)
+    if at_one and loss.has_ratio:
+        notes.append(f"One update a step: the ratio is 1 throughout, so the {loss.idle_at_ratio_one} never acts.")
     notes.append(old_log_probs)
     if config.algorithm.filter_groups.enable:
         notes.append(
@@ -222,10 +234,6 @@ def _with_notes(plan: Plan, config: Config, num_samples: int, old_log_probs: str
         _step_notes(config.trainer, plan.steps_per_epoch, plan.total_steps, num_samples, config.data.train_batch_size)
     )
     return dataclasses.replace(plan, notes=tuple(notes))
-
-
-_IDLE_AT_RATIO_ONE = {"gpg": "", "sapo": "gate", "kl_cov": "penalty", "clip_cov": "clip of the ratio"}
-"""What a policy loss does about a ratio that leaves 1; elsewhere it is the clip."""
 
 
 def _kl_note(config: Config) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from steepest.config.algorithms import ESTIMATORS, LOSSES
 from steepest.config.environment import hub_from_environment
-from steepest.config.policy_losses import CLIP_RANGES, DUAL_CLIP, MEANS_OF_ROWS, RATIO_BOUNDS
 from steepest.config.reward_functions import REWARD_MODEL
 from steepest.config.tree import get, put
 
@@ -106,16 +106,16 @@ def _resolve_lora(d: Deriver) -> None:
 
 def _resolve_policy_loss(d: Deriver, is_set: IsSet) -> None:
     key, low, high = (f"{ACTOR}.{name}" for name in ("policy_loss.loss_mode", "clip_ratio_low", "clip_ratio_high"))
-    loss = d[key]
-    if loss in CLIP_RANGES and not is_set(f"{ACTOR}.clip_ratio"):
-        for side, value in zip((low, high), CLIP_RANGES[loss], strict=True):
+    loss = LOSSES.assume(d[key])  # the user's own function gets PPO's values
+    if loss.clip_range is not None and not is_set(f"{ACTOR}.clip_ratio"):
+        for side, value in zip((low, high), loss.clip_range, strict=True):
             d.fill(side, value, key)
     d.copy(f"{ACTOR}.clip_ratio", low, high)
-    d.fill(f"{ACTOR}.clip_ratio_c", RATIO_BOUNDS.get(loss, DUAL_CLIP), key)
+    d.fill(f"{ACTOR}.clip_ratio_c", loss.ratio_bound, key)
     # The critic follows the user's word, not what suits a loss of whole responses.
     d.copy(f"{ACTOR}.loss_agg_mode", "critic.loss_agg_mode")
     d.fill("critic.loss_agg_mode", "token-mean", f"{ACTOR}.loss_agg_mode")
-    d.fill(f"{ACTOR}.loss_agg_mode", "seq-mean-token-mean" if loss in MEANS_OF_ROWS else "token-mean", key)
+    d.fill(f"{ACTOR}.loss_agg_mode", loss.mean, key)
 
 
 def _resolve_critic(d: Deriver) -> None:
@@ -127,9 +127,9 @@ def _resolve_critic(d: Deriver) -> None:
         "loss_scale_factor",
     ):
         d.copy(f"{ACTOR}.{name}", f"critic.{name}")
-    # an estimator of the user's own says itself whether it reads values: plan.py asks it
-    if ":" not in d["algorithm.adv_estimator"]:
-        d.fill("critic.enable", d["algorithm.adv_estimator"] == "gae", "algorithm.adv_estimator")
+    estimator = ESTIMATORS.find(d["algorithm.adv_estimator"])
+    if estimator is not None:  # else it is known when the run begins: plan.py
+        d.fill("critic.enable", estimator.needs_critic, "algorithm.adv_estimator")
 
 
 def _resolve_micro_batches(d: Deriver) -> None:
@@ -152,7 +152,7 @@ def _resolve_micro_batches(d: Deriver) -> None:
 
 def _resolve_kl(d: Deriver, is_set: IsSet) -> None:
     coef = "algorithm.kl_ctrl.kl_coef"
-    is_on = d[coef] > 0 and (is_set(coef) or d["algorithm.adv_estimator"] == "gae")
+    is_on = d[coef] > 0 and (is_set(coef) or ESTIMATORS.assume(d["algorithm.adv_estimator"]).kl_by_default)
     d.fill("algorithm.use_kl_in_reward", is_on, coef if is_set(coef) else "algorithm.adv_estimator")
 
 

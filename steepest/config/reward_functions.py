@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from steepest.registry import nearest
+from steepest.registry import is_own_code, nearest
 
 KEY = "reward.functions"
 GRADER = "grader"
@@ -53,7 +53,7 @@ def function_problems(value: Mapping[str, Any]) -> list[str]:
 
 
 def _entry_problems(name: str, entry: Any) -> list[str]:
-    if name not in NAMES and ":" not in name:
+    if name not in NAMES and not is_own_code(name):
         guess = nearest(name, NAMES)
         hint = f" Did you mean {guess}?" if guess else ""
         return [f"{KEY}: no such reward: {name}.{hint} Known: {', '.join(NAMES)}, or file.py:function of your own."]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from steepest.config.algorithms import ESTIMATORS
 from steepest.config.environment import switch_problems
-from steepest.config.estimators import IN_GROUPS
 from steepest.config.resolve import ACTOR, REF, ROLLOUT, IsSet
 from steepest.config.schema import Config
 from steepest.config.schema_sft import SFTConfig
@@ -56,7 +56,7 @@ def mini_batches_divide_the_batch(c: Config, is_set: IsSet) -> Iterator[str]:
 @rule("algorithm.adv_estimator", f"{ROLLOUT}.n")
 def estimators_need_groups(c: Config, is_set: IsSet) -> Iterator[str]:
     name = c.algorithm.adv_estimator
-    if name in IN_GROUPS and c.actor_rollout_ref.rollout.n < 2:
+    if ESTIMATORS.assume(name).in_groups and c.actor_rollout_ref.rollout.n < 2:
         yield (
             f"{ROLLOUT}.n=1 with algorithm.adv_estimator={name}: a group of one has no baseline, "
             f"so every advantage is zero. Use {ROLLOUT}.n >= 2."
@@ -224,9 +224,10 @@ def norm_has_a_scale(c: Config, is_set: IsSet) -> Iterator[str]:
 @rule("algorithm.adv_estimator", "critic.enable", "trainer.critic_warmup")
 def critic_fits_the_estimator(c: Config, is_set: IsSet) -> Iterator[str]:
     name = c.algorithm.adv_estimator
-    if name == "gae" and c.critic.enable is False:
-        yield "critic.enable=False with algorithm.adv_estimator=gae: gae needs values. Remove it."
-    if name != "gae" and ":" not in name and c.critic.enable:
+    spec = ESTIMATORS.find(name)
+    if spec is not None and spec.needs_critic and c.critic.enable is False:
+        yield f"critic.enable=False with algorithm.adv_estimator={name}: {name} needs values. Remove it."
+    if spec is not None and not spec.needs_critic and c.critic.enable:
         yield f"critic.enable=True with algorithm.adv_estimator={name}: nothing would read the values. Remove it."
     if c.trainer.critic_warmup and c.critic.enable is False:
         yield (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from steepest.config.needs import corrects
 from steepest.config.resolve import ACTOR, ROLLOUT, IsSet
 from steepest.config.rules import Rule, rule
 from steepest.config.schema import Config
@@ -11,12 +12,6 @@ from steepest.config.thresholds import pair_thresholds, read_band
 
 CURATION_RULES: list[Rule] = []
 CORRECTION = "algorithm.rollout_correction"
-
-
-def corrects(c: Config) -> bool:
-    """Whether old and rollout log-probs are compared before the update, to weigh or to reject."""
-    correction = c.algorithm.rollout_correction
-    return correction.rollout_is is not None or bool(correction.rollout_rs)
 
 
 @rule(f"{CORRECTION}.rollout_is", f"{CORRECTION}.rollout_is_threshold", table=CURATION_RULES)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from steepest.config.algorithms import PolicyLossConfig
 from steepest.config.schema_model import ComputeConfig, OptimConfig
 from steepest.config.schema_types import (
     DERIVED,
     Bounds,
     LossAggMode,
-    NameOf,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -35,31 +35,6 @@ KLLossKind = Literal[
     "k3+",
     "full",
 ]
-PolicyLossName = Annotated[
-    str,
-    NameOf(
-        "policy loss",
-        ("vanilla", "gspo", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "cispo", "dppo_tv", "dppo_kl"),
-    ),
-]
-
-
-@dataclass(frozen=True)
-class PolicyLossConfig:
-    """`actor_rollout_ref.actor.policy_loss`."""
-
-    loss_mode: PolicyLossName = "vanilla"
-    """Name of the policy loss: vanilla is PPO's clip with the dual clip; geo_mean is GMPO."""
-    clip_cov_ratio: PositiveShare = 2e-4
-    """clip_cov: share of a mini-batch's tokens that take no part in its update, one at least."""
-    clip_cov_lb: float = 1.0
-    """clip_cov: they are drawn from those whose covariance of log-prob and advantage is above this ..."""
-    clip_cov_ub: float = 5.0
-    """... and below this."""
-    kl_cov_ratio: PositiveShare = 2e-4
-    """kl_cov: share of a mini-batch's tokens that are penalised, those of largest covariance, one at least."""
-    ppo_kl_coef: NonNegativeFloat = 0.1
-    """kl_cov: weight of that penalty, |log_prob - old_log_prob|. The paper's runs use 1."""
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
+from steepest.config.algorithms import AdvEstimatorName
 from steepest.config.schema_curation import FilterGroupsConfig, PFPPOConfig, RolloutCorrectionConfig
-from steepest.config.schema_types import DERIVED, NameOf, NonNegativeFloat, Positive, PositiveFloat, Share
+from steepest.config.schema_types import DERIVED, NonNegativeFloat, Positive, PositiveFloat, Share
 
 KLKind = Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3"]
-AdvEstimatorName = Annotated[
-    str,
-    NameOf(
-        "advantage estimator",
-        (
-            "gae", "gdpo", "gpg", "grpo", "grpo_passk", "opo", "optimal_token_baseline", "reinforce_plus_plus",
-            "reinforce_plus_plus_baseline", "remax", "rloo",
-        ),
-    ),
-]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A field's annotation says all that is checked about its value alone; what keys m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -56,7 +57,12 @@ class NameOf:
     """The name of a registered function: one of `known`, or `module:function` or `file.py:function` of the user's."""
 
     kind: str
-    known: tuple[str, ...]
+    names: Callable[[], tuple[str, ...]]
+    """Asked when a name is checked, so that what is registered for a while counts."""
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        return self.names()
 
 
 DERIVED: Any = None

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from steepest.config.schema_types import Bounds, IsPath, MinusOneOr, NameOf, Required
-from steepest.registry import nearest
+from steepest.registry import is_own_code, nearest
 
 ConfigT = TypeVar("ConfigT")
 PROVENANCE = "provenance"
@@ -192,7 +192,7 @@ def value_problem(leaf: Leaf, value: Any) -> str | None:
         if bounds and (problem := bounds.problem(one)):
             return f"{problem}."
         name = leaf.mark(NameOf)
-        if name and one not in name.known and ":" not in one:
+        if name and one not in name.known and not is_own_code(one):
             known = f"Known: {', '.join(name.known)}, or module:function of your own"
             return f"no such {name.kind}.{_guess(one, name.known)} {known}."
     return None

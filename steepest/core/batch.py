@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -91,10 +91,14 @@ class Batch:
     """(B, T) f32, log-probs of the distribution sampled from, by the engine; 0 where masked."""
     token_level_scores: Tensor | None = None
     """(B, T) f32, the score on the last policy token of a row (`last_policy_token`), 0 elsewhere; by the reward."""
-    named_rewards: Tensor | None = None
-    """(B, K) f32, rewards of each response that the estimator reads one by one; 0 where the reward failed."""
-    reward_baselines: Tensor | None = None
-    """(B,) f32, the reward of the greedy response to the row's prompt; NaN where that reward failed."""
+    extras: dict[str, Tensor] = field(default_factory=dict)
+    """What only some advantage estimators read, (B, ...), by name; written because such an estimator needs it.
+
+    named_rewards (B, K) f32     rewards of each response one by one; by the reward, 0 where it failed
+    reward_baselines (B,) f32    the reward of the greedy response to the row's prompt; NaN where that reward failed
+    sum_pi_squared (B, T) f32    sum over the vocabulary of the squared probabilities of the policy before the update,
+                                 by the actor; 0 outside of trained_mask
+    """
     old_log_probs: Tensor | None = None
     """(B, T) f32, log-probs before the update, by the actor; 0 outside of trained_mask, or of loss_mask where the
     update itself computes them. Those that the engine stands in for are not 0 in rows that are left out."""
@@ -102,9 +106,6 @@ class Batch:
     """(B,) bool, rows whose old_log_probs are the actor's own, the others' being the engine's; None: all rows."""
     entropies: Tensor | None = None
     """(B, T) f32, entropy of the policy before the update, by the actor; 0 outside of trained_mask."""
-    sum_pi_squared: Tensor | None = None
-    """(B, T) f32, sum over the vocabulary of that policy's squared probabilities, by the actor; 0 outside of
-    trained_mask."""
     ref_log_probs: Tensor | None = None
     """(B, T) f32, by the reference; 0 outside of trained_mask."""
     values: Tensor | None = None
@@ -176,6 +177,8 @@ class Batch:
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
                 picked[item.name] = value[rows]
+            elif item.name == "extras":
+                picked[item.name] = {name: extra[rows] for name, extra in value.items()}
             elif item.name == "samples" and len(value):
                 indices = torch.arange(len(self))[rows].tolist()
                 picked[item.name] = [value[i] for i in indices]
@@ -188,12 +191,14 @@ class Batch:
         """The rows of several batches in their order, padded to the widest; groups are numbered again from 0.
 
         Masks are false on the padding that is added. Every group must lie in one part. A field must be None in all
-        parts or in none; raises ValueError.
+        parts or in none, an extra in all of them or in none; raises ValueError.
         """
         out: dict[str, Any] = {}
         for item in dataclasses.fields(cls):
             values = [getattr(part, item.name) for part in parts]
-            if any(value is None for value in values):
+            if item.name == "extras":
+                out[item.name] = _cat_extras(values)
+            elif any(value is None for value in values):
                 if not all(value is None for value in values):
                     raise ValueError(f"Batch.cat: {item.name} is None in some of the parts only")
                 out[item.name] = None
@@ -258,6 +263,13 @@ def _pad_mask(masks: Sequence[Sequence[bool]], responses: Sequence[Sequence[int]
         if len(mask) != len(response):
             raise ValueError(f"row {row}: response_mask has {len(mask)} entries for {len(response)} response tokens")
     return _pad(masks, width, 0).bool()
+
+
+def _cat_extras(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    for name in {name for part in parts for name in part}:
+        if not all(name in part for part in parts):
+            raise ValueError(f"Batch.cat: extras[{name!r}] is missing in some of the parts only")
+    return {name: _cat([part[name] for part in parts], 0, left=False) for name in parts[0]}
 
 
 def _pad(rows: Sequence[Sequence[Any]], width: int, fill: float, *, left: bool = False) -> Tensor:

@@ -219,6 +219,8 @@ def move(record: RecordT, device: torch.device) -> RecordT:
         for item in dataclasses.fields(record)
         if isinstance(value := getattr(record, item.name), Tensor)
     }
+    if isinstance(record, Batch):
+        tensors["extras"] = {name: value.to(device, non_blocking=True) for name, value in record.extras.items()}
     return dataclasses.replace(record, **tensors)
 
 

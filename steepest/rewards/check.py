@@ -17,7 +17,7 @@ from typing import Any
 
 from steepest.config.reward_functions import WeightedFunction
 from steepest.errors import ConfigError, DataError, RewardError
-from steepest.registry import nearest
+from steepest.registry import is_own_code, nearest
 from steepest.rewards.api import REWARDS, RewardRequest, entry_for
 from steepest.rewards.weighted import BoundFunction, bind, score_one
 
@@ -110,7 +110,7 @@ def check(name: str, *, mode: str | None = None, corpus: Path | None = None) -> 
     Raises ConfigError for a reward that there is not or that has no corpus, and for a mode that it has not; DataError
     for a corpus that cannot be read.
     """
-    if ":" in name:
+    if is_own_code(name):
         function = bind([WeightedFunction(name, 1.0, {})])[0]
     else:
         entry = entry_for(name)

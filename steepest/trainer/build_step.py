@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -13,22 +13,18 @@ from steepest.assembly.compute import compute_dtype
 from steepest.assembly.engine import frees_engine, publish_weights
 from steepest.assembly.policy_loss import build_weighting
 from steepest.assembly.roles import Models
-from steepest.config.estimators import named_rewards
-from steepest.config.no_effect import reads_ref_log_probs
+from steepest.config.estimators import estimator_options
 from steepest.config.plan import Plan
-from steepest.config.rules_curation import corrects
 from steepest.config.schema import Config
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.devices.api import Device
-from steepest.errors import ConfigError
 from steepest.learner.metrics import Metrics
 from steepest.models.causal_lm import CausalLM
 from steepest.models.flops import WORK, generation_flops
 from steepest.registry import with_options
-from steepest.rewards.api import RewardResult
 from steepest.rollout import RolloutEngine, SamplingParams
 from steepest.rollout.weights import LocalWeights
 from steepest.trainer.algorithm.advantages import Advantages, KLController, KLShapedRewards, plain_rewards
@@ -41,7 +37,7 @@ from steepest.trainer.algorithm.correction import (
 from steepest.trainer.algorithm.old_log_probs import ActorOfEngineLogProbs, ActorWithSquares
 from steepest.trainer.algorithm.row_selection import FilteredActor, FilteredCritic, FilteredRows, PretrainedCritic
 from steepest.trainer.experience.dynamic_sampling import DynamicSampling, PromptPosition
-from steepest.trainer.experience.greedy_baseline import GreedyBaselines, NamedRewards
+from steepest.trainer.experience.greedy_baseline import FILLS, GreedyBaselines
 from steepest.trainer.experience.scoring import StepScorer
 from steepest.trainer.experience.single_turn import StepRollouts
 from steepest.trainer.loop import Timer
@@ -95,39 +91,27 @@ def build_controller(config: Config) -> KLController:
 
 
 def build_advantages(config: Config) -> Advantages:
-    """The estimator with its options. It says itself whether its advantages are whitened over the batch; one that does
-    not say is where it reads values, as groups have a scale of their own."""
-    algorithm = config.algorithm
-    options: dict[str, Any] = {
-        "gamma": algorithm.gamma,
-        "lam": algorithm.lam,
-        "lam_critic": algorithm.lam_critic,
-        "length_adaptive_alpha": algorithm.length_adaptive_alpha,
-        "bootstrap_truncated": algorithm.bootstrap_truncated,
-        "norm_by_std": algorithm.norm_adv_by_std_in_grpo,
-    }
-    entry = ADVANTAGE_ESTIMATORS.get(algorithm.adv_estimator)
-    needs = entry.facts.get("needs", ())
-    if "named_rewards" in needs:
-        options["weights"] = tuple(named_rewards(config).values())
-    return Advantages(with_options(entry.value, options), whitened=entry.facts.get("whitened", "values" in needs))
+    """The estimator with its options, and whether its advantages are whitened over the batch."""
+    entry = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator)
+    options = estimator_options(entry.spec, config)
+    return Advantages(with_options(entry.value, options), whitened=entry.spec.whitened)
 
 
-def build_reward_shaping(config: Config, controller: KLController) -> Callable[[Batch], Metrics]:
+def build_reward_shaping(config: Config, plan: Plan, controller: KLController) -> Callable[[Batch], Metrics]:
     """From scores to rewards, behind the correction of the batch where one is asked for."""
     algorithm, shape = config.algorithm, plain_rewards
     if algorithm.use_kl_in_reward:
         shape = KLShapedRewards(controller, algorithm.kl_penalty)
-    if not corrects(config):
+    if not plan.corrects:
         return shape
     return CorrectedRewards(build_weighting(config), build_rejections(config), shape)
 
 
-def compares_engines(config: Config) -> bool:
+def compares_engines(config: Config, plan: Plan) -> bool:
     """Whether the finished batch tells how far engine and trainer are apart: both speak of one distribution, have
     log-probs of their own, and nothing has been taken out of the batch for being too far."""
     bypass = config.algorithm.rollout_correction.bypass_mode
-    return unfiltered(train_sampling(config)) and not bypass and not corrects(config)
+    return unfiltered(train_sampling(config)) and not bypass and not plan.corrects
 
 
 def describe_batch(batch: Batch, *, device: Device, compare_engines: bool) -> Metrics:
@@ -160,38 +144,30 @@ def generate_and_release(generate: Callable[[int], Batch], release: Callable[[],
 
 
 def filled_for_estimator(
-    config: Config, rollouts: StepRollouts, scorer: StepScorer, model: CausalLM
+    config: Config, plan: Plan, rollouts: StepRollouts, scorer: StepScorer, model: CausalLM
 ) -> tuple[Callable[[int], Batch], StepScorer]:
     """Rollouts and their scoring, with what the estimator reads beside the scores."""
-    needs = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator).facts.get("needs", ())
     generate: Callable[[int], Batch] = partial(generate_counted, rollouts, model)
-    fills: list[Callable[[Batch, list[RewardResult]], None]] = []
-    if "named_rewards" in needs:
-        fills.append(NamedRewards(_names_of_rewards(config)))
-    if "reward_baselines" in needs:
+    fills = [FILLS[name](config) for name in plan.estimator_needs if name in FILLS]
+    if "reward_baselines" in plan.estimator_needs:
         baselines = GreedyBaselines(generate, partial(generate_counted, rollouts.greedily, model), scorer)
         generate = baselines.generate
         fills.append(baselines.fill)
     return generate, replace(scorer, fills=fills)
 
 
-def _names_of_rewards(config: Config) -> tuple[str, ...]:
-    names = tuple(named_rewards(config))
-    if not names:  # of gdpo a rule has asked for them
-        raise ConfigError(
-            f"algorithm.adv_estimator={config.algorithm.adv_estimator} reads rewards by name, and none is named. Set "
-            "algorithm.gdpo_reward_keys, or reward.functions."
-        )
-    return names
-
-
 def build_sampling(
-    config: Config, rollouts: StepRollouts, scorer: StepScorer, position: PromptPosition, model: CausalLM
+    config: Config,
+    plan: Plan,
+    rollouts: StepRollouts,
+    scorer: StepScorer,
+    position: PromptPosition,
+    model: CausalLM,
 ) -> tuple[Callable[[int], Batch], Callable[[Batch, int], Metrics]]:
     """`generate` and `score` of a step: one after the other, or in turns until enough groups differ."""
     filter_groups = config.algorithm.filter_groups
     # the engine stays awake until all responses of the step are there
-    generate, scorer = filled_for_estimator(config, replace(rollouts, release=lambda: None), scorer, model)
+    generate, scorer = filled_for_estimator(config, plan, replace(rollouts, release=lambda: None), scorer, model)
     if not filter_groups.enable:
         return partial(generate_and_release, generate, rollouts.release), scorer
     sampling = DynamicSampling(
@@ -228,9 +204,9 @@ def actor_of_a_step(config: Config, plan: Plan, models: Models) -> ActorLike:
     return wrapped
 
 
-def reference_of_a_step(config: Config, models: Models) -> ReferenceLike:
+def reference_of_a_step(plan: Plan, models: Models) -> ReferenceLike:
     """The reference, where its log-probs are read: the exact KL has it compute in the actor's update instead."""
-    return models.reference if models.reference is not None and reads_ref_log_probs(config) else NoReference()
+    return models.reference if models.reference is not None and plan.reads_ref_log_probs else NoReference()
 
 
 def critic_of_a_step(config: Config, plan: Plan, models: Models, advantages: Advantages) -> CriticLike:
@@ -285,12 +261,12 @@ def build_step(
         score=score,
         actor=ActorAfterWarmup(actor, config.trainer.critic_warmup),
         critic=critic,
-        reference=reference_of_a_step(config, models),
-        shape_rewards=build_reward_shaping(config, controller),
+        reference=reference_of_a_step(plan, models),
+        shape_rewards=build_reward_shaping(config, plan, controller),
         estimate_advantages=advantages,
         publish_weights=partial(publish_weights, engine, LocalWeights(models.actor.model), device)
         if frees_engine(config, device)
         else partial(engine.load_weights, LocalWeights(models.actor.model)),
-        describe=partial(describe_batch, device=device, compare_engines=compares_engines(config)),
+        describe=partial(describe_batch, device=device, compare_engines=compares_engines(config, plan)),
         timed=Timer(device.synchronize, work=WORK.read, rates=partial(mfu_metrics, limit=limit)),
     )

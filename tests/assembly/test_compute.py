@@ -9,6 +9,7 @@ import torch
 
 from steepest.assembly.compute import check_attention
 from steepest.config.load import load_config
+from steepest.config.plan import make_plan
 from steepest.devices import CPUDevice, MemoryStats
 from steepest.models.causal_lm import CausalLM
 from steepest.process.entry import run_entry
@@ -140,7 +141,7 @@ def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_w
 
     def step(*more):
         config = load_config(toy_overrides(toy, tmp_path, *more))
-        plan = SimpleNamespace(old_log_probs="pass", sums_squares=False)
+        plan = make_plan(config, 10_000)
         models = Models(SimpleNamespace(model="actor"), None, None)
         made = {"generate": None, "score": None, "engine": engine, "device": Card(), "limit": 1.0}
         return build_step.build_step(config, plan, models, None, **made)
@@ -179,12 +180,11 @@ def test_out_of_memory_ends_the_run_in_words_and_the_next_start_goes_on(toy, tmp
 def test_the_key_that_is_named_is_the_one_that_counts(toy, tmp_path):
     """Of rows and tokens, in each pass of each model."""
     from steepest.assembly.roles import build_models
-    from steepest.config.plan import make_plan
     from steepest.learner.checkpoint import FROM_NOTHING
 
     def keys(*more):
         config = load_config(toy_overrides(toy, tmp_path, *more))
-        plan = make_plan(config, 256, needs=("values",))
+        plan = make_plan(config, 256)
         folders = {"actor": toy["model"], "critic": toy["model"]}
         models = build_models(config, plan, FROM_NOTHING, folders, CPUDevice())
         assert models.critic is not None and models.reference is not None

@@ -471,8 +471,9 @@ WARNINGS = [
       "algorithm.lam has no effect: algorithm.adv_estimator is not gae."]),
     (["algorithm.adv_estimator=rloo", f"{ROLLOUT}.n=4", "algorithm.gamma=0.9",
       "algorithm.norm_adv_by_std_in_grpo=False"],
-     ["algorithm.gamma has no effect: this algorithm.adv_estimator does not discount.",
-      "algorithm.norm_adv_by_std_in_grpo has no effect: adv_estimator is none of grpo, gdpo and grpo_passk."]),
+     ["algorithm.gamma has no effect: algorithm.adv_estimator is none of gae and reinforce_plus_plus.",
+      "algorithm.norm_adv_by_std_in_grpo has no effect: algorithm.adv_estimator is none of gdpo, grpo and "
+      "grpo_passk."]),
     (["algorithm.adv_estimator=reinforce_plus_plus", "algorithm.gamma=0.9", "algorithm.lam=0.9"],
      ["algorithm.lam has no effect: algorithm.adv_estimator is not gae."]),
     (["algorithm.adv_estimator=grpo_passk", f"{ROLLOUT}.n=4", "algorithm.norm_adv_by_std_in_grpo=False"], []),
@@ -523,7 +524,8 @@ WARNINGS = [
      ["critic.forward_micro_batch_size_per_gpu has no effect: the critic fills micro-batches to a token budget; "
       "critic.ppo_micro_batch_size_per_gpu is null."]),
     (["algorithm.norm_adv_by_std_in_grpo=False"],
-     ["algorithm.norm_adv_by_std_in_grpo has no effect: adv_estimator is none of grpo, gdpo and grpo_passk."]),
+     ["algorithm.norm_adv_by_std_in_grpo has no effect: algorithm.adv_estimator is none of gdpo, grpo and "
+      "grpo_passk."]),
     ([f"{ACTOR}.data_loader_seed=1"], [f"{ACTOR}.data_loader_seed has no effect: {ACTOR}.shuffle is off."]),
     ([f"{MODEL}.lora_alpha=32", f"{MODEL}.target_modules=[q_proj]"],
      [f"{MODEL}.lora_alpha, {MODEL}.target_modules have no effect: {MODEL}.lora_rank=0 trains all weights, without an "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from steepest.config.algorithms import EstimatorSpec
 from steepest.config.load import load_config, load_sft_config
 from steepest.config.plan import make_plan, make_sft_plan
 from steepest.errors import ConfigError
@@ -14,7 +15,7 @@ ACTOR = "actor_rollout_ref.actor"
 
 def test_the_reference_run_has_435_steps_of_four_updates() -> None:
     config = load_config([*REFERENCE, "actor_rollout_ref.rollout.name=builtin"])
-    plan = make_plan(config, 7473, needs=("values",))
+    plan = make_plan(config, 7473)
     # 7473 // 256 = 29, 29 * 15 = 435, 256 / 64 = 4
     assert (plan.steps_per_epoch, plan.total_steps, plan.updates_per_step) == (29, 435, 4)
     assert (plan.rows_per_step, plan.mini_batch_rows, plan.critic_mini_batch_rows) == (256, 64, 64)
@@ -30,7 +31,7 @@ def test_the_reference_run_has_435_steps_of_four_updates() -> None:
 
 def test_groups_multiply_rows_and_grpo_needs_no_critic() -> None:
     words = ["data.train_batch_size=32", f"{ACTOR}.ppo_mini_batch_size=16", f"{ACTOR}.ppo_epochs=3"]
-    plan = make_plan(load_config([*GRPO, *words]), 64, needs=("group_ids",))
+    plan = make_plan(load_config([*GRPO, *words]), 64)
     assert (plan.rows_per_step, plan.mini_batch_rows, plan.updates_per_step) == (128, 64, 6)
     assert (plan.needs_critic, plan.needs_reference) == (False, False)
     assert (
@@ -41,13 +42,17 @@ def test_groups_multiply_rows_and_grpo_needs_no_critic() -> None:
 
 def test_reference_exists_for_a_kl_loss_alone() -> None:
     plan = make_plan(load_config([*GRPO, f"{ACTOR}.use_kl_loss=True"]), 2048)
-    assert plan.needs_reference
+    assert plan.needs_reference and plan.reads_ref_log_probs and not plan.corrects
+    exact = [f"{ACTOR}.use_kl_loss=True", f"{ACTOR}.kl_loss_type=full"]
+    for words, reads in ((exact, False), ([*exact, "algorithm.use_kl_in_reward=True"], True)):
+        found = make_plan(load_config([*GRPO, *words]), 2048)
+        assert found.needs_reference and found.reads_ref_log_probs is reads
     assert "KL in the loss is on: low_var_kl, coefficient 0.001." in plan.notes
 
 
 def test_steps_win_over_epochs_and_one_update_is_told() -> None:
     words = ["data.train_batch_size=10", "trainer.total_training_steps=25", "trainer.total_epochs=2"]
-    plan = make_plan(load_config([*REQUIRED, *words]), 100, needs=("values",))
+    plan = make_plan(load_config([*REQUIRED, *words]), 100)
     assert (plan.steps_per_epoch, plan.total_steps) == (10, 25)
     assert "trainer.total_training_steps=25 wins over trainer.total_epochs=2 (20 steps): 2.5 epochs." in plan.notes
     assert "One update a step: the ratio is 1 throughout, so the clip never acts." in plan.notes
@@ -63,16 +68,17 @@ def test_a_pass_that_is_redundant_is_left_out_and_told() -> None:
 
 def test_values_come_from_the_one_update_of_a_critic_whose_rows_stand_alone() -> None:
     words = ["data.train_batch_size=8", "critic.ppo_mini_batch_size=8", f"{ACTOR}.ppo_mini_batch_size=4"]
-    needs = ("values",)
-    plan = make_plan(load_config([*REQUIRED, *words]), 64, needs, by_row=True)
+    plan = make_plan(load_config([*REQUIRED, *words]), 64)
     assert plan.values_by_update
     assert any(note.startswith("The critic's one update computes the values too") for note in plan.notes)
-    assert not make_plan(load_config([*REQUIRED, *words]), 64, needs).values_by_update, "an estimator of one's own"
-    assert not make_plan(load_config([*GRPO, *words]), 64, ("group_ids",), by_row=True).values_by_update, "no critic"
+    whole = EstimatorSpec("whole", needs=("values",))
+    assert not make_plan(load_config([*REQUIRED, *words]), 64, whole).values_by_update, "returns of several rows"
+    no_critic = EstimatorSpec("no_critic", by_row=True)
+    assert not make_plan(load_config([*GRPO, *words]), 64, no_critic).values_by_update
     for several in ("critic.ppo_mini_batch_size=4", "critic.ppo_epochs=2"):
-        assert not make_plan(load_config([*REQUIRED, *words, several]), 64, needs, by_row=True).values_by_update
+        assert not make_plan(load_config([*REQUIRED, *words, several]), 64).values_by_update
     head = ["critic.share_base=head", "actor_rollout_ref.model.lora_rank=4"]
-    assert not make_plan(load_config([*REQUIRED, *words, *head]), 64, needs, by_row=True).values_by_update
+    assert not make_plan(load_config([*REQUIRED, *words, *head]), 64).values_by_update
 
 
 @pytest.mark.parametrize(
@@ -103,7 +109,7 @@ def test_a_run_that_keeps_nothing_says_so() -> None:
     words = ["data.train_batch_size=10", "trainer.total_training_steps=25"]
 
     def notes(*more: str) -> list[str]:
-        plan = make_plan(load_config([*REQUIRED, *words, *more]), 100, needs=("values",))
+        plan = make_plan(load_config([*REQUIRED, *words, *more]), 100)
         return [note for note in plan.notes if "No checkpoint is written (trainer.save_freq=-1)" in note]
 
     assert len(notes()) == 1
@@ -116,40 +122,43 @@ def test_warmup_is_a_number_of_steps_or_a_share() -> None:
         "critic.optim.lr_warmup_steps=7",
         "trainer.total_training_steps=50",
     ]
-    plan = make_plan(load_config([*REQUIRED, *words]), 1024, needs=("values",))
+    plan = make_plan(load_config([*REQUIRED, *words]), 1024)
     assert (plan.actor_warmup_steps, plan.critic_lr_warmup_steps) == (7, 7)  # int(0.15 * 50) = 7
     words = [
         "critic.optim.lr_warmup_steps=3",
         "critic.optim.lr_warmup_steps_ratio=0.9",
         "trainer.total_training_steps=50",
     ]
-    assert make_plan(load_config([*REQUIRED, *words]), 1024, needs=("values",)).critic_lr_warmup_steps == 3
+    assert make_plan(load_config([*REQUIRED, *words]), 1024).critic_lr_warmup_steps == 3
 
 
 def test_an_estimator_of_ones_own_says_whether_it_needs_a_critic() -> None:
     own = [*REQUIRED, "algorithm.adv_estimator=my.module:estimate"]
-    assert not make_plan(load_config(own), 2048).needs_critic
-    assert make_plan(load_config(own), 2048, needs=("values",)).needs_critic
-    assert make_plan(load_config([*own, "critic.enable=True"]), 2048).needs_critic
+    plain, reads = EstimatorSpec("plain"), EstimatorSpec("reads", needs=("values",))
+    assert not make_plan(load_config(own), 2048, plain).needs_critic
+    assert make_plan(load_config(own), 2048, reads).needs_critic
+    assert make_plan(load_config([*own, "critic.enable=True"]), 2048, plain).needs_critic
     with pytest.raises(
         ConfigError, match=r"^critic.enable=False: algorithm.adv_estimator=my.module:estimate needs values"
     ):
-        make_plan(load_config([*own, "critic.enable=False"]), 2048, needs=("values",))
+        make_plan(load_config([*own, "critic.enable=False"]), 2048, reads)
     with pytest.raises(ConfigError, match=r"^trainer.critic_warmup=2 without a critic"):
-        make_plan(load_config([*own, "trainer.critic_warmup=2"]), 2048)
+        make_plan(load_config([*own, "trainer.critic_warmup=2"]), 2048, plain)
+    with pytest.raises(ValueError, match=r"my.module:estimate: pass the statement"):
+        make_plan(load_config(own), 2048)
 
 
 def test_a_critic_warmup_as_long_as_the_epochs_is_refused() -> None:
     words = ["data.train_batch_size=10", "trainer.total_epochs=2", "trainer.critic_warmup=20"]
     with pytest.raises(ConfigError, match=r"^trainer.critic_warmup=20: the actor would never be trained.* 20 steps"):
-        make_plan(load_config([*REQUIRED, *words]), 105, needs=("values",))
-    assert make_plan(load_config([*REQUIRED, *words]), 110, needs=("values",)).total_steps == 22
-    make_plan(load_config([*REQUIRED, *words, "trainer.val_only=True"]), 105, needs=("values",))
+        make_plan(load_config([*REQUIRED, *words]), 105)
+    assert make_plan(load_config([*REQUIRED, *words]), 110).total_steps == 22
+    make_plan(load_config([*REQUIRED, *words, "trainer.val_only=True"]), 105)
 
 
 def test_data_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
-        make_plan(load_config(REQUIRED), 100, needs=("values",))
+        make_plan(load_config(REQUIRED), 100)
     assert str(caught.value) == (
         "data.train_batch_size=1024: the training data has 100 usable rows, so no batch is ever full. "
         "Use data.train_batch_size <= 100, or more data."
@@ -177,6 +186,7 @@ def test_rollout_correction_chooses_where_old_log_probs_come_from() -> None:
     words = [*GRPO, *one, f"{correction}.rollout_rs=token_k1", f"{correction}.rollout_rs_threshold=2"]
     for asked in ([*GRPO, *one, f"{correction}.rollout_is=token"], words):
         plan = make_plan(load_config(asked), 64)
+        assert plan.corrects
         assert plan.old_log_probs == "pass", "the engine's own, or the update's, would make every weight 1"
         assert any("algorithm.rollout_correction compares the engine's with them" in note for note in plan.notes)
     plan = make_plan(load_config([*GRPO, *one, f"{correction}.bypass_mode=True"]), 64, half_precision=True)

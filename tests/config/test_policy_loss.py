@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 
+from steepest.config.algorithms import LOSSES, LossSpec, same
 from steepest.config.load import load_config
-from steepest.config.policy_losses import CLIP_RANGES, MEANS_OF_ROWS, RATIO_BOUNDS, TAKES
 from steepest.config.schema import Config
-from steepest.core.policy_losses import POLICY_LOSSES
+from steepest.errors import ConfigError
 from tests.config.commands import REQUIRED
 
 ACTOR = "actor_rollout_ref.actor"
@@ -48,7 +46,7 @@ def test_a_clip_range_that_is_not_given_is_the_papers(loss: str, want: tuple[flo
     assert (actor.clip_ratio_low, actor.clip_ratio_high, actor.clip_ratio_c) == want
     assert (
         config.provenance.sources[f"{ACTOR}.clip_ratio_low"]
-        == f"derived from {MODE if loss in CLIP_RANGES else ACTOR + '.clip_ratio'}"
+        == f"derived from {ACTOR + '.clip_ratio' if loss in ('vanilla', 'cispo', 'clip_cov') else MODE}"
     )
 
 
@@ -70,25 +68,6 @@ def test_the_mean_that_is_not_given_is_the_losss_and_the_critic_keeps_its_own(lo
     assert given.actor_rollout_ref.actor.loss_agg_mode == given.critic.loss_agg_mode == "token-sum"
 
 
-def test_the_tables_say_what_the_functions_take() -> None:
-    takes = {option.removeprefix("policy_loss."): losses for option, losses in TAKES.items() if option != "clip_ratio"}
-    for name in POLICY_LOSSES.names():
-        entry = POLICY_LOSSES.get(name)
-        for function in filter(None, (entry.value, entry.facts.get("choose"))):
-            parameters = inspect.signature(function).parameters.values()
-            keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-            assert keywords <= {option for option, losses in takes.items() if name in losses}, name
-        if entry.facts.get("choose") is None:
-            assert keywords == {option for option, losses in takes.items() if name in losses}, name
-    known = set(POLICY_LOSSES.names())
-    assert known >= {
-        *CLIP_RANGES,
-        *RATIO_BOUNDS,
-        *MEANS_OF_ROWS,
-        *(loss for losses in TAKES.values() for loss in losses),
-    }
-
-
 def test_options_of_another_loss_have_no_effect() -> None:
     assert warnings(f"{ACTOR}.tau_pos=2", f"{ACTOR}.policy_loss.kl_cov_ratio=0.1") == [
         f"{ACTOR}.tau_pos has no effect: only {MODE}=sapo takes it.",
@@ -100,7 +79,25 @@ def test_options_of_another_loss_have_no_effect() -> None:
     ]
     covariance = [f"{ACTOR}.policy_loss.{name}" for name in ("clip_cov_ratio=0.1", "clip_cov_lb=0", "clip_cov_ub=2")]
     assert warnings(f"{MODE}=clip_cov", *covariance, f"{ACTOR}.data_loader_seed=3") == []
-    assert warnings(f"{MODE}=mine.py:loss", f"{ACTOR}.tau_pos=2") == []
+    # it may take any option, and draw tokens
+    assert warnings(f"{MODE}=mine.py:loss", f"{ACTOR}.tau_pos=2", f"{ACTOR}.data_loader_seed=3") == []
+
+
+def test_a_loss_that_is_stated_has_its_name_its_defaults_and_its_options() -> None:
+    spec = LossSpec(
+        "own", options=same("tau_pos"), clip_range=(0.07, 0.09), ratio_bound=5.0, mean="token-sum", draws=True
+    )
+    with pytest.raises(ConfigError, match="no such policy loss"):
+        load(f"{MODE}=own")
+    with LOSSES.temporarily(spec):
+        assert clip_range(f"{MODE}=own") == (0.07, 0.09, 5.0)
+        assert load(f"{MODE}=own").actor_rollout_ref.actor.loss_agg_mode == "token-sum"
+        assert warnings(f"{MODE}=own", f"{ACTOR}.tau_pos=2", f"{ACTOR}.tau_neg=2", f"{ACTOR}.data_loader_seed=3") == [
+            f"{ACTOR}.tau_neg has no effect: only {MODE}=sapo takes it."
+        ]
+        assert warnings(f"{ACTOR}.tau_pos=2") == [f"{ACTOR}.tau_pos has no effect: only {MODE}=sapo|own takes it."]
+    with pytest.raises(ConfigError, match="no such policy loss"):
+        load(f"{MODE}=own")
 
 
 def test_the_exact_kl_reads_the_reference_in_the_actors_micro_batches() -> None:
@@ -119,7 +116,7 @@ def test_a_clip_of_gspo_that_never_acts_is_warned_of(width: str) -> None:
     assert warnings(f"{MODE}=gspo", f"{ACTOR}.clip_ratio=0.005") == warnings(f"{ACTOR}.{width}") == []
 
 
-@pytest.mark.parametrize("loss", MEANS_OF_ROWS)
+@pytest.mark.parametrize("loss", ["gspo", "geo_mean", "sapo"])
 def test_a_mean_over_all_tokens_for_a_loss_of_rows_is_warned_of(loss: str) -> None:
     (warning,) = warnings(f"{MODE}={loss}", f"{ACTOR}.loss_agg_mode=token-mean")
     assert warning.startswith(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from steepest.config import describe, tree
+from steepest.config.algorithms import ESTIMATORS, LOSSES
 from steepest.config.schema import Config
 from steepest.config.schema_sft import SFTConfig
 
@@ -69,8 +70,11 @@ CONSUMED_IN_CONFIG = {
     "trainer.experiment_name",
     "trainer.total_epochs",  # plan
     "trainer.total_training_steps",
+    # keywords of estimators and losses: a function is registered only if it has those that its statement names
+    *(f"algorithm.{key}" for key in ESTIMATORS.options()),
+    *(f"actor_rollout_ref.actor.{key}" for key in LOSSES.options()),
 }
-"""Keys whose one consumer is resolve.py, estimators.py, rules.py or plan.py."""
+"""Keys whose one consumer is resolve.py, estimators.py, rules.py, plan.py or an algorithm."""
 PASSED_WHOLE = ("optim",)
 """Sections that are handed to a function under another name, so that only `<anything>.field` can be looked for."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,23 +67,26 @@ def random_rows(seed: int, width: int = 6) -> AdvantageInputs:
         mask,
         group_ids=ids,
         old_log_probs=old.masked_fill(~mask, math.nan),
-        sum_pi_squared=(p**2).sum(-1).masked_fill(~mask, math.nan),
+        extras={"sum_pi_squared": (p**2).sum(-1).masked_fill(~mask, math.nan)},
     )
 
 
 def lists_of(x: AdvantageInputs) -> Rows:
-    assert x.group_ids is not None and x.old_log_probs is not None and x.sum_pi_squared is not None
+    assert x.group_ids is not None and x.old_log_probs is not None
 
     def tokens(field: Tensor) -> list[list[float]]:
         return [row[mask].tolist() for row, mask in zip(field, x.response_mask, strict=True)]
 
-    return Rows(tokens(x.token_level_rewards), x.group_ids.tolist(), tokens(x.old_log_probs), tokens(x.sum_pi_squared))
+    return Rows(
+        tokens(x.token_level_rewards), x.group_ids.tolist(), tokens(x.old_log_probs), tokens(x.extras["sum_pi_squared"])
+    )
 
 
-def changed(x: AdvantageInputs, change: object) -> AdvantageInputs:
+def changed(x: AdvantageInputs, change: Callable[[Tensor], Tensor]) -> AdvantageInputs:
     """The inputs with `change` applied to every field that is there."""
-    fields = {name: value for name, value in vars(x).items() if value is not None}
-    return replace(x, **{name: change(value) for name, value in fields.items()})  # type: ignore[operator]
+    fields = {name: value for name, value in vars(x).items() if isinstance(value, Tensor)}
+    extras = {name: change(value) for name, value in x.extras.items()}
+    return replace(x, extras=extras, **{name: change(value) for name, value in fields.items()})
 
 
 def reordered(x: AdvantageInputs, order: Tensor) -> AdvantageInputs:

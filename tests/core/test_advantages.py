@@ -257,8 +257,8 @@ def test_grpo_ignores_order_padding_and_a_constant_added_to_a_group(seed: int, c
 
 
 def test_the_registry_tells_needs_and_options() -> None:
-    assert ADVANTAGE_ESTIMATORS.get("gae").facts["needs"] == ("values",)
-    assert ADVANTAGE_ESTIMATORS.get("grpo").facts["needs"] == ("group_ids",)
+    assert ADVANTAGE_ESTIMATORS.get("gae").spec.needs == ("values",)
+    assert ADVANTAGE_ESTIMATORS.get("grpo").spec.needs == ("group_ids",)
     assert list(inspect.signature(ADVANTAGE_ESTIMATORS.get("gae").value).parameters) == [
         "x", "gamma", "lam", "lam_critic", "length_adaptive_alpha", "bootstrap_truncated",
     ]  # fmt: skip

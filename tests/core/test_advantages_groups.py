@@ -258,7 +258,7 @@ def test_opo_is_the_weighted_least_squares_baseline() -> None:
 
 def test_what_they_declare() -> None:
     for name in GROUPED:
-        facts = ADVANTAGE_ESTIMATORS.get(name).facts
-        assert facts["needs"] == ("group_ids",)
-        assert facts.get("whitened", False) == (name == "reinforce_plus_plus_baseline")
+        spec = ADVANTAGE_ESTIMATORS.get(name).spec
+        assert spec.needs == ("group_ids",)
+        assert spec.whitened == (name == "reinforce_plus_plus_baseline")
     assert [ADVANTAGE_ESTIMATORS.get(n).value for n in ("grpo", "grpo_passk", "rloo")] == [grpo, grpo_passk, rloo]

@@ -61,4 +61,4 @@ def test_carries_no_gradient_and_leaves_its_inputs() -> None:
 
 @pytest.mark.parametrize("name", ["reinforce_plus_plus", "reinforce_plus_plus_baseline", "gae"])
 def test_who_is_whitened_over_the_batch(name: str) -> None:
-    assert ADVANTAGE_ESTIMATORS.get(name).facts["whitened"] is True
+    assert ADVANTAGE_ESTIMATORS.get(name).spec.whitened is True

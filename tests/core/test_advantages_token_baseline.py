@@ -23,7 +23,7 @@ def inputs(rewards: Tensor, mask: Tensor, energy: Tensor, ids: list[int] | None 
     """w_t as given: pi = 1/2 has 1 - 2 pi = 0, so the sum of squares is w itself."""
     old = torch.full_like(rewards, math.log(0.5)).masked_fill(~mask, N)
     group_ids = torch.tensor(ids or [4] * len(rewards))
-    return AdvantageInputs(rewards, mask, group_ids=group_ids, old_log_probs=old, sum_pi_squared=energy)
+    return AdvantageInputs(rewards, mask, group_ids=group_ids, old_log_probs=old, extras={"sum_pi_squared": energy})
 
 
 def test_by_hand() -> None:
@@ -80,7 +80,7 @@ def test_certain_tokens_weigh_nothing_and_never_less() -> None:
         torch.ones(2, 1, dtype=torch.bool),
         group_ids=torch.tensor([0, 0]),
         old_log_probs=torch.zeros(2, 1),
-        sum_pi_squared=torch.tensor([[1.0], [1.0 - 1e-3]]),
+        extras={"sum_pi_squared": torch.tensor([[1.0], [1.0 - 1e-3]])},
     )
     assert optimal_token_baseline(x)[0].tolist() == [[5.0], [1.0]]
 
@@ -133,7 +133,7 @@ def test_the_weight_is_the_squared_gradient_of_the_log_prob() -> None:
         torch.ones(2, 1, dtype=torch.bool),
         group_ids=torch.tensor([0, 0]),
         old_log_probs=chosen.detach().float()[:, None],
-        sum_pi_squared=log_p.detach().exp().square().sum(-1).float()[:, None],
+        extras={"sum_pi_squared": log_p.detach().exp().square().sum(-1).float()[:, None]},
     )
     want = rewards - float((weight * rewards[:, 0]).sum() / weight.sum())
     assert_close(optimal_token_baseline(x)[0], want, rtol=1e-5, atol=1e-5)
@@ -146,13 +146,17 @@ def test_refusals_and_needs() -> None:
         ConfigError, match=r"rollout\.n=1 with algorithm\.adv_estimator=optimal_token_baseline: a group of one"
     ):
         optimal_token_baseline(replace(x, group_ids=torch.arange(9)))
-    needs = ADVANTAGE_ESTIMATORS.get("optimal_token_baseline").facts["needs"]
+    needs = ADVANTAGE_ESTIMATORS.get("optimal_token_baseline").spec.needs
     assert needs == ("group_ids", "old_log_probs", "sum_pi_squared")
-    for name in needs:
+    for name in needs[:2]:
         with pytest.raises(ValueError, match=rf"optimal_token_baseline needs AdvantageInputs\.{name}"):
             optimal_token_baseline(replace(x, **{name: None}))
         with pytest.raises(ValueError, match=rf"AdvantageInputs\.{name} has shape \(9, 6, 1\)|\(9, 1\), expected \(9,"):
             replace(x, **{name: getattr(x, name)[..., None]})
+    with pytest.raises(ValueError, match=r"optimal_token_baseline needs AdvantageInputs\.sum_pi_squared"):
+        optimal_token_baseline(replace(x, extras={}))
+    with pytest.raises(ValueError, match=r"AdvantageInputs\.sum_pi_squared has shape \(9, 6, 1\), expected \(9, 6\)"):
+        replace(x, extras={"sum_pi_squared": x.extras["sum_pi_squared"][..., None]})
 
 
 def test_carries_no_gradient() -> None:

@@ -75,6 +75,7 @@ def test_select_takes_rows_of_every_field_in_the_order_given() -> None:
     )
     batch.advantages = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 4.0]])
     batch.leave_out(torch.tensor([F, F, T]), RowStatus.EQUAL_GROUP)
+    batch.extras = {"one": torch.tensor([1.0, 2.0, 3.0]), "two": torch.tensor([[1, 2], [3, 4], [5, 6]])}
     picked = batch.select(torch.tensor([2, 0]))
     assert picked.prompts.tolist() == [[0, 4], [0, 1]]
     assert picked.responses.tolist() == [[7, 8], [5, 0]]
@@ -85,6 +86,7 @@ def test_select_takes_rows_of_every_field_in_the_order_given() -> None:
     assert picked.values is None
     assert picked.row_status.tolist() == [RowStatus.EQUAL_GROUP, RowStatus.TRAINED]
     assert picked.response_mask.tolist() == [[T, T], [T, F]] and picked.loss_mask.tolist() == [[F, F], [T, F]]
+    assert {name: extra.tolist() for name, extra in picked.extras.items()} == {"one": [3, 1], "two": [[5, 6], [1, 2]]}
     sliced = batch.select(slice(1, 3))
     assert sliced.samples == ["b", "c"]
     assert sliced.truncated.tolist() == [True, False]
@@ -212,3 +214,18 @@ def test_the_loss_mask_is_a_subset_of_the_trained_mask_after_any_sequence_of_wri
             for name in ("response_mask", "row_status", "loss_mask", "trained_mask"):
                 mine = getattr(batch, name)
                 assert torch.equal(getattr(both, name), torch.cat([mine[rows], mine])), name
+
+
+def test_cat_joins_extras_row_by_row() -> None:
+    one = Batch.from_sequences([[1]], [[3]], group_ids=[0], truncated=[False])
+    two = Batch.from_sequences([[4], [4]], [[5, 6], [8]], group_ids=[0, 0], truncated=[False, False])
+    one.extras = {"row": torch.tensor([1.0]), "token": torch.tensor([[2.0]])}
+    two.extras = {"row": torch.tensor([3.0, 4.0]), "token": torch.tensor([[5.0, 6.0], [7.0, 8.0]])}
+    both = Batch.cat([one, two], pad_id=9)
+    assert both.extras["row"].tolist() == [1, 3, 4] and both.extras["token"].tolist() == [[2, 0], [5, 6], [7, 8]]
+    assert one.extras["row"].tolist() == [1]
+    for missing_in in (one, two):
+        kept, missing_in.extras = missing_in.extras, {"token": missing_in.extras["token"]}
+        with pytest.raises(ValueError, match=r"Batch.cat: extras\['row'\] is missing in some of the parts only"):
+            Batch.cat([one, two])
+        missing_in.extras = kept

@@ -164,6 +164,6 @@ def test_without_the_options_there_is_one_lambda() -> None:
 
 def test_gae_stays_an_estimator_of_single_rows() -> None:
     entry = ADVANTAGE_ESTIMATORS.get("gae")
-    assert entry.facts["by_row"] is True
+    assert entry.spec.by_row is True
     options = inspect.signature(entry.value).parameters
     assert options["lam_critic"].default is None and options["length_adaptive_alpha"].default is None

@@ -22,7 +22,7 @@ def inputs(rewards: Tensor, groups: list[int], mask: Tensor | None = None) -> Ad
     """Two tokens a response; the rewards of the tokens hold what gdpo must not read."""
     mask = torch.ones(len(groups), 2, dtype=torch.bool) if mask is None else mask
     return AdvantageInputs(
-        torch.full(mask.shape, math.nan), mask, group_ids=torch.tensor(groups), named_rewards=rewards
+        torch.full(mask.shape, math.nan), mask, group_ids=torch.tensor(groups), extras={"named_rewards": rewards}
     )
 
 
@@ -122,7 +122,7 @@ def test_a_group_of_equal_rewards_gets_exactly_nothing_whatever_the_lengths() ->
 
 def test_what_it_refuses() -> None:
     entry = ADVANTAGE_ESTIMATORS.get("gdpo")
-    assert entry.facts["needs"] == ("group_ids", "named_rewards") and not entry.facts.get("whitened", False)
+    assert entry.spec.needs == ("group_ids", "named_rewards") and not entry.spec.whitened
     with pytest.raises(ConfigError, match=r"rollout\.n=1 with algorithm\.adv_estimator=gdpo: a group of one"):
         gdpo(inputs(torch.zeros(3, 2), [0, 0, 1]))
     with pytest.raises(ValueError, match="gdpo: 3 weights for 2 rewards"):
@@ -131,13 +131,13 @@ def test_what_it_refuses() -> None:
     with pytest.raises(ValueError, match=r"gdpo needs AdvantageInputs\.named_rewards"):
         gdpo(AdvantageInputs(torch.zeros(2, 1), mask, group_ids=torch.zeros(2, dtype=torch.int64)))
     with pytest.raises(ValueError, match=r"named_rewards has shape \(3, 2\), expected \(2, K\)"):
-        AdvantageInputs(torch.zeros(2, 1), mask, named_rewards=torch.zeros(3, 2))
+        AdvantageInputs(torch.zeros(2, 1), mask, extras={"named_rewards": torch.zeros(3, 2)})
 
 
 def test_rewards_that_cancel_leave_nothing_to_blow_up() -> None:
     rewards = torch.tensor([[0.3, -0.3], [0.1, -0.1], [0.7, -0.7]])
     x = AdvantageInputs(
         torch.zeros(3, 2), torch.ones(3, 2, dtype=torch.bool), group_ids=torch.zeros(3, dtype=torch.int64),
-        named_rewards=rewards,
+        extras={"named_rewards": rewards},
     )  # fmt: skip
     assert torch.equal(gdpo(x)[0], torch.zeros(3, 2))

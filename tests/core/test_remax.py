@@ -24,7 +24,7 @@ def random_inputs(seed: int, num_rows: int = 6, width: int = 7) -> AdvantageInpu
     rewards = torch.randn(num_rows, width, generator=generator).masked_fill(~mask, math.nan)
     baselines = torch.randn(num_rows, generator=generator)
     baselines[-1] = math.nan
-    return AdvantageInputs(rewards, mask, reward_baselines=baselines)
+    return AdvantageInputs(rewards, mask, extras={"reward_baselines": baselines})
 
 
 def test_by_hand() -> None:
@@ -35,7 +35,7 @@ def test_by_hand() -> None:
     x = AdvantageInputs(
         torch.tensor([[-0.1, n, -0.2, 1.0], [0.0, n, n, n]]),
         torch.tensor([[T, F, T, T], [T, F, F, F]]),
-        reward_baselines=torch.tensor([0.5, 1.0]),
+        extras={"reward_baselines": torch.tensor([0.5, 1.0])},
     )
     advantages, returns = remax(x)
     assert_close(advantages, torch.tensor([[0.2, 0.0, 0.3, 0.5], [-1.0, 0.0, 0.0, 0.0]]))
@@ -47,13 +47,13 @@ def test_by_hand() -> None:
 def test_equals_the_sum_of_what_follows(seed: int) -> None:
     x = random_inputs(seed)
     advantages, returns = remax(x)
-    assert x.reward_baselines is not None
+    baselines = x.extras["reward_baselines"]
     for row, mask in enumerate(x.response_mask.tolist()):
         for t, is_true in enumerate(mask):
             follow = [float(x.token_level_rewards[row, u]) for u in range(t, len(mask)) if mask[u]]
             wanted = sum(follow) if is_true else 0.0
             assert float(returns[row, t]) == pytest.approx(wanted, abs=1e-5)
-            less = wanted - float(x.reward_baselines[row]) if is_true else 0.0
+            less = wanted - float(baselines[row]) if is_true else 0.0
             assert float(advantages[row, t]) == pytest.approx(less, abs=1e-5)
 
 
@@ -61,12 +61,12 @@ def test_equals_the_sum_of_what_follows(seed: int) -> None:
 @PROPERTY
 def test_padding_order_and_a_constant_change_nothing(seed: int, constant: float) -> None:
     x = random_inputs(seed)
-    assert x.reward_baselines is not None
+    baselines = x.extras["reward_baselines"]
     advantages, returns = remax(x)
     order = torch.randperm(len(returns), generator=torch.Generator().manual_seed(seed))
     moved = remax(
         AdvantageInputs(
-            x.token_level_rewards[order], x.response_mask[order], reward_baselines=x.reward_baselines[order]
+            x.token_level_rewards[order], x.response_mask[order], extras={"reward_baselines": baselines[order]}
         )
     )
     assert_close(moved, (advantages[order], returns[order]), rtol=0, atol=0)
@@ -75,7 +75,7 @@ def test_padding_order_and_a_constant_change_nothing(seed: int, constant: float)
         AdvantageInputs(
             pad(x.token_level_rewards, (1, 2), value=math.nan),
             pad(x.response_mask, (1, 2)),
-            reward_baselines=x.reward_baselines,
+            extras={"reward_baselines": baselines},
         )
     )
     assert_close(wide[0][:, 1:-2], advantages, rtol=1e-6, atol=1e-6)
@@ -84,7 +84,7 @@ def test_padding_order_and_a_constant_change_nothing(seed: int, constant: float)
     more = AdvantageInputs(
         torch.where(last, x.token_level_rewards + constant, x.token_level_rewards),
         x.response_mask,
-        reward_baselines=x.reward_baselines + constant,
+        extras={"reward_baselines": x.extras["reward_baselines"] + constant},
     )
     assert_close(remax(more)[0], advantages, rtol=1e-4, atol=1e-4)
 
@@ -95,7 +95,7 @@ def test_the_gradient_is_that_of_the_expected_reward() -> None:
     rewards = torch.tensor([1.0, 0.0, 0.4, -0.5])
     (exact,) = torch.autograd.grad((logits.softmax(0) * rewards).sum(), logits)
     greedy = rewards[logits.argmax()].expand(4)
-    x = AdvantageInputs(rewards[:, None], torch.ones(4, 1, dtype=torch.bool), reward_baselines=greedy)
+    x = AdvantageInputs(rewards[:, None], torch.ones(4, 1, dtype=torch.bool), extras={"reward_baselines": greedy})
     advantages, _ = remax(x)
     assert float(advantages[2]) == 0.0, "the greedy answer itself"
     surrogate = (logits.softmax(0).detach() * logits.log_softmax(0) * advantages[:, 0]).sum()
@@ -105,9 +105,9 @@ def test_the_gradient_is_that_of_the_expected_reward() -> None:
 
 def test_the_baseline_is_asked_for() -> None:
     entry = ADVANTAGE_ESTIMATORS.get("remax")
-    assert entry.facts["needs"] == ("reward_baselines",) and not entry.facts.get("whitened", False)
+    assert entry.spec.needs == ("reward_baselines",) and not entry.spec.whitened
     mask = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"remax needs AdvantageInputs\.reward_baselines, which is None"):
         remax(AdvantageInputs(torch.zeros(2, 3), mask))
     with pytest.raises(ValueError, match=r"reward_baselines has shape \(3,\), expected \(2,\)"):
-        AdvantageInputs(torch.zeros(2, 3), mask, reward_baselines=torch.zeros(3))
+        AdvantageInputs(torch.zeros(2, 3), mask, extras={"reward_baselines": torch.zeros(3)})

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.config.algorithms import EXTRAS
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS, AdvantageInputs
 from steepest.core.aggregation import LossDenominators, aggregate
 from steepest.core.masked import whiten
@@ -118,10 +119,11 @@ def estimate(case: Case, table: Table, rows: Rows, old: Tensor) -> tuple[Tensor,
         "named_rewards": lambda: torch.stack([rows.rewards.sum(1), rows.ended], dim=1),
     }
     entry = ADVANTAGE_ESTIMATORS.get(case.estimator)
-    given = {name: fields[name]() for name in entry.facts.get("needs", ())}
-    x = AdvantageInputs(rows.rewards, rows.mask, **given)
+    given = {name: fields[name]() for name in entry.spec.needs if name not in EXTRAS}
+    extras = {name: fields[name]() for name in entry.spec.needs if name in EXTRAS}
+    x = AdvantageInputs(rows.rewards, rows.mask, **given, extras=extras)
     advantages, returns = entry.value(x, **case.estimate)
-    whitened = case.whitened or entry.facts.get("whitened", False)
+    whitened = case.whitened or entry.spec.whitened
     return (whiten(advantages, rows.mask) if whitened else advantages), returns
 
 
@@ -166,7 +168,7 @@ def update(case: Case, table: Table, rows: Rows, old: Tensor, advantages: Tensor
         per_token, _ = POLICY_LOSSES.get(case.loss).value(x, **case.bound)
     counts = LossDenominators.of(rows.mask)
     loss = aggregate(per_token * weights, rows.mask, case.mode, counts, scale_factor=float(WIDTH))
-    if "values" in ADVANTAGE_ESTIMATORS.get(case.estimator).facts.get("needs", ()):
+    if ADVANTAGE_ESTIMATORS.get(case.estimator).spec.needs_critic:
         of_values, _ = clipped_value_loss(
             table.values[rows.prompts], old_values, returns, cliprange_value=0.5, response_mask=rows.mask
         )

@@ -5,8 +5,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steepest.core.batch import Batch
 from steepest.learner.micro_batches import MicroBatches, split, split_groups
 from steepest.learner.mini_batches import UpdateSettings, iterate_mini_batches
+from steepest.learner.trainable import move
+
+
+def test_extras_go_to_the_device_with_the_batch():
+    batch = Batch.from_sequences([[1]], [[2]], group_ids=[0], truncated=[False])
+    batch.extras = {"one": torch.ones(1)}
+    moved = move(batch, torch.device("meta"))
+    assert moved.responses.device.type == moved.extras["one"].device.type == "meta"
+    assert batch.extras["one"].device.type == "cpu"
 
 
 def test_rows_are_neighbours_in_order():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -48,10 +48,10 @@ def test_packages_are_looked_for_without_importing_them() -> None:
 
 
 @pytest.fixture
-def register(monkeypatch: pytest.MonkeyPatch) -> Any:
+def register() -> Iterator[Any]:
     """Add loggers for one test; the table is as before afterwards."""
-    monkeypatch.setattr(LOGGERS, "_entries", dict(LOGGERS._entries))
-    return LOGGERS.register
+    with LOGGERS.temporarily():
+        yield LOGGERS.register
 
 
 class Recorder:

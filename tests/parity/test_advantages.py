@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from steepest.config.algorithms import EXTRAS
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS, AdvantageInputs
 from steepest.core.masked import whiten
 from steepest.errors import ConfigError
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.parity
 
 
 def inputs(r, rewards, **more) -> AdvantageInputs:  # type: ignore[no-untyped-def]
-    return AdvantageInputs(token_level_rewards=rewards, response_mask=r.mask, group_ids=r.groups, **more)
+    extras = {name: more.pop(name) for name in [*more] if name in EXTRAS}
+    return AdvantageInputs(token_level_rewards=rewards, response_mask=r.mask, group_ids=r.groups, extras=extras, **more)
 
 
 def ours(name: str):  # type: ignore[no-untyped-def]

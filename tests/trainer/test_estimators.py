@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from steepest.config.algorithms import ESTIMATORS, EstimatorSpec, same
 from steepest.config.load import load_config
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch
 from steepest.loggers.jsonl import read_metrics
+from steepest.registry import Entry
 from steepest.trainer import build_step
 from steepest.trainer.algorithm import advantages as module
 from steepest.trainer.jobs.ppo import run_ppo
@@ -47,11 +49,16 @@ def seen(monkeypatch) -> list[Batch]:
     return batches
 
 
+def paid_by_length(folder) -> str:
+    """The setting of a reward that every response gets some of."""
+    file = folder / "reward.py"
+    file.write_text("def digit(data_source, solution_str, ground_truth, extra_info):\n    return len(solution_str)\n")
+    return f"custom_reward_function.path={file}"
+
+
 @pytest.mark.parametrize("name", [*OF_ROWS, *WHITENED, "optimal_token_baseline"])
 def test_a_step_of_a_run(toy, tmp_path, seen, name, capsys):
-    reward = tmp_path / "reward.py"
-    reward.write_text("def digit(data_source, solution_str, ground_truth, extra_info):\n    return len(solution_str)\n")
-    words = (f"custom_reward_function.path={reward}", f"algorithm.adv_estimator={name}")
+    words = (paid_by_length(tmp_path), f"algorithm.adv_estimator={name}")
     run_ppo(config(toy, tmp_path / "run", *words))
     (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl").values()
     assert "critic/vf_loss" not in row and row["actor/grad_norm"] > 0
@@ -65,10 +72,10 @@ def test_a_step_of_a_run(toy, tmp_path, seen, name, capsys):
         per_row = [line[kept].unique() for line, kept in zip(advantages, mask, strict=True)]
         assert all(len(numbers) == 1 for numbers in per_row)
     told = "algorithm.adv_estimator=optimal_token_baseline reads them" in capsys.readouterr().out
-    assert told == (name == "optimal_token_baseline") == (batch.sum_pi_squared is not None)
+    assert told == (name == "optimal_token_baseline") == ("sum_pi_squared" in batch.extras)
     if told:
         # a sum of squared probabilities is at most 1 and at least the drawn token's own
-        squares, own = batch.sum_pi_squared[mask], batch.old_log_probs[mask].exp() ** 2
+        squares, own = batch.extras["sum_pi_squared"][mask], batch.old_log_probs[mask].exp() ** 2
         assert bool((squares <= 1 + 1e-5).all()) and bool((squares >= own - 1e-5).all())
 
 
@@ -78,8 +85,7 @@ def test_whitening_is_the_estimator_s_to_say(toy, tmp_path, name):
     assert made.whitened == (name in (*WHITENED, "gae"))
 
 
-def test_an_estimator_of_ones_own_is_whitened_where_it_reads_values_or_says_so(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(ADVANTAGE_ESTIMATORS, "_entries", dict(ADVANTAGE_ESTIMATORS._entries))
+def test_an_estimator_of_ones_own_is_whitened_where_it_reads_values_or_says_so(toy, tmp_path):
     file = tmp_path / "own.py"
     file.write_text(
         "from steepest.core.advantages import ADVANTAGE_ESTIMATORS\n"
@@ -89,9 +95,61 @@ def test_an_estimator_of_ones_own_is_whitened_where_it_reads_values_or_says_so(t
         "def says_no(x): ...\n"
         "def plain(x): ...\n"
     )
-    for function, want in (("of_values", True), ("says_no", False), ("plain", False)):
-        made = build_step.build_advantages(config(toy, tmp_path / "run", f"algorithm.adv_estimator={file}:{function}"))
-        assert made.whitened is want
+    with ADVANTAGE_ESTIMATORS.temporarily():
+        for function, want in (("of_values", True), ("says_no", False), ("plain", False)):
+            run = config(toy, tmp_path / "run", f"algorithm.adv_estimator={file}:{function}")
+            made = build_step.build_advantages(run)
+            assert made.whitened is want
+
+
+def above_the_value(x, *, gamma: float):
+    """The reward to go less the value: a second estimator that reads values."""
+    values = x.require("values", "second")
+    rewards = torch.where(x.response_mask, x.token_level_rewards, 0.0)
+    returns = torch.where(x.response_mask, gamma * rewards.flip(1).cumsum(1).flip(1), 0.0)
+    return torch.where(x.response_mask, returns - values, 0.0), returns
+
+
+OWN = """
+import torch
+from tests.trainer.test_estimators import above_the_value
+
+@ADVANTAGE_ESTIMATORS.register("second", needs=("values",), by_row=True)
+def second(x, *, gamma):
+    return above_the_value(x, gamma=gamma)
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "batch"), [("built-in", 8), ("built-in", 16), ("file", 16), ("file, critic.enable=True", 8)]
+)
+def test_a_second_estimator_that_reads_values_trains_with_a_critic(toy, tmp_path, seen, way, batch, capsys):
+    """Nobody says critic.enable: that it needs values follows from its statement, as gae's need does."""
+    file, name = tmp_path / "own.py", "second"
+    file.write_text(OWN)
+    spec = EstimatorSpec("second", options=same("gamma"), needs=("values",), by_row=True)
+    built_in, entries = (spec,), (Entry("second", above_the_value),)
+    if way != "built-in":
+        name, built_in, entries = f"{file}:second", (), ()
+    words = [
+        paid_by_length(tmp_path),
+        "trainer.total_training_steps=2",
+        f"critic.ppo_mini_batch_size={batch}",
+        "algorithm.gamma=0.5",
+    ]
+    words += ["critic.enable=True"] if way.endswith("critic.enable=True") else []
+    with ESTIMATORS.temporarily(*built_in), ADVANTAGE_ESTIMATORS.temporarily(*entries):
+        run_ppo(config(toy, tmp_path / "run", f"algorithm.adv_estimator={name}", *words))
+    told = capsys.readouterr().out
+    assert ("The critic's one update computes the values too" in told) == (batch == 16)
+    assert "algorithm.gamma has no effect" not in told and "this run has no critic" not in told
+    first, last = read_metrics(tmp_path / "run" / "metrics.jsonl").values()
+    assert first["critic/grad_norm"] > 0 and last["actor/grad_norm"] > 0 and "actor/reward_kl_penalty" not in last
+    assert not seen[0].values.any() and seen[1].values[seen[1].response_mask].all(), "the value head starts at 0"
+    for one in seen:
+        mask, rewards = one.response_mask, one.token_level_rewards
+        assert torch.equal(one.returns.max(1).values, 0.5 * rewards.sum(1))
+        assert float(one.advantages[mask].var()) == pytest.approx(1, abs=1e-4), "values are whitened"
 
 
 def test_the_estimator_is_given_the_batch_s_own_fields():
@@ -102,7 +160,7 @@ def test_the_estimator_is_given_the_batch_s_own_fields():
     )  # fmt: skip
     batch.token_level_rewards = torch.tensor([[0.0, 5.0], [0.0, 0.0]])
     half = torch.full((2, 2), 0.5).log()  # 1 - 2 pi is 0: the weight of a token is its sum of squares
-    batch.old_log_probs, batch.sum_pi_squared = half, torch.ones(2, 2)
+    batch.old_log_probs, batch.extras["sum_pi_squared"] = half, torch.ones(2, 2)
     estimate = module.Advantages(ADVANTAGE_ESTIMATORS.get("optimal_token_baseline").value, whitened=False)
     # first place: weights 1 and 1, b = 5 / 2; the second place is of one row alone
     estimate(batch)

@@ -7,6 +7,7 @@ import torch
 
 from steepest.config.estimators import named_rewards
 from steepest.config.load import load_config
+from steepest.config.plan import make_plan
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch
 from steepest.errors import ConfigError, RewardError
@@ -50,10 +51,10 @@ def test_parts_and_rewards_of_a_sum_reach_the_batch_by_name():
     batch = rows(4)
     scorer = StepScorer(Scorer(FakePool(scored), NumberTokenizer()), fills=[NamedRewards(("exact", "form", "score"))])
     scorer(batch, 1)
-    assert batch.named_rewards.tolist() == [[0.5, 0, 0], [1.5, 1, 10], [0, 0, 0], [3.5, 3, 30]]
+    assert batch.extras["named_rewards"].tolist() == [[0.5, 0, 0], [1.5, 1, 10], [0, 0, 0], [3.5, 3, 30]]
     assert batch.trained_mask[:, 0].tolist() == [True, True, False, True]
-    assert batch.select(torch.tensor([3, 1])).named_rewards.tolist() == [[3.5, 3, 30], [1.5, 1, 10]]
-    assert Batch.cat([batch.select(slice(0, 1)), batch]).named_rewards.shape == (5, 3)
+    assert batch.select(torch.tensor([3, 1])).extras["named_rewards"].tolist() == [[3.5, 3, 30], [1.5, 1, 10]]
+    assert Batch.cat([batch.select(slice(0, 1)), batch]).extras["named_rewards"].shape == (5, 3)
 
 
 def test_a_name_that_no_reward_reports_ends_the_run():
@@ -87,17 +88,21 @@ def test_names_and_weights(words, wanted):
 
 def own(x, *, weights):
     """An estimator of the user's own that reads named rewards."""
-    return x.response_mask * (x.named_rewards @ torch.tensor(weights))[:, None], x.response_mask.float()
+    return x.response_mask * (x.require("named_rewards", "own") @ torch.tensor(weights))[
+        :, None
+    ], x.response_mask.float()
 
 
-def test_an_estimator_of_ones_own_may_ask_for_named_rewards(monkeypatch):
-    monkeypatch.setitem(ADVANTAGE_ESTIMATORS._entries, "own", Entry("own", own, {"needs": ("named_rewards",)}))
-    words = [*REQUIRED, f"algorithm.adv_estimator={__name__}:own"]
+def test_an_estimator_of_ones_own_may_ask_for_named_rewards():
+    name = f"{__name__}:own"
+    words = [*REQUIRED, f"algorithm.adv_estimator={name}"]
 
     def scorer_of(*more):
         rollouts, scorer = StepRollouts(None, [], None, None, 0), StepScorer(Scorer(FakePool(exact), NumberTokenizer()))
         config = load_config([*words, *more])
-        return build_step.build_sampling(config, rollouts, scorer, PromptPosition(), None)[1]
+        with ADVANTAGE_ESTIMATORS.temporarily(Entry("own", own, {"needs": ("named_rewards",)})):
+            plan = make_plan(config, 2048, ADVANTAGE_ESTIMATORS.get(name).spec)
+            return build_step.build_sampling(config, plan, rollouts, scorer, PromptPosition(), None)[1]
 
     with pytest.raises(ConfigError) as caught:
         scorer_of()
@@ -107,7 +112,7 @@ def test_an_estimator_of_ones_own_may_ask_for_named_rewards(monkeypatch):
     )
     batch = rows(2)
     scorer_of("algorithm.gdpo_reward_keys=[format]")(batch, 1)
-    assert batch.named_rewards.tolist() == [[1.0], [1.0]]
+    assert batch.extras["named_rewards"].tolist() == [[1.0], [1.0]]
 
 
 def recorded(monkeypatch) -> list[Batch]:
@@ -132,18 +137,18 @@ def test_a_run_learns_from_two_rewards_each_in_its_group(tmp_path, monkeypatch):
                                       "trainer.test_freq=-1", reward="parts")))  # fmt: skip
     assert len(batches) == 2
     for batch in batches:
-        assert batch.token_level_scores.eq(0).all() and batch.named_rewards.shape == (32, 2)
-        assert set(batch.named_rewards[:, 1].tolist()) <= {0.0, 50.0}
+        assert batch.token_level_scores.eq(0).all() and batch.extras["named_rewards"].shape == (32, 2)
+        assert set(batch.extras["named_rewards"][:, 1].tolist()) <= {0.0, 50.0}
         total = torch.zeros(32)
         for k, weight in enumerate((1.0, 0.5)):
             for group in range(8):
-                own = batch.named_rewards[4 * group : 4 * group + 4, k]
+                own = batch.extras["named_rewards"][4 * group : 4 * group + 4, k]
                 total[4 * group : 4 * group + 4] += weight * (own - own.mean()) / (own.std() + 1e-6)
         wanted = total / (total.std() + 1e-6)
         assert wanted.abs().max() > 0.5
         torch.testing.assert_close(batch.advantages[:, 0], wanted, rtol=1e-4, atol=1e-4)
     metrics = read_metrics(folder / "metrics.jsonl")
-    assert metrics[2]["reward/digit"] == pytest.approx(batches[1].named_rewards[:, 1].mean().item())
+    assert metrics[2]["reward/digit"] == pytest.approx(batches[1].extras["named_rewards"][:, 1].mean().item())
 
 
 def test_the_rewards_of_a_sum_are_named_by_their_functions(tmp_path, monkeypatch):
@@ -154,6 +159,6 @@ def test_the_rewards_of_a_sum_are_named_by_their_functions(tmp_path, monkeypatch
                           "trainer.val_before_train=False", "trainer.test_freq=-1")  # fmt: skip
     run_ppo(load_config([word for word in words if not word.startswith("custom_reward_function")]))
     (batch,) = batches
-    total = batch.named_rewards @ torch.tensor([1.0, 0.5])
-    assert batch.named_rewards.shape == (32, 2)
+    total = batch.extras["named_rewards"] @ torch.tensor([1.0, 0.5])
+    assert batch.extras["named_rewards"].shape == (32, 2)
     torch.testing.assert_close(batch.token_level_scores.sum(1), total)

@@ -72,7 +72,7 @@ def test_it_takes_less_memory(toy, tmp_path):
     matrices = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 32 * 64 * 3)
     for words in ((), (LORA, "critic.share_base=head")):
         config = load_config(toy_overrides(toy, tmp_path, *RUN, *words))
-        plan = make_plan(config, 256, needs=("values",))
+        plan = make_plan(config, 256)
         models = roles.build_models(
             config, plan, FROM_NOTHING, {"actor": toy["model"], "critic": toy["model"]}, CPUDevice()
         )

@@ -53,8 +53,7 @@ def test_each_loss_gets_its_options(name: str) -> None:
         assert choose.func is entry.facts["choose"] and bound(choose) == {key: given[key] for key in bound(choose)}
 
 
-def test_a_loss_of_the_users_own_may_choose_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(POLICY_LOSSES, "_entries", dict(POLICY_LOSSES._entries))
+def test_a_loss_of_the_users_own_may_choose_too(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "from steepest.core.policy_losses import POLICY_LOSSES\n"
@@ -64,7 +63,8 @@ def test_a_loss_of_the_users_own_may_choose_too(tmp_path: Path, monkeypatch: pyt
         "def mine(x, *, tau_pos):\n"
         "    return -x.advantages * x.log_probs * tau_pos, {}\n"
     )
-    loss, choose = build_policy_loss(load_config([*REQUIRED, *WORDS, f"{MODE}={file}:mine"]))
+    with POLICY_LOSSES.temporarily():
+        loss, choose = build_policy_loss(load_config([*REQUIRED, *WORDS, f"{MODE}={file}:mine"]))
     mask = torch.ones(1, 2, dtype=torch.bool)
     x = LossInputs(torch.tensor([[-1.0, -1.0]]), torch.zeros(1, 2), torch.tensor([[1.0, 0.1]]), mask)
     assert torch.allclose(loss(x)[0], torch.tensor([[1.3, 0.13]]))

@@ -1,10 +1,7 @@
 """Advantage estimators: from rewards per token to advantages and returns per token.
 
 Each estimator is one function: `AdvantageInputs` in, `(advantages, returns)` out, its options as keywords with types.
-What it registers with:
-  needs      the optional fields it reads; a critic exists because some estimator needs `values`
-  whitened   its advantages are to be whitened over the batch; where it is not said, those that need `values` are
-  by_row     a row's returns follow from this row alone
+It is registered against its statement in config/algorithms.py, which says what it reads and which keys set its options.
 """
 
 from steepest.core.advantages.gae import gae

@@ -8,7 +8,7 @@ from torch import Tensor
 from steepest.core.advantages.inputs import ADVANTAGE_ESTIMATORS, AdvantageInputs
 
 
-@ADVANTAGE_ESTIMATORS.register("gae", needs=("values",), by_row=True, whitened=True)
+@ADVANTAGE_ESTIMATORS.register("gae")
 @torch.no_grad()
 def gae(
     x: AdvantageInputs,

@@ -14,7 +14,7 @@ _ROUNDING = 1e-5
 """A sum of normalised rewards below this, for weights of 1, is taken for 0."""
 
 
-@ADVANTAGE_ESTIMATORS.register("gdpo", needs=("group_ids", "named_rewards"))
+@ADVANTAGE_ESTIMATORS.register("gdpo")
 @torch.no_grad()
 def gdpo(
     x: AdvantageInputs, *, weights: Sequence[float] | None = None, norm_by_std: bool = True, eps: float = 1e-6

@@ -86,7 +86,7 @@ def on_true_tokens(per_row: Tensor, x: AdvantageInputs) -> tuple[Tensor, Tensor]
     return advantages, advantages.clone()
 
 
-@ADVANTAGE_ESTIMATORS.register("grpo", needs=("group_ids",))
+@ADVANTAGE_ESTIMATORS.register("grpo")
 @torch.no_grad()
 def grpo(x: AdvantageInputs, *, norm_by_std: bool = True, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Group-relative advantage: a response's reward against the other responses to its prompt.
@@ -107,7 +107,7 @@ def grpo(x: AdvantageInputs, *, norm_by_std: bool = True, eps: float = 1e-6) -> 
     return on_true_tokens(groups.normalised(total_rewards(x), norm_by_std=norm_by_std, eps=eps), x)
 
 
-@ADVANTAGE_ESTIMATORS.register("rloo", needs=("group_ids",))
+@ADVANTAGE_ESTIMATORS.register("rloo")
 @torch.no_grad()
 def rloo(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
     """REINFORCE, leave one out: a response's reward less the mean reward of the others to its prompt.
@@ -125,7 +125,7 @@ def rloo(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
     return on_true_tokens(groups.centred(total_rewards(x)) * (groups.count / others)[groups.index], x)
 
 
-@ADVANTAGE_ESTIMATORS.register("opo", needs=("group_ids",))
+@ADVANTAGE_ESTIMATORS.register("opo")
 @torch.no_grad()
 def opo(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
     """On-policy RL with the optimal reward baseline: the group's mean, long responses counting more.
@@ -144,7 +144,7 @@ def opo(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
     return on_true_tokens(torch.where(groups.counted, above - baseline[groups.index], 0.0), x)
 
 
-@ADVANTAGE_ESTIMATORS.register("gpg", needs=("group_ids",))
+@ADVANTAGE_ESTIMATORS.register("gpg")
 @torch.no_grad()
 def gpg(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
     """Group policy gradient: distance from the group's mean, scaled up by the share of groups that teach something.
@@ -165,7 +165,7 @@ def gpg(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
     return on_true_tokens(groups.centred(total_rewards(x)) * scale, x)
 
 
-@ADVANTAGE_ESTIMATORS.register("grpo_passk", needs=("group_ids",))
+@ADVANTAGE_ESTIMATORS.register("grpo_passk")
 @torch.no_grad()
 def grpo_passk(x: AdvantageInputs, *, norm_by_std: bool = True, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Pass@k, k the size of the group: only the best response is taught, by how much it beats the second best.
@@ -200,7 +200,7 @@ def _largest(above: Tensor, groups: Groups, among: Tensor) -> Tensor:
     )
 
 
-@ADVANTAGE_ESTIMATORS.register("reinforce_plus_plus_baseline", needs=("group_ids",), whitened=True)
+@ADVANTAGE_ESTIMATORS.register("reinforce_plus_plus_baseline")
 @torch.no_grad()
 def reinforce_plus_plus_baseline(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
     """REINFORCE++ with the group's mean as baseline: distance from it, then scaled over the whole batch.

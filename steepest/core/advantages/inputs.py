@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from steepest.registry import Registry
+from steepest.config.algorithms import ESTIMATORS, EXTRAS
+from steepest.core.registration import Algorithms
 
-ADVANTAGE_ESTIMATORS = Registry("advantage estimator", "algorithm.adv_estimator")
+ADVANTAGE_ESTIMATORS = Algorithms("advantage estimator", "algorithm.adv_estimator", ESTIMATORS)
+
+_SHAPES = {
+    "token_level_rewards": ("B", "T"),
+    "values": ("B", "T"),
+    "group_ids": ("B",),
+    "final_values": ("B",),
+    "truncated": ("B",),
+    "old_log_probs": ("B", "T"),
+    "rollout_is_weights": ("B", "T"),
+}
 
 
 @dataclass(frozen=True)
 class AdvantageInputs:
-    """What an estimator may read. Fields that are None were not asked for by its `needs`.
+    """What an estimator may read. Fields that are None, and extras that are missing, were not asked for by its `needs`.
 
     What lies at masked positions, and in rows without a true token, is ignored, whatever it is.
     """
@@ -32,40 +44,38 @@ class AdvantageInputs:
     """(B,) bool, true when the response hit the length limit."""
     old_log_probs: Tensor | None = None
     """(B, T) f32, log-probs of the tokens before the update."""
-    sum_pi_squared: Tensor | None = None
-    """(B, T) f32, sum over the vocabulary of the squared probabilities that token t was drawn from."""
     rollout_is_weights: Tensor | None = None
     """(B, T) f32, importance weights of old over rollout policy; None where the run has none."""
-    reward_baselines: Tensor | None = None
-    """(B,) f32, the reward of the greedy response to the row's prompt."""
-    named_rewards: Tensor | None = None
-    """(B, K) f32, K rewards of each response, of which token_level_rewards need not be the sum."""
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """What only some estimators read, by name; shapes are those of config.algorithms.EXTRAS.
+
+    named_rewards (B, K) f32     K rewards of each response, of which token_level_rewards need not be the sum
+    reward_baselines (B,) f32    the reward of the greedy response to the row's prompt
+    sum_pi_squared (B, T) f32    sum over the vocabulary of the squared probabilities that token t was drawn from
+    """
 
     def __post_init__(self) -> None:
-        full, rows = self.response_mask.shape, self.response_mask.shape[:1]
-        wanted = {
-            "token_level_rewards": full,
-            "values": full,
-            "group_ids": rows,
-            "final_values": rows,
-            "truncated": rows,
-            "old_log_probs": full,
-            "sum_pi_squared": full,
-            "rollout_is_weights": full,
-            "reward_baselines": rows,
-        }
-        for name, shape in wanted.items():
+        for name, shape in _SHAPES.items():
             found = getattr(self, name)
-            if found is not None and found.shape != shape:
-                raise ValueError(f"AdvantageInputs.{name} has shape {tuple(found.shape)}, expected {tuple(shape)}")
-        if self.named_rewards is not None and (self.named_rewards.dim() != 2 or len(self.named_rewards) != rows[0]):
-            raise ValueError(
-                f"AdvantageInputs.named_rewards has shape {tuple(self.named_rewards.shape)}, expected ({rows[0]}, K)"
-            )
+            if found is not None:
+                self._check(name, found, shape)
+        for name, found in self.extras.items():
+            if name in EXTRAS:
+                self._check(name, found, EXTRAS[name].shape)
+
+    def _check(self, name: str, found: Tensor, shape: tuple[str, ...]) -> None:
+        sizes = dict(zip("BT", self.response_mask.shape, strict=True))
+        wanted = [sizes.get(letter, letter) for letter in shape]
+        fits = found.dim() == len(wanted) and all(
+            isinstance(size, str) or size == got for size, got in zip(wanted, found.shape, strict=True)
+        )
+        if not fits:
+            expected = ", ".join(map(str, wanted)) + ("," if len(wanted) == 1 else "")
+            raise ValueError(f"AdvantageInputs.{name} has shape {tuple(found.shape)}, expected ({expected})")
 
     def require(self, name: str, reader: str) -> Tensor:
-        """The optional field `name`, or ValueError saying that `reader` needs it."""
-        value: Tensor | None = getattr(self, name)
+        """The optional field or the extra `name`, or ValueError saying that `reader` needs it."""
+        value: Tensor | None = self.extras.get(name, getattr(self, name, None))
         if value is None:
             raise ValueError(f"{reader} needs AdvantageInputs.{name}, which is None")
         return value

@@ -8,7 +8,7 @@ from torch import Tensor
 from steepest.core.advantages.inputs import ADVANTAGE_ESTIMATORS, AdvantageInputs
 
 
-@ADVANTAGE_ESTIMATORS.register("reinforce_plus_plus", needs=(), whitened=True)
+@ADVANTAGE_ESTIMATORS.register("reinforce_plus_plus")
 @torch.no_grad()
 def reinforce_plus_plus(x: AdvantageInputs, *, gamma: float) -> tuple[Tensor, Tensor]:
     """The discounted rewards from a token to the end of its response.
@@ -16,7 +16,7 @@ def reinforce_plus_plus(x: AdvantageInputs, *, gamma: float) -> tuple[Tensor, Te
         G_t = r_t + gamma * G_next(t)       A_t = G_t
 
     and then whitened over the policy tokens of the whole batch, which is the only baseline. The function leaves that to
-    its caller: it is registered with `whitened=True`, see masked.whiten. next(t) is the next token with response_mask
+    its caller: its statement has `whitened=True`, see masked.whiten. next(t) is the next token with response_mask
     true; past the last one G is 0. Masked positions of both results are 0.
 
     Reads token_level_rewards and response_mask, both (B, T). Returns (advantages, returns), both (B, T), returns = G.

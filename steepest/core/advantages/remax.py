@@ -8,7 +8,7 @@ from torch import Tensor
 from steepest.core.advantages.inputs import ADVANTAGE_ESTIMATORS, AdvantageInputs
 
 
-@ADVANTAGE_ESTIMATORS.register("remax", needs=("reward_baselines",))
+@ADVANTAGE_ESTIMATORS.register("remax")
 @torch.no_grad()
 def remax(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
     """ReMax: reward to go, less the reward of the prompt's greedy response.

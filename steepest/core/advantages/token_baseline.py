@@ -11,7 +11,7 @@ from steepest.core.advantages.inputs import ADVANTAGE_ESTIMATORS, AdvantageInput
 _OTB = "optimal_token_baseline"
 
 
-@ADVANTAGE_ESTIMATORS.register(_OTB, needs=("group_ids", "old_log_probs", "sum_pi_squared"))
+@ADVANTAGE_ESTIMATORS.register(_OTB)
 @torch.no_grad()
 def optimal_token_baseline(x: AdvantageInputs, *, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
     """Rewards to come, minus for each place the baseline under which the gradient varies least.

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steepest.config.algorithms import LOSSES
 from steepest.core.masked import masked_mean
-from steepest.registry import Registry
+from steepest.core.registration import Algorithms
 
-POLICY_LOSSES = Registry("policy loss", "actor_rollout_ref.actor.policy_loss.loss_mode")
+POLICY_LOSSES = Algorithms("policy loss", "actor_rollout_ref.actor.policy_loss.loss_mode", LOSSES)
 """Facts that an entry may declare: `choose`, the function that picks tokens over the whole mini-batch."""
 
 MAX_LOG_RATIO = 20.0

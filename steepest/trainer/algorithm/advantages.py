@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -86,17 +87,7 @@ class Advantages:
 
 
 def _inputs(batch: Batch) -> AdvantageInputs:
+    """The fields of the batch that have the same names."""
     assert batch.token_level_rewards is not None
-    return AdvantageInputs(
-        token_level_rewards=batch.token_level_rewards,
-        response_mask=batch.trained_mask,
-        values=batch.values,
-        group_ids=batch.group_ids,
-        final_values=batch.final_values,
-        truncated=batch.truncated,
-        old_log_probs=batch.old_log_probs,
-        sum_pi_squared=batch.sum_pi_squared,
-        rollout_is_weights=batch.rollout_is_weights,
-        named_rewards=batch.named_rewards,
-        reward_baselines=batch.reward_baselines,
-    )
+    names = [item.name for item in dataclasses.fields(AdvantageInputs) if item.name != "response_mask"]
+    return AdvantageInputs(response_mask=batch.trained_mask, **{name: getattr(batch, name) for name in names})

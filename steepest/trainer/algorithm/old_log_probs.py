@@ -101,13 +101,13 @@ class ActorOfEngineLogProbs:
 
 @dataclass
 class ActorWithSquares:
-    """The actor, whose pass before the update also fills in batch.sum_pi_squared, for the advantage estimator."""
+    """The actor, whose pass before the update also writes batch.extras["sum_pi_squared"] for the estimator."""
 
     actor: Actor
 
     def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(old log-probs, entropies) (B, T) f32."""
-        log_probs, entropies, batch.sum_pi_squared = self.actor.log_probs_and_squares(batch)
+        log_probs, entropies, batch.extras["sum_pi_squared"] = self.actor.log_probs_and_squares(batch)
         return log_probs, entropies
 
     def update(self, batch: Batch, *, step: int) -> Metrics:

@@ -148,12 +148,10 @@ class Job:
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
         self.scorer = Scorer(rewards, tokenizer, rewards.costs)
         self.folder = Path(str(config.trainer.default_local_dir))
-        entry = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator)
         self.plan: Plan = make_plan(
             config,
             len(data.train),
-            needs=entry.facts.get("needs", ()),
-            by_row=entry.facts.get("by_row", False),
+            ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator).spec,
             half_precision=build_step.half_precision(config, device),
         )
         self.position = PromptPosition()
@@ -296,7 +294,9 @@ class Job:
         scorer = StepScorer(
             self.scorer, self._rollout_writer(), build_shaping(self.config), build_curation(self.config)
         )
-        generate, score = build_step.build_sampling(self.config, rollouts, scorer, self.position, models.actor.model)
+        generate, score = build_step.build_sampling(
+            self.config, self.plan, rollouts, scorer, self.position, models.actor.model
+        )
         step = build_step.build_step(
             self.config,
             self.plan,

@@ -42,9 +42,9 @@ def batch_metrics(batch: Batch) -> Metrics:
         field = getattr(batch, name)
         if field is not None:
             metrics |= three(f"critic/{name}", field[mask])
-    if batch.reward_baselines is not None:
-        failed = batch.reward_baselines.isnan()
-        metrics |= three("remax/baseline_reward", batch.reward_baselines[~failed])
+    if (baselines := batch.extras.get("reward_baselines")) is not None:
+        failed = baselines.isnan()
+        metrics |= three("remax/baseline_reward", baselines[~failed])
         metrics["remax/baseline_reward/error_rate"] = failed.float().mean().item()
     metrics |= three("response_length", batch.response_lengths)
     metrics["response_length/clip_ratio"] = batch.truncated.float().mean().item()

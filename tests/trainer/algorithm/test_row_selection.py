@@ -216,7 +216,7 @@ def test_pf_ppo_pretraining_and_a_critic_of_one_update_do_not_mix(tmp_path):
 
     def by_update(*words: str) -> bool:
         config = load_config([*required, "critic.ppo_mini_batch_size=8", "trainer.total_epochs=1", *words])
-        return make_plan(config, 64, ("values",), by_row=True).values_by_update
+        return make_plan(config, 64).values_by_update
 
     assert by_update()
     assert by_update("trainer.critic_warmup=2")

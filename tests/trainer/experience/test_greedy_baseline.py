@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from steepest.config.load import load_config
+from steepest.config.plan import make_plan
 from steepest.core.batch import Batch, RowStatus
 from steepest.data.sampler import PromptSampler
 from steepest.loggers.jsonl import read_metrics
@@ -67,7 +68,7 @@ def test_one_greedy_response_a_prompt_gives_the_baseline_of_all_its_responses():
     assert engine.calls[1][0] == engine.calls[0][0] == [(0,), (1,), (2,), (3,)]
     metrics = scorer(batch, 1)
     assert batch.token_level_scores[:, 0].tolist() == [10, 20, 11, 21, 12, 22, 13, 23]
-    assert batch.reward_baselines[:6].tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch.extras["reward_baselines"][:6].tolist() == [0, 0, 1, 1, 2, 2]
     assert metrics == {"reward/error_rate": 0.0}, "of the responses that are trained on"
 
 
@@ -75,7 +76,7 @@ def test_a_prompt_whose_greedy_response_has_no_score_leaves_the_training():
     baselines, scorer, _ = parts()
     batch = baselines.generate(1)
     scorer(batch, 1)
-    assert batch.reward_baselines[6:].isnan().all()
+    assert batch.extras["reward_baselines"][6:].isnan().all()
     assert batch.row_status.tolist() == [RowStatus.TRAINED] * 6 + [RowStatus.REWARD_FAILED] * 2
     assert batch.loss_mask[:, 0].tolist() == [True] * 6 + [False] * 2
     batch.token_level_rewards = batch.token_level_scores
@@ -85,7 +86,7 @@ def test_a_prompt_whose_greedy_response_has_no_score_leaves_the_training():
     metrics = batch_metrics(batch)
     assert metrics["remax/baseline_reward/mean"] == 1.0 and metrics["remax/baseline_reward/max"] == 2.0
     assert metrics["remax/baseline_reward/error_rate"] == 0.25
-    assert batch.select(torch.tensor([5, 0])).reward_baselines.tolist() == [2.0, 0.0]
+    assert batch.select(torch.tensor([5, 0])).extras["reward_baselines"].tolist() == [2.0, 0.0]
 
 
 def test_the_greedy_response_is_scored_as_the_others_are():
@@ -94,7 +95,8 @@ def test_the_greedy_response_is_scored_as_the_others_are():
     baselines, scorer, _ = parts(shape=penalty)
     batch = baselines.generate(1)
     scorer(batch, 1)
-    assert batch.token_level_scores[:2, 0].tolist() == [9, 19] and batch.reward_baselines[:2].tolist() == [-1, -1]
+    assert batch.token_level_scores[:2, 0].tolist() == [9, 19]
+    assert batch.extras["reward_baselines"][:2].tolist() == [-1, -1]
 
 
 def test_the_step_generates_both_and_then_lets_the_engine_sleep():
@@ -106,14 +108,13 @@ def test_the_step_generates_both_and_then_lets_the_engine_sleep():
         rollouts.release = lambda engine=engine, released=released: released.append(len(engine.calls))
         config = load_config([*REQUIRED, f"algorithm.adv_estimator={estimator}"])
         before = WORK.read()
-        generate, score = build_step.build_sampling(
-            config, rollouts, StepScorer(scorer.scorer), PromptPosition(), model
-        )
+        step_scorer, plan = StepScorer(scorer.scorer), make_plan(config, 2048)
+        generate, score = build_step.build_sampling(config, plan, rollouts, step_scorer, PromptPosition(), model)
         batch = generate(1)
         counted.append(WORK.read() - before)
         assert released == [1 + (estimator == "remax")]
         score(batch, 1)
-        assert (batch.reward_baselines is not None) == (estimator == "remax")
+        assert ("reward_baselines" in batch.extras) == (estimator == "remax")
     assert counted[1] - counted[0] == generation_flops(model, rollouts.greedily(rollouts.prompts)) > 0
 
 
@@ -127,11 +128,13 @@ def test_dynamic_sampling_keeps_each_rounds_baselines_with_its_groups():
         [*REQUIRED, REMAX[0], "data.train_batch_size=3", "actor_rollout_ref.rollout.n=2",
          "algorithm.filter_groups.enable=True"]
     )  # fmt: skip
-    generate, score = build_step.build_sampling(config, rollouts, scorer, PromptPosition(), tiny_lm())
+    generate, score = build_step.build_sampling(
+        config, make_plan(config, 2048), rollouts, scorer, PromptPosition(), tiny_lm()
+    )
     batch = generate(1)
     assert released == [4] and [params.n for _, params in engine.calls] == [2, 1, 2, 1]
     # rounds of prompts 0 1 and 2 3; prompt 3 has no baseline, so its group is as one whose rewards failed
-    assert batch.reward_baselines.tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch.extras["reward_baselines"].tolist() == [0, 0, 1, 1, 2, 2]
     assert "filter_groups/dropped" in score(batch, 1)
 
 
@@ -151,11 +154,14 @@ def test_a_run_uses_the_reward_less_the_greedy_reward(tmp_path, monkeypatch, eng
                                       "trainer.val_before_train=False", "trainer.test_freq=-1")))  # fmt: skip
     assert len(batches) == 3
     for batch in batches:
-        assert len(batch) == 32 and set(batch.reward_baselines.tolist()) <= {0.0, 1.0}
-        assert torch.equal(batch.reward_baselines[::2], batch.reward_baselines[1::2]), "one a prompt"
-        wanted = batch.token_level_scores.sum(1) - batch.reward_baselines
+        baselines = batch.extras["reward_baselines"]
+        assert len(batch) == 32 and set(baselines.tolist()) <= {0.0, 1.0}
+        assert torch.equal(baselines[::2], baselines[1::2]), "one a prompt"
+        wanted = batch.token_level_scores.sum(1) - baselines
         assert torch.equal(batch.advantages, torch.where(batch.loss_mask, wanted[:, None], 0.0))
     metrics = read_metrics(folder / "metrics.jsonl")
     for step, batch in enumerate(batches, 1):
-        assert metrics[step]["remax/baseline_reward/mean"] == pytest.approx(batch.reward_baselines.mean().item())
+        assert metrics[step]["remax/baseline_reward/mean"] == pytest.approx(
+            batch.extras["reward_baselines"].mean().item()
+        )
         assert not math.isnan(metrics[step]["actor/pg_loss"])

@@ -21,7 +21,7 @@ def toy(tmp_path_factory):
 
 def built(toy, tmp_path, *words):
     config = load_config(toy_overrides(toy, tmp_path, *words))
-    plan = make_plan(config, 256, needs=("values",))
+    plan = make_plan(config, 256)
     folders = {"actor": toy["model"], "critic": toy["model"]}
     return config, plan, build_models(config, plan, FROM_NOTHING, folders, CPUDevice())
 
