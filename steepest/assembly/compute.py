@@ -41,8 +41,6 @@ def compute_settings(
         gradient_checkpointing=trained and model.enable_gradient_checkpointing,
         attention=attention(model, section, dtype, device),
         shares_prompts=shares_prompts,
-        model_key=section,
-        length_key="data.max_length" if section == SFT_MODEL else "data.max_response_length or data.max_prompt_length",
     )
 
 
@@ -89,23 +87,11 @@ def overrides(model: ModelConfig | CriticModelConfig) -> dict[str, Any]:
     return {name: value for name, value in model.override_config.items() if name != OVERRIDE}
 
 
-def micro_batches(
-    section: str,
-    rows: int | None,
-    dynamic: bool | None,
-    tokens: int | None,
-    *,
-    keys: tuple[str, str] = ("ppo_micro_batch_size_per_gpu", "ppo_max_token_len_per_gpu"),
-) -> MicroBatches:
+def micro_batches(purpose: str, rows: int | None, dynamic: bool | None, tokens: int | None) -> MicroBatches:
     """Rows a pass when they are given and the token budget is not asked for; else the token budget.
 
-    `keys` are those of the two numbers within `section`; messages name the one that counts.
+    `purpose`: whose passes they are, as in `config.key_names.PPO_KEYS`; messages name the key of that part.
     """
     if dynamic or rows is None:
-        return MicroBatches(tokens=tokens, key=f"{section}.{keys[1]}")
-    return MicroBatches(rows=rows, tokens=None, key=f"{section}.{keys[0]}")
-
-
-LOG_PROB_KEYS = ("log_prob_micro_batch_size_per_gpu", "log_prob_max_token_len_per_gpu")
-FORWARD_KEYS = ("forward_micro_batch_size_per_gpu", "forward_max_token_len_per_gpu")
-SFT_KEYS = ("micro_batch_size_per_gpu", "max_token_len_per_gpu")
+        return MicroBatches(tokens=tokens, purpose=purpose)
+    return MicroBatches(rows=rows, tokens=None, purpose=purpose)

@@ -12,8 +12,6 @@ import torch
 from steepest.assembly.compute import (
     ACTOR_MODEL,
     CRITIC_MODEL,
-    FORWARD_KEYS,
-    LOG_PROB_KEYS,
     compute_settings,
     micro_batches,
     overrides,
@@ -21,10 +19,12 @@ from steepest.assembly.compute import (
 )
 from steepest.assembly.lora import halves_base, load_critic, load_policy
 from steepest.assembly.policy_loss import build_policy_loss
+from steepest.config.key_names import model_keys
 from steepest.config.plan import Plan
 from steepest.config.schema import Config, CriticConfig
 from steepest.config.schema_model import OptimConfig
 from steepest.devices.api import Device
+from steepest.errors import key_names
 from steepest.learner.actor import Actor, ActorLossSettings
 from steepest.learner.checkpoint import Start
 from steepest.learner.critic import Critic, CriticLossSettings
@@ -81,7 +81,6 @@ def build_models(config: Config, plan: Plan, start: Start, folders: Mapping[str,
     halve = halves_base(config, compute.dtype, device)
     policy = load_policy(
         config.actor_rollout_ref.model,
-        ACTOR_MODEL,
         start,
         folders["actor"],
         halve=None if plan.needs_critic and config.critic.share_base is not None else halve,
@@ -96,7 +95,8 @@ def build_models(config: Config, plan: Plan, start: Start, folders: Mapping[str,
     if plan.needs_critic and config.critic.share_base == "head":
         reader = reference if isinstance(reference, ReadingReference) else build_reader(config, policy, device)
     if plan.needs_critic:
-        model = load_critic(config, start, folders["critic"], policy, halve=halve)
+        with key_names(model_keys(CRITIC_MODEL)):
+            model = load_critic(config, start, folders["critic"], policy, halve=halve)
         critic = build_critic(config, plan, model, reader, device)
     if start.checkpoint is not None:
         actor.load_optimizer(start.checkpoint / "actor")
@@ -117,7 +117,7 @@ def build_actor(config: Config, plan: Plan, policy: CausalLM, compute: ComputeSe
         update=UpdateSettings(
             mini_batch_rows=plan.mini_batch_rows,
             micro=micro_batches(
-                "actor_rollout_ref.actor",
+                "actor.update",
                 actor.ppo_micro_batch_size_per_gpu,
                 actor.use_dynamic_bsz,
                 actor.ppo_max_token_len_per_gpu,
@@ -135,11 +135,10 @@ def build_actor(config: Config, plan: Plan, policy: CausalLM, compute: ComputeSe
             kl_loss_type=actor.kl_loss_type,
         ),
         forward=micro_batches(
-            "actor_rollout_ref.rollout",
+            "actor.log_probs",
             rollout.log_prob_micro_batch_size_per_gpu,
             rollout.log_prob_use_dynamic_bsz,
             rollout.log_prob_max_token_len_per_gpu,
-            keys=LOG_PROB_KEYS,
         ),
         temperature=rollout.temperature,
         choose=choose,
@@ -169,7 +168,7 @@ def build_critic(
         update=UpdateSettings(
             mini_batch_rows=plan.critic_mini_batch_rows,
             micro=micro_batches(
-                "critic",
+                "critic.update",
                 critic.ppo_micro_batch_size_per_gpu,
                 critic.use_dynamic_bsz,
                 critic.ppo_max_token_len_per_gpu,
@@ -189,11 +188,10 @@ def build_critic(
 
 def _critic_forward(critic: CriticConfig) -> MicroBatches:
     return micro_batches(
-        "critic",
+        "critic.forward",
         critic.forward_micro_batch_size_per_gpu,
         critic.use_dynamic_bsz,
         critic.forward_max_token_len_per_gpu,
-        keys=FORWARD_KEYS,
     )
 
 
@@ -204,11 +202,10 @@ def build_reference(
     actor's own base; else a model of its own, read from `origin`, or copied where the policy is the start model."""
     ref, model = config.actor_rollout_ref.ref, config.actor_rollout_ref.model
     forward = micro_batches(
-        "actor_rollout_ref.ref",
+        "reference.log_probs",
         ref.log_prob_micro_batch_size_per_gpu,
         ref.log_prob_use_dynamic_bsz,
         ref.log_prob_max_token_len_per_gpu,
-        keys=LOG_PROB_KEYS,
     )
     compute, temperature = _reading(config, device), config.actor_rollout_ref.rollout.temperature
     if isinstance(policy, LoraCausalLM):

@@ -14,6 +14,7 @@ import torch
 import steepest
 from steepest.assembly.engine import build_engine, frees_engine, longest_sequence
 from steepest.assembly.roles import Models, build_models
+from steepest.config.key_names import PPO_KEYS, model_keys
 from steepest.config.plan import Plan, make_plan
 from steepest.config.reward_functions import WeightedFunction, functions_of
 from steepest.config.schema import Config
@@ -24,7 +25,7 @@ from steepest.data.prompts import Prompt, load_prompts
 from steepest.data.sampler import PromptSampler
 from steepest.devices.api import Device
 from steepest.devices.gemm_rate import describe_rate, gemm_rate
-from steepest.errors import DataError
+from steepest.errors import DataError, key_names
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.loggers.jsonl import SampleLog, read_metrics
@@ -42,7 +43,7 @@ from steepest.trainer.experience.dynamic_sampling import PromptPosition
 from steepest.trainer.experience.scoring import Scorer, StepScorer, with_costs
 from steepest.trainer.experience.single_turn import StepRollouts
 from steepest.trainer.loop import Schedule, run_steps
-from steepest.trainer.run.folder import begin, hold, naming, open_run_folder, open_store, open_tokenizer
+from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.run.health import Health, Limits
 from steepest.trainer.run.hooks import Run, validation_history, write_jsonl
 from steepest.trainer.run.model_sources import ModelSources, sources_of
@@ -70,6 +71,7 @@ class Data:
     """What tokenising has to say: how many were kept, dropped and cut."""
 
 
+@key_names(PPO_KEYS)
 def run_ppo(config: Config, laps: Laps | None = None) -> Result:
     """The whole job. Cheap checks come first: the device, the loggers, every row, every reward; then the models.
 
@@ -220,7 +222,7 @@ class Job:
         longest = longest_sequence(self.config)
         for key, part in (("actor_rollout_ref.model", models.actor), ("critic.model", models.critic)):
             if part is not None:
-                with naming(f"{key}.path"):
+                with key_names(model_keys(key)):
                     check_vocabulary(part.model, self.tokenizer)
                     part.model.check_length(longest)
         return models
