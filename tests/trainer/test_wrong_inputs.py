@@ -193,6 +193,18 @@ def test_a_critic_of_another_vocabulary_is_named_as_the_critic(toy, tmp_path, ca
     assert_fails(capsys, argv, "critic.model.path: ", "tokens", "do not fit")
 
 
+@pytest.mark.parametrize("section", ["actor_rollout_ref.model", "critic.model"])
+def test_a_model_with_code_of_its_own_names_the_key_of_its_section(toy, tmp_path, capsys, section):
+    folder = tmp_path / "model"
+    shutil.copytree(toy["model"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "configuration_mine.py").write_text("raise SystemError\n")
+    argv = with_value(toy_overrides(toy, tmp_path / "run"), f"{section}.path", folder)
+    assert_fails(capsys, argv, f"Read it, then allow it with {section}.trust_remote_code=true.")
+
+
 def test_an_unknown_data_source(toy, tmp_path, capsys):
     argv = [item for item in toy_overrides(toy, tmp_path) if not item.startswith("custom_reward_function")]
     assert_fails(capsys, argv, "toy", "custom_reward_function.path", "openai/gsm8k")
