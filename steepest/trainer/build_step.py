@@ -17,14 +17,13 @@ from steepest.config.estimators import estimator_options
 from steepest.config.plan import Plan
 from steepest.config.schema import Config
 from steepest.console import say
-from steepest.core.advantages import ADVANTAGE_ESTIMATORS
+from steepest.core.advantages import ADVANTAGE_ESTIMATORS, EstimatorCall
 from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.devices.api import Device
+from steepest.learner.actor import Actor
 from steepest.learner.metrics import Metrics
-from steepest.models.causal_lm import CausalLM
-from steepest.models.flops import WORK, generation_flops
-from steepest.registry import with_options
+from steepest.models.flops import generation_flops
 from steepest.rollout import RolloutEngine, SamplingParams
 from steepest.rollout.weights import LocalWeights
 from steepest.trainer.algorithm.advantages import Advantages, KLController, KLShapedRewards, plain_rewards
@@ -90,11 +89,16 @@ def build_controller(config: Config) -> KLController:
     return FixedKLController(control.kl_coef)
 
 
+def estimator_call(config: Config) -> EstimatorCall:
+    """The estimator by name, with the options that the configuration sets."""
+    name = config.algorithm.adv_estimator
+    return EstimatorCall(name, estimator_options(ADVANTAGE_ESTIMATORS.get(name).spec, config))
+
+
 def build_advantages(config: Config) -> Advantages:
     """The estimator with its options, and whether its advantages are whitened over the batch."""
-    entry = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator)
-    options = estimator_options(entry.spec, config)
-    return Advantages(with_options(entry.value, options), whitened=entry.spec.whitened)
+    spec = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator).spec
+    return Advantages(estimator_call(config).bind(), whitened=spec.whitened)
 
 
 def build_reward_shaping(config: Config, plan: Plan, controller: KLController) -> Callable[[Batch], Metrics]:
@@ -128,11 +132,10 @@ def describe_batch(batch: Batch, *, device: Device, compare_engines: bool) -> Me
     return metrics | memory_metrics(device)
 
 
-def generate_counted(generate: Callable[[Asked], Batch], model: CausalLM, asked: Asked) -> Batch:
+def generate_counted(generate: Callable[[Asked], Batch], actor: Actor, asked: Asked) -> Batch:
     """Responses, whose arithmetic is counted as any engine's that keeps keys and values."""
-    with WORK.paused():
-        batch = generate(asked)
-    WORK.add(generation_flops(model, batch))
+    batch = generate(asked)
+    actor.count(generation_flops(actor.model, batch))
     return batch
 
 
@@ -144,13 +147,13 @@ def generate_and_release(generate: Callable[[int], Batch], release: Callable[[],
 
 
 def filled_for_estimator(
-    config: Config, plan: Plan, rollouts: StepRollouts, scorer: StepScorer, model: CausalLM
+    config: Config, plan: Plan, rollouts: StepRollouts, scorer: StepScorer, actor: Actor
 ) -> tuple[Callable[[int], Batch], StepScorer]:
     """Rollouts and their scoring, with what the estimator reads beside the scores."""
-    generate: Callable[[int], Batch] = partial(generate_counted, rollouts, model)
+    generate: Callable[[int], Batch] = partial(generate_counted, rollouts, actor)
     fills = [FILLS[name](config) for name in plan.estimator_needs if name in FILLS]
     if "reward_baselines" in plan.estimator_needs:
-        baselines = GreedyBaselines(generate, partial(generate_counted, rollouts.greedily, model), scorer)
+        baselines = GreedyBaselines(generate, partial(generate_counted, rollouts.greedily, actor), scorer)
         generate = baselines.generate
         fills.append(baselines.fill)
     return generate, replace(scorer, fills=fills)
@@ -162,12 +165,12 @@ def build_sampling(
     rollouts: StepRollouts,
     scorer: StepScorer,
     position: PromptPosition,
-    model: CausalLM,
+    actor: Actor,
 ) -> tuple[Callable[[int], Batch], Callable[[Batch, int], Metrics]]:
     """`generate` and `score` of a step: one after the other, or in turns until enough groups differ."""
     filter_groups = config.algorithm.filter_groups
     # the engine stays awake until all responses of the step are there
-    generate, scorer = filled_for_estimator(config, plan, replace(rollouts, release=lambda: None), scorer, model)
+    generate, scorer = filled_for_estimator(config, plan, replace(rollouts, release=lambda: None), scorer, actor)
     if not filter_groups.enable:
         return partial(generate_and_release, generate, rollouts.release), scorer
     sampling = DynamicSampling(
@@ -209,12 +212,12 @@ def reference_of_a_step(plan: Plan, models: Models) -> ReferenceLike:
     return models.reference if models.reference is not None and plan.reads_ref_log_probs else NoReference()
 
 
-def critic_of_a_step(config: Config, plan: Plan, models: Models, advantages: Advantages) -> CriticLike:
+def critic_of_a_step(config: Config, plan: Plan, models: Models) -> CriticLike:
     """The critic with the passes that the plan says, and its pretraining."""
     if models.critic is None:
         return NoCritic()
     if plan.values_by_update:
-        return CriticOfOneUpdate(models.critic, advantages.returns_of)
+        return CriticOfOneUpdate(models.critic, estimator_call(config))
     trainer = config.trainer
     if trainer.critic_warmup and trainer.critic_warmup_returns == "monte_carlo":
         return PretrainedCritic(models.critic, trainer.critic_warmup, config.algorithm.gamma)
@@ -252,10 +255,7 @@ def build_step(
 ) -> PPOStep:
     """The step of `ppo.py` with the objects that this configuration asks for. `limit`: operations a second that the
     device can do, for `perf/mfu`."""
-    advantages = build_advantages(config)
-    actor, critic = filter_rows(
-        config, actor_of_a_step(config, plan, models), critic_of_a_step(config, plan, models, advantages)
-    )
+    actor, critic = filter_rows(config, actor_of_a_step(config, plan, models), critic_of_a_step(config, plan, models))
     return PPOStep(
         generate=generate,
         score=score,
@@ -263,10 +263,10 @@ def build_step(
         critic=critic,
         reference=reference_of_a_step(plan, models),
         shape_rewards=build_reward_shaping(config, plan, controller),
-        estimate_advantages=advantages,
+        estimate_advantages=build_advantages(config),
         publish_weights=partial(publish_weights, engine, LocalWeights(models.actor.model), device)
         if frees_engine(config, device)
         else partial(engine.load_weights, LocalWeights(models.actor.model)),
         describe=partial(describe_batch, device=device, compare_engines=compares_engines(config, plan)),
-        timed=Timer(device.synchronize, work=WORK.read, rates=partial(mfu_metrics, limit=limit)),
+        timed=Timer(device.synchronize, take_flops=models.take_flops, rates=partial(mfu_metrics, limit=limit)),
     )

@@ -13,26 +13,35 @@ from steepest.learner.metrics import Metrics
 
 @dataclass
 class Timer:
-    """Seconds spent in named parts of a step, and the work done in them. A device works behind the program's back:
-    it is waited for at the end of each part, or its time would count for a later one."""
+    """Seconds spent in named parts of a step, and the work done in them, in floating-point operations. A device works
+    asynchronously: it is waited for at the end of each part, or its time would count for a later one."""
 
     synchronize: Callable[[], None] = lambda: None
-    work: Callable[[], float] = lambda: 0.0
-    """Reads how much has been done since the process started, in floating-point operations."""
+    take_flops: Callable[[], float] = lambda: 0.0
+    """Work done since it was last called; called at the end of each part, whose work this is. For work that is done
+    elsewhere see `add_work`."""
     rates: Callable[[Mapping[str, float], Mapping[str, float]], Metrics] = lambda seconds, done: {}
     """Metrics from each part's seconds and work."""
     seconds: dict[str, float] = field(default_factory=dict)
     done: dict[str, float] = field(default_factory=dict)
+    _open: list[str] = field(default_factory=list)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start, before = time.perf_counter(), self.work()
+        start = time.perf_counter()
+        self._open.append(name)
         try:
             yield
             self.synchronize()
         finally:
+            self._open.remove(name)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-            self.done[name] = self.done.get(name, 0.0) + self.work() - before
+            self.add_work(name, self.take_flops())
+
+    def add_work(self, name: str, flops: float) -> None:
+        """Add to the work of the part `name`, and to that of the parts around it that are running, such as "step"."""
+        for part in {name, *self._open}:
+            self.done[part] = self.done.get(part, 0.0) + flops
 
     def flush(self) -> Metrics:
         metrics = {f"timing_s/{name}": value for name, value in self.seconds.items()}

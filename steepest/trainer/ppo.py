@@ -14,7 +14,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from steepest.core.advantages import EstimatorCall
 from steepest.core.batch import Batch
+from steepest.learner.critic import ValuesAndGradient
 from steepest.learner.metrics import Metrics
 from steepest.trainer.loop import Timer
 
@@ -67,10 +69,8 @@ class ActorOfOneUpdate:
 
 
 class OneUpdateCritic(Protocol):
-    def values_with_gradient(
-        self, batch: Batch, returns_of: Callable[[Batch], Tensor]
-    ) -> tuple[Tensor | None, Tensor | None]: ...
-    def step_on_gradient(self, batch: Batch) -> Metrics: ...
+    def values_and_gradient(self, batch: Batch, estimator: EstimatorCall) -> ValuesAndGradient: ...
+    def step_on_gradient(self, batch: Batch, found: ValuesAndGradient) -> Metrics: ...
 
 
 @dataclass
@@ -79,13 +79,16 @@ class CriticOfOneUpdate:
     from one forward pass, so that `timing_s/values` holds the update's time as well."""
 
     critic: OneUpdateCritic
-    returns_of: Callable[[Batch], Tensor]
+    estimator: EstimatorCall
+    found: ValuesAndGradient | None = None
 
     def values(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        return self.critic.values_with_gradient(batch, self.returns_of)
+        self.found = self.critic.values_and_gradient(batch, self.estimator)
+        return self.found.values, self.found.final_values
 
     def update(self, batch: Batch, *, step: int) -> Metrics:
-        return self.critic.step_on_gradient(batch)
+        assert self.found is not None
+        return self.critic.step_on_gradient(batch, self.found)
 
 
 @dataclass

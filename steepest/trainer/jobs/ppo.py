@@ -295,7 +295,7 @@ class Job:
             self.scorer, self._rollout_writer(), build_shaping(self.config), build_curation(self.config)
         )
         generate, score = build_step.build_sampling(
-            self.config, self.plan, rollouts, scorer, self.position, models.actor.model
+            self.config, self.plan, rollouts, scorer, self.position, models.actor
         )
         step = build_step.build_step(
             self.config,
