@@ -36,7 +36,7 @@ from tests.learner.test_policy_losses import parts_of
 
 ONE_ROW = MicroBatches(rows=1)
 OPTIM = OptimSettings(lr=1e-3, eps=1e-3)
-"""Adam's first step is the sign of a gradient unless eps is above it: a rounding of one near 0 would be a whole step."""
+"""Adam's first step is the sign of a gradient unless eps is above it: the rounding of one near 0 would be a step."""
 SETTINGS = UpdateSettings(mini_batch_rows=3, micro=ONE_ROW, epochs=2)
 
 

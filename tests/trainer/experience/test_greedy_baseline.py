@@ -130,8 +130,9 @@ def test_dynamic_sampling_keeps_each_rounds_baselines_with_its_groups():
         [*REQUIRED, REMAX[0], "data.train_batch_size=3", "actor_rollout_ref.rollout.n=2",
          "algorithm.filter_groups.enable=True"]
     )  # fmt: skip
+    actor = SimpleNamespace(model=tiny_lm(), count=lambda flops: None)
     generate, score = build_step.build_sampling(
-        config, make_plan(config, 2048), rollouts, scorer, PromptPosition(), SimpleNamespace(model=tiny_lm(), count=lambda flops: None)
+        config, make_plan(config, 2048), rollouts, scorer, PromptPosition(), actor
     )
     batch = generate(1)
     assert released == [4] and [params.n for _, params in engine.calls] == [2, 1, 2, 1]
