@@ -70,6 +70,11 @@ class Models:
     critic: Critic | None
     reference: Reference | BaseReference | None
 
+    def take_flops(self) -> float:
+        """Operations of all passes since this was last called; see `Trainable.take_flops`."""
+        roles = (self.actor, self.critic, self.reference)
+        return sum(role.take_flops() for role in roles if role is not None)
+
 
 @dataclass
 class Roles(Models):

@@ -107,13 +107,17 @@ class FrozenValueModel(ValueModel):
         """What makes values of hidden states."""
         return self.score if self.deep_head is None else self.deep_head
 
-    def head_values(self, hidden: Tensor) -> Tensor:
+    def _head_values(self, hidden: Tensor) -> Tensor:
         """See ValueModel."""
         if self.deep_head is None:
-            return super().head_values(hidden)
+            return super()._head_values(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             found: Tensor = self.deep_head(hidden.float())[:, 0]
             return found
+
+    def _head_flops(self, hidden: Tensor) -> float:
+        """See ValueModel. A deep head is not counted: nothing next to the base that its states come from."""
+        return super()._head_flops(hidden) if self.deep_head is None else 0.0
 
     def switched(self) -> AbstractContextManager[None]:
         """The body computes with this critic's adapter, or with the base alone if it has none."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steepest.config.load import load_config
-from steepest.core.advantages import AdvantageInputs, gae
+from steepest.core.advantages import AdvantageInputs, EstimatorCall, gae
 from steepest.core.batch import Batch
 from steepest.core.masked import whiten
 from steepest.trainer.algorithm.advantages import Advantages
@@ -28,8 +28,10 @@ def test_a_run_has_an_actors_and_a_critics_lambda(tmp_path, monkeypatch, updates
         batches.append(batch)
 
     monkeypatch.setattr(Advantages, "__call__", recorded)
-    asked, returns_of = [], Advantages.returns_of
-    monkeypatch.setattr(Advantages, "returns_of", lambda self, rows: asked.append(len(rows)) or returns_of(self, rows))
+    asked, returns_of = [], EstimatorCall.returns_of
+    monkeypatch.setattr(
+        EstimatorCall, "returns_of", lambda self, rows: asked.append(len(rows)) or returns_of(self, rows)
+    )
     run_ppo(load_config(toy_overrides(
         make_toy(tmp_path / "toy"), tmp_path / "run", *WORDS,
         f"actor_rollout_ref.actor.ppo_mini_batch_size={16 // updates}",

@@ -24,9 +24,9 @@ def test_a_run_is_the_one_with_a_pass_for_the_values(tmp_path, monkeypatch, caps
     passes: list[int] = []
     plain = Critic.values
 
-    def counting(self, batch):
+    def counting(self, batch, cut=None):
         passes.append(len(batch))
-        return plain(self, batch)
+        return plain(self, batch, cut)
 
     monkeypatch.setattr(Critic, "values", counting)
 
@@ -36,7 +36,7 @@ def test_a_run_is_the_one_with_a_pass_for_the_values(tmp_path, monkeypatch, caps
 
     metrics, weights = run(tmp_path / "one")
     assert not passes and "The critic's one update computes the values too" in capsys.readouterr().out
-    monkeypatch.setattr(build_step, "critic_of_a_step", lambda config, plan, models, advantages: models.critic)
+    monkeypatch.setattr(build_step, "critic_of_a_step", lambda config, plan, models: models.critic)
     wanted, other = run(tmp_path / "two")
     assert passes == [64, 64, 64]
     assert metrics.keys() == wanted.keys() == {1, 2, 3}

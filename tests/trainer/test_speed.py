@@ -13,7 +13,6 @@ import torch
 from steepest.config.load import load_config
 from steepest.devices.cpu import CPUDevice
 from steepest.devices.gemm_rate import describe_rate, gemm_rate
-from steepest.models.flops import WORK
 from steepest.process import threads
 from steepest.process.start_timing import Laps
 from steepest.trainer.jobs.ppo import run_ppo
@@ -87,14 +86,17 @@ def test_tokens_a_second_by_hand():
 
 
 def test_the_timer_gives_each_part_the_work_done_in_it():
-    timer = Timer(work=WORK.read, rates=lambda seconds, done: {"found": dict(done)})
+    waiting = [3.0, 0.0, 2.0, 1.0]
+    timer = Timer(take_flops=lambda: waiting.pop(0), rates=lambda seconds, done: {"found": dict(done)})
     with timer("step"):
         with timer("a"):
-            WORK.add(3)
-        WORK.add(1)
+            pass  # takes 3
+        with timer("b"):
+            timer.add_work("b", 10.0)  # of a worker, whose work comes with its answer; takes 0
+        timer.add_work("b", 4.0)  # after its part is over
         with timer("a"):
-            WORK.add(2)
-    assert timer.flush()["found"] == {"a": 5.0, "step": 6.0}
+            pass  # takes 2
+    assert timer.flush()["found"] == {"a": 5.0, "b": 14.0, "step": 20.0}  # and 1 of its own
     assert timer.flush()["found"] == {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from steepest.config.plan import make_plan
 from steepest.core.batch import Batch, RowStatus
 from steepest.data.sampler import PromptSampler
 from steepest.loggers.jsonl import read_metrics
-from steepest.models.flops import WORK, generation_flops
+from steepest.models.flops import generation_flops
 from steepest.rewards.api import RewardResult
 from steepest.rollout.api import SamplingParams
 from steepest.trainer import build_step
@@ -100,22 +101,23 @@ def test_the_greedy_response_is_scored_as_the_others_are():
 
 
 def test_the_step_generates_both_and_then_lets_the_engine_sleep():
-    model, counted = tiny_lm(), []
+    counted: list[list[float]] = []
     for estimator in ("reinforce_plus_plus", "remax"):
         baselines, scorer, engine = parts()
         released = []
         rollouts = baselines.sampled
         rollouts.release = lambda engine=engine, released=released: released.append(len(engine.calls))
         config = load_config([*REQUIRED, f"algorithm.adv_estimator={estimator}"])
-        before = WORK.read()
+        counted.append([])
+        actor = SimpleNamespace(model=tiny_lm(), count=counted[-1].append)
         step_scorer, plan = StepScorer(scorer.scorer), make_plan(config, 2048)
-        generate, score = build_step.build_sampling(config, plan, rollouts, step_scorer, PromptPosition(), model)
+        generate, score = build_step.build_sampling(config, plan, rollouts, step_scorer, PromptPosition(), actor)
         batch = generate(1)
-        counted.append(WORK.read() - before)
         assert released == [1 + (estimator == "remax")]
         score(batch, 1)
         assert ("reward_baselines" in batch.extras) == (estimator == "remax")
-    assert counted[1] - counted[0] == generation_flops(model, rollouts.greedily(rollouts.prompts)) > 0
+    greedy = generation_flops(actor.model, rollouts.greedily(rollouts.prompts))
+    assert greedy > 0 and counted[1] == [*counted[0], greedy]
 
 
 def test_dynamic_sampling_keeps_each_rounds_baselines_with_its_groups():
@@ -128,8 +130,9 @@ def test_dynamic_sampling_keeps_each_rounds_baselines_with_its_groups():
         [*REQUIRED, REMAX[0], "data.train_batch_size=3", "actor_rollout_ref.rollout.n=2",
          "algorithm.filter_groups.enable=True"]
     )  # fmt: skip
+    actor = SimpleNamespace(model=tiny_lm(), count=lambda flops: None)
     generate, score = build_step.build_sampling(
-        config, make_plan(config, 2048), rollouts, scorer, PromptPosition(), tiny_lm()
+        config, make_plan(config, 2048), rollouts, scorer, PromptPosition(), actor
     )
     batch = generate(1)
     assert released == [4] and [params.n for _, params in engine.calls] == [2, 1, 2, 1]
