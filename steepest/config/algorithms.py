@@ -17,7 +17,7 @@ from steepest.config.schema_types import DERIVED, LossAggMode, NameOf, NonNegati
 
 @dataclass(frozen=True)
 class Extra:
-    """A tensor in `Batch.extras` that only some estimators read. trainer/experience/greedy_baseline.py says who writes it."""
+    """A tensor in `Batch.extras` that only some estimators read. Writer: trainer/experience/greedy_baseline.py."""
 
     name: str
     shape: tuple[str, ...]

@@ -137,7 +137,7 @@ class _Loading(Generic[ConfigT]):
         self.job: Job[ConfigT] = job
         self.book, self.arguments = job.book, arguments
         self.sections = tree.sections(job.schema)
-        self.node = tree.typed_node(job.schema)
+        self.node = OmegaConf.create(tree.thaw(job.schema()))
         self.sources: dict[str, str] = {}
         self.ignored: dict[str, str] = {}
         """Accepted keys without a field (vLLM's, harmless ones) -> source."""
@@ -152,9 +152,7 @@ class _Loading(Generic[ConfigT]):
         self._check_required(values)
         given = {key: copy.deepcopy(tree.get(values, key)) for key in self.sources}
         derived = self.job.resolve(values, self._is_set)
-        for key, origin in derived.items():
-            if origin in self.bad:
-                self.bad.add(key)
+        self._check_derived(values, derived)
         config = tree.freeze(self.job.schema, values)
         for rule in self.job.rules:
             if not self.bad.intersection(rule.keys):
@@ -165,6 +163,20 @@ class _Loading(Generic[ConfigT]):
 
     def _is_set(self, key: str) -> bool:
         return key in self.sources
+
+    def _check_derived(self, values: dict[str, Any], derived: dict[str, str]) -> None:
+        """Check derived values as given ones are; the problem names the key from which the value follows."""
+        for key, origin in derived.items():
+            value = tree.get(values, key)
+            if {key, origin} & self.bad:
+                self.bad.add(key)
+            elif problem := tree.value_problem(self.book.leaves[key], value):
+                self.bad.add(key)
+                while origin in derived:
+                    origin = derived[origin]
+                found = f"={_shown(tree.get(values, origin))}" if origin in self.book.leaves else ""
+                source = Assignment(origin, None, self.sources.get(origin, COMMAND_LINE))
+                self._blame(origin, source, f"{origin}{found}: {key}={_shown(value)} is derived from it, and {problem}")
 
     def _assign(self, a: Assignment) -> None:
         """Store one assignment, or say why not."""
@@ -215,14 +227,12 @@ class _Loading(Generic[ConfigT]):
         self.bad.discard(leaf.key)
 
     def _store(self, leaf: tree.Leaf, key: str, inside: bool, a: Assignment) -> None:
-        shown = f"{key}={a.value!r}" if isinstance(a.value, str) else f"{key}={_shown(a.value)}"
         try:
-            value = a.value if inside else tree.fit(leaf, a.value)
-            OmegaConf.update(self.node, key, value, merge=False, force_add=inside)
+            if not inside and "${" not in str(a.value):
+                tree.fit(leaf, a.value)
+            OmegaConf.update(self.node, key, a.value, merge=False)
         except (ValueError, OmegaConfBaseException) as error:
-            # OmegaConf's own words name its classes; ours from `fit` say what was found
-            found = "" if isinstance(error, OmegaConfBaseException) else f" ({error})"
-            self._blame(leaf.key, a, f"{shown}: expected {leaf.expected}{found}.")
+            self._blame(leaf.key, a, _unfit(leaf, key, a.value, error))
             return
         self.sources[leaf.key] = a.source
 
@@ -249,6 +259,11 @@ class _Loading(Generic[ConfigT]):
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
             self._blame(leaf.key, source, f"{leaf.key}: its ${{...}} cannot be followed: {reason}.")
+            return leaf.default
+        try:
+            value = tree.fit(leaf, value)
+        except ValueError as error:
+            self._blame(leaf.key, source, _unfit(leaf, leaf.key, value, error))
             return leaf.default
         problem = tree.value_problem(leaf, value)
         if problem:
@@ -302,6 +317,14 @@ class _Loading(Generic[ConfigT]):
         tree.put(values, key, default)
         self.job.resolve(values, lambda k: k in self.sources and k != key)
         return bool(tree.get(values, key) != given[key])
+
+
+def _unfit(leaf: tree.Leaf, key: str, value: Any, error: Exception) -> str:
+    """The problem of a value that has not the type of its key."""
+    text = repr(value) if isinstance(value, str) else _shown(value)
+    # OmegaConf's own words name its classes; ours from `fit` say what was found
+    found = "" if isinstance(error, OmegaConfBaseException) or not str(error) else f" ({error})"
+    return f"{key}={text}: expected {leaf.expected}{found}."
 
 
 def _shown(value: Any) -> str:

@@ -116,6 +116,18 @@ def test_the_reference_command_loads_fast_and_without_torch() -> None:
         ),
         ("critic.model.path=${actor_rollout_ref.model.path}/x", "critic.model.path", "model/x"),
         (
+            "actor_rollout_ref.actor.optim.lr=${actor_rollout_ref.actor.clip_ratio}",
+            "actor_rollout_ref.actor.optim.lr",
+            0.2,
+        ),
+        (
+            "actor_rollout_ref.actor.optim.betas=['${actor_rollout_ref.actor.clip_ratio}',0.95]",
+            "actor_rollout_ref.actor.optim.betas",
+            (0.2, 0.95),
+        ),
+        ("data.shuffle='0'", "data.shuffle", False),
+        ("data.seed='7'", "data.seed", 7),
+        (
             "actor_rollout_ref.model.custom_chat_template={% for m in messages %}{{ m['content'] }}{% endfor %}",
             "actor_rollout_ref.model.custom_chat_template",
             "{% for m in messages %}{{ m['content'] }}{% endfor %}",
