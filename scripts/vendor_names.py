@@ -26,7 +26,7 @@ TEXT = re.compile(rf"^{WORD}(:.*)?$|^(torch|vllm)[_.-]{WORD}|^{WORD}_[A-Z_]+$|,{
 
 ALLOWED = {
     "config/schema.py": {"cuda", "npu"},
-    "config/schema_sft.py": {"cuda", "npu"},
+    "config/sections/sft.py": {"cuda", "npu"},
 }
 """File -> names that it may use. The schemas list the values of trainer.device, and may import neither torch nor a
 device; tests/test_vendor_names.py holds them against the table of devices."""

@@ -10,7 +10,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from steepest.config.schema import TrainerConfig
-from steepest.config.schema_sft import SFTTrainerConfig
+from steepest.config.sections.sft import SFTTrainerConfig
 from steepest.devices import DEVICES
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 
 from steepest.config.schema import Config
-from steepest.config.schema_model import CriticModelConfig, ModelConfig
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.sections.model import CriticModelConfig, ModelConfig
+from steepest.config.sections.sft import SFTConfig
 from steepest.devices.api import Device
 from steepest.errors import ConfigError
 from steepest.learner.micro_batches import MicroBatches

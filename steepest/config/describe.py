@@ -21,7 +21,7 @@ import yaml
 
 from steepest.config import tree
 from steepest.config.schema import Config
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.sections.sft import SFTConfig
 
 BEGIN, END = "<!-- begin {} keys: generated -->", "<!-- end {} keys -->"
 

@@ -39,7 +39,7 @@ from steepest.config.environment import SWITCHES
 from steepest.config.idle import Idle
 from steepest.config.keys import KeyBook
 from steepest.config.schema import Config, Provenance
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.sections.sft import SFTConfig
 from steepest.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", Config, SFTConfig)

@@ -17,7 +17,7 @@ from steepest.config.needs import reads_ref_log_probs, uses_reference
 from steepest.config.resolve import ACTOR, MODEL, REF, ROLLOUT
 from steepest.config.reward_functions import GRADER, IN_WORKERS, JUDGE, functions_of
 from steepest.config.schema import Config
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.sections.sft import SFTConfig
 from steepest.config.warnings_policy_loss import POLICY_LOSS_WARNINGS, policy_loss_idle
 from steepest.registry import is_own_code
 

@@ -13,7 +13,7 @@ from steepest.config.algorithms import ESTIMATORS
 from steepest.config.environment import switch_problems
 from steepest.config.resolve import ACTOR, REF, ROLLOUT, IsSet
 from steepest.config.schema import Config
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.sections.sft import SFTConfig
 
 Check = Callable[[Any, IsSet], Iterator[str]]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from steepest.config.resolve import ACTOR, MODEL, IsSet
 from steepest.config.rules import Rule, rule
 from steepest.config.schema import Config
-from steepest.config.schema_model import CriticModelConfig, ModelConfig
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.sections.model import CriticModelConfig, ModelConfig
+from steepest.config.sections.sft import SFTConfig
 
 LORA_RULES: list[Rule] = []
 SFT_LORA_RULES: list[Rule] = []

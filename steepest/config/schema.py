@@ -2,7 +2,7 @@
 
 The tree is verl's (`data`, `actor_rollout_ref`, `critic`, `algorithm`, `trainer`, ...). `None` (null) means: derived
 from other keys by resolve.py when the configuration is loaded; the loaded Config holds the derived value.
-Sections with many keys are in the schema_*.py files beside this one. Keys of verl's that are in none of them are in
+Sections with many keys are in the folder sections/. Keys of verl's that are in none of them are in
 verl_keys.py. docs/configuration.md is generated from these files.
 """
 
@@ -12,17 +12,12 @@ from collections.abc import Mapping as ReadOnlyMapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from steepest.config.schema_actor import ActorConfig
-from steepest.config.schema_algorithm import AlgorithmConfig
-from steepest.config.schema_model import (
-    CriticComputeConfig,
-    CriticModelConfig,
-    ModelConfig,
-    OptimConfig,
-)
-from steepest.config.schema_reward import CustomRewardConfig, RewardConfig
-from steepest.config.schema_rollout import RolloutConfig
-from steepest.config.schema_types import (
+from steepest.config.sections.actor import ActorConfig
+from steepest.config.sections.advantages import AlgorithmConfig
+from steepest.config.sections.model import CriticComputeConfig, CriticModelConfig, ModelConfig, OptimConfig
+from steepest.config.sections.reward import CustomRewardConfig, RewardConfig
+from steepest.config.sections.rollout import RolloutConfig
+from steepest.config.types import (
     DERIVED,
     File,
     LossAggMode,

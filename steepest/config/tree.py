@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from steepest.config.schema_types import Bounds, IsPath, MinusOneOr, NameOf, Required
+from steepest.config.types import Bounds, IsPath, MinusOneOr, NameOf, Required
 from steepest.registry import is_own_code, nearest
 
 ConfigT = TypeVar("ConfigT")
@@ -81,7 +81,7 @@ def _walk(schema: type, instance: Any, prefix: str) -> Iterator[Leaf]:
             yield from _walk(typing.cast(type, hint), default, f"{prefix}{item.name}.")
         else:
             leaf = _read_hint(f"{prefix}{item.name}", hint, default)
-            # schema_types.DERIVED: null until resolve.py has filled it in
+            # types.DERIVED: null until resolve.py has filled it in
             yield dataclasses.replace(leaf, optional=True) if default is None else leaf
 
 

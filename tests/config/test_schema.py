@@ -10,7 +10,7 @@ import pytest
 from steepest.config import describe, tree
 from steepest.config.algorithms import ESTIMATORS, LOSSES
 from steepest.config.schema import Config
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.sections.sft import SFTConfig
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "docs" / "configuration.md"
@@ -36,7 +36,7 @@ def test_the_page_holds_the_tables_of_the_schema() -> None:
 
 def test_names_in_the_schema_are_those_of_the_registries() -> None:
     pytest.importorskip("torch")
-    from steepest.config.schema_types import NameOf
+    from steepest.config.types import NameOf
     from steepest.core.advantages import ADVANTAGE_ESTIMATORS
     from steepest.core.aggregation import LOSS_AGG_MODES
     from steepest.core.policy_losses import POLICY_LOSSES

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from steepest.config.schema import TrainerConfig
-from steepest.config.schema_model import Hub
-from steepest.config.schema_sft import SFTTrainerConfig
+from steepest.config.sections.sft import SFTTrainerConfig
+from steepest.config.types import Hub
 from steepest.console import say
 from steepest.errors import CheckpointError
 from steepest.hub import MODEL_FILES, Found, Pin, Source, find

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from steepest.config.schema_model import ComputeDtype, Hub
-from steepest.config.schema_types import DERIVED, File, Mapping, NonNegative, Positive, PositiveFloat, Share
+from steepest.config.types import DERIVED, ComputeDtype, File, Hub, Mapping, NonNegative, Positive, PositiveFloat, Share
 
 
 @dataclass(frozen=True)

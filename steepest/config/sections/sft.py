@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from steepest.config.schema import LoggerName, Provenance
-from steepest.config.schema_model import ComputeConfig, ModelConfig, OptimConfig
-from steepest.config.schema_types import DERIVED, File, Files, Mapping, MinusOneOr, Positive, RequiredFiles, Seed
+from steepest.config.sections.model import ComputeConfig, ModelConfig, OptimConfig
+from steepest.config.types import DERIVED, File, Files, Mapping, MinusOneOr, Positive, RequiredFiles, Seed
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from steepest.config.schema_model import ComputeDtype
-from steepest.config.schema_types import (
+from steepest.config.types import (
     DERIVED,
+    ComputeDtype,
     Mapping,
     MinusOneOr,
     NonNegativeFloat,

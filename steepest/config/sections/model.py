@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from steepest.config.schema_types import (
+from steepest.config.types import (
     DERIVED,
     Bounds,
+    ComputeDtype,
     File,
+    Hub,
     Mapping,
     MinusOneOr,
     NonNegative,
@@ -18,9 +20,6 @@ from steepest.config.schema_types import (
     RequiredFile,
     Share,
 )
-
-ComputeDtype = Literal["auto", "bfloat16", "float32"]
-Hub = Literal["huggingface", "modelscope"]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from steepest.config.algorithms import PolicyLossConfig
-from steepest.config.schema_model import ComputeConfig, OptimConfig
-from steepest.config.schema_types import (
+from steepest.config.sections.model import ComputeConfig, OptimConfig
+from steepest.config.types import (
     DERIVED,
     Bounds,
     LossAggMode,

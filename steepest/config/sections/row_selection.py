@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from steepest.config.schema_types import Positive, PositiveFloat
+from steepest.config.types import Positive, PositiveFloat
 
 RejectionKind = Literal[
     "token_k1",

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steepest.config.algorithms import AdvEstimatorName
-from steepest.config.schema_curation import FilterGroupsConfig, PFPPOConfig, RolloutCorrectionConfig
-from steepest.config.schema_types import DERIVED, NonNegativeFloat, Positive, PositiveFloat, Share
+from steepest.config.sections.row_selection import FilterGroupsConfig, PFPPOConfig, RolloutCorrectionConfig
+from steepest.config.types import DERIVED, NonNegativeFloat, Positive, PositiveFloat, Share
 
 KLKind = Literal["kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3"]
 
