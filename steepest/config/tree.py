@@ -81,7 +81,7 @@ def _walk(schema: type, instance: Any, prefix: str) -> Iterator[Leaf]:
             yield from _walk(typing.cast(type, hint), default, f"{prefix}{item.name}.")
         else:
             leaf = _read_hint(f"{prefix}{item.name}", hint, default)
-            # types.DERIVED: null until resolve.py has filled it in
+            # types.DERIVED: null until its section has filled it in
             yield dataclasses.replace(leaf, optional=True) if default is None else leaf
 
 

@@ -13,9 +13,9 @@ from steepest.assembly.compute import compute_dtype
 from steepest.assembly.engine import frees_engine, publish_weights
 from steepest.assembly.policy_loss import build_weighting
 from steepest.assembly.roles import Models
-from steepest.config.estimators import estimator_options
 from steepest.config.plan import Plan
 from steepest.config.schema import Config
+from steepest.config.sections.advantages import estimator_options
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch

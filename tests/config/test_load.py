@@ -14,10 +14,9 @@ import pytest
 import yaml
 
 from steepest.config import tree
+from steepest.config.checks import ROLLOUT
 from steepest.config.load import config_dict, load_config, load_sft_config, save_config
-from steepest.config.schema import Config
-from steepest.config.sections.sft import SFTConfig
-from steepest.config.verl_keys import ROLLOUT
+from steepest.config.schema import Config, SFTConfig
 from steepest.errors import ConfigError
 from tests.config.commands import GRPO, REFERENCE, REQUIRED
 

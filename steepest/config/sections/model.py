@@ -1,10 +1,14 @@
-"""Sections that several jobs share: a model, an optimizer, the dtype of compute."""
+"""`actor_rollout_ref.model`: the policy's model. What other models, optimizers and SFT have in common with it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from steepest.config.checks import MODEL, Deriver, IsSet, NoEffect, Section, names_of
+from steepest.config.environment import hub_from_environment, switch_problems
 from steepest.config.types import (
     DERIVED,
     Bounds,
@@ -20,6 +24,11 @@ from steepest.config.types import (
     RequiredFile,
     Share,
 )
+
+if TYPE_CHECKING:
+    from steepest.config.schema import Config, SFTConfig
+
+SECTION = Section()
 
 
 @dataclass(frozen=True)
@@ -50,33 +59,6 @@ class ModelConfig:
     """Linear layers that get the adapter, by name, e.g. `[q_proj,v_proj]`; all-linear: all but the head."""
     exclude_modules: tuple[str, ...] | None = None
     """Of those, the ones left out, by name."""
-
-
-@dataclass(frozen=True)
-class CriticModelConfig:
-    """`critic.model`: the value model's start, a backbone with a value head that begins at zero."""
-
-    path: File = DERIVED
-    """Folder in Hugging Face layout, GGUF file, or hub id; null: `actor_rollout_ref.model.path`."""
-    hub: Hub = DERIVED
-    """Hub of `path`; null: the actor's."""
-    revision: str | None = None
-    """Branch, tag or commit of `path` on the hub; null: the actor's if `path` is the same, else the newest."""
-    trust_remote_code: bool = DERIVED
-    """Run Python code that comes with the model folder; null: the actor's."""
-    override_config: Mapping = field(default_factory=dict)
-    """Values that replace those of the model's config.json."""
-    enable_gradient_checkpointing: bool = DERIVED
-    """Recompute activations in the backward pass; null: the actor's."""
-    lora_rank: NonNegative = DERIVED
-    """Train a LoRA adapter and the value head on the frozen model; 0: all weights. null: 0, with
-    `critic.share_base=adapter` the actor's."""
-    lora_alpha: Positive = DERIVED
-    """The adapter's output is scaled by `lora_alpha / lora_rank`; null: the actor's."""
-    target_modules: tuple[str, ...] = DERIVED
-    """Linear layers that get the adapter, by name; null: the actor's."""
-    exclude_modules: tuple[str, ...] | None = None
-    """Of those, the ones left out, by name; null: the actor's."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +95,111 @@ class ComputeConfig:
     """dtype of forward and backward; auto: bfloat16 where the hardware has it, else float32. Weights stay float32."""
 
 
-@dataclass(frozen=True)
-class CriticComputeConfig:
-    """`critic.fsdp`: how the critic computes."""
+@SECTION.null
+def resolve(d: Deriver) -> None:
+    resolve_hub(d, f"{MODEL}.hub")
+    d.copy("data.tokenizer", f"{MODEL}.tokenizer_path")
+    d.fill(f"{MODEL}.tokenizer_path", d[f"{MODEL}.path"] or None, f"{MODEL}.path")
 
-    dtype: ComputeDtype = DERIVED
-    """dtype of forward and backward; null: the actor's."""
+
+def resolve_hub(d: Deriver, key: str) -> None:
+    """The hub that the environment asks for, where the user gave none."""
+    hub, chosen_by = hub_from_environment()
+    if chosen_by is not None and not d.is_set(key):
+        d.replace(key, hub, chosen_by)
+
+
+@SECTION.rule(f"{MODEL}.hub")
+def hub_switches_are_clear(c: Config | SFTConfig, is_set: IsSet) -> Iterator[str]:
+    yield from switch_problems()
+
+
+@SECTION.rule(f"{MODEL}.custom_chat_template")
+def chat_template_is_one(c: Config, is_set: IsSet) -> Iterator[str]:
+    yield from template_problems(f"{MODEL}.custom_chat_template", c.actor_rollout_ref.model.custom_chat_template)
+
+
+def template_problems(key: str, text: str | None) -> Iterator[str]:
+    """What is wrong with a chat template: a file's name in its place."""
+    if text is not None and "{" not in text:
+        yield (
+            f"{key}={text}: not a Jinja template, it has no {{{{ ... }}}}, so every prompt would become this text. "
+            f'Give the template itself, not its file: {key}="$(cat FILE)".'
+        )
+
+
+@SECTION.rule(f"{MODEL}.target_modules", f"{MODEL}.exclude_modules")
+def adapter_has_layers(c: Config, is_set: IsSet) -> Iterator[str]:
+    model = c.actor_rollout_ref.model
+    yield from adapter_problems(MODEL, model.target_modules, model.exclude_modules)
+
+
+def adapter_problems(section: str, targets: tuple[str, ...] | None, excluded: tuple[str, ...] | None) -> Iterator[str]:
+    """What is wrong with the names of the layers that get an adapter. None is not checked."""
+    key = f"{section}.target_modules"
+    if targets == ():
+        yield f"{key}=[]: no layer would be trained. Give names of layers, or all-linear."
+    if targets and "all-linear" in targets and len(targets) > 1:
+        yield (
+            f"{key}=[{','.join(targets)}]: all-linear stands alone, for all linear layers. Give it, or names of layers."
+        )
+    if excluded and "all-linear" in excluded:
+        yield f"{section}.exclude_modules=[{','.join(excluded)}]: nothing would be left. Give names of layers."
+
+
+@SECTION.no_effect
+def keys_without_effect() -> list[NoEffect]:
+    return model_without_effect(MODEL, lambda c: c.actor_rollout_ref.model)
+
+
+def model_without_effect(section: str, get: Callable[[Any], Any]) -> list[NoEffect]:
+    """LoRA's options without an adapter, and the hub's for a model on this machine."""
+
+    def nothing_is_fetched(c: Any) -> bool:
+        model = get(c)
+        return is_here(model.path) and is_here(getattr(model, "tokenizer_path", model.path))
+
+    local = f"{section}.path is on this machine"
+    return [
+        NoEffect(
+            names_of(section, "lora_alpha target_modules exclude_modules"),
+            lambda c: get(c).lora_rank == 0,
+            f"{section}.lora_rank=0 trains all weights, without an adapter",
+        ),
+        NoEffect((f"{section}.revision",), lambda c: is_here(get(c).path), local),
+        NoEffect((f"{section}.hub",), nothing_is_fetched, local),
+    ]
+
+
+def is_here(path: str) -> bool:
+    """Whether a model's path is a file or folder of this machine, so that no hub is asked."""
+    return Path(path).exists()
+
+
+def optim_without_effect(section: str, get: Callable[[Any], Any]) -> list[NoEffect]:
+    """Options of a schedule that the optimizer in `section` does not have."""
+    return [
+        NoEffect(
+            names_of(section, "min_lr_ratio num_cycles"),
+            lambda c: get(c).lr_scheduler_type == "constant",
+            f"{section}.lr_scheduler_type is constant",
+        ),
+        NoEffect(
+            names_of(section, "lr_warmup_steps_ratio"),
+            lambda c: get(c).lr_warmup_steps > 0,
+            f"{section}.lr_warmup_steps wins",
+        ),
+        NoEffect(
+            names_of(section, "zero_indexed_step"),
+            lambda c: get(c).lr_warmup_steps <= 0 and get(c).lr_warmup_steps_ratio == 0,
+            "there is no warm-up",
+        ),
+    ]
+
+
+def small_rate(key: str, lr: float, usual: str) -> str:
+    """The warning of a run that trains few weights at the default learning rate."""
+    return (
+        f"{key}={lr:g} is the default for all weights; with so few of them trained, about {usual} is usual: "
+        "see docs/lora.md."
+    )

@@ -1,47 +1,18 @@
-"""Parts of `algorithm` that choose and weigh what is learnt from: rollout correction, group filter, PF-PPO."""
+"""Parts of `algorithm` that choose the rows to learn from: the filter of groups, PF-PPO."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from steepest.config.checks import ROLLOUT, IsSet, NoEffect, Section, names_of
 from steepest.config.types import Positive, PositiveFloat
 
-RejectionKind = Literal[
-    "token_k1",
-    "token_k2",
-    "token_k3",
-    "seq_sum_k1",
-    "seq_sum_k2",
-    "seq_sum_k3",
-    "seq_mean_k1",
-    "seq_mean_k2",
-    "seq_mean_k3",
-    "seq_max_k2",
-    "seq_max_k3",
-]
+if TYPE_CHECKING:
+    from steepest.config.schema import Config
 
-
-@dataclass(frozen=True)
-class RolloutCorrectionConfig:
-    """`algorithm.rollout_correction`: for an engine whose probabilities differ from the trainer's."""
-
-    rollout_is: Literal["token", "sequence"] | None = None
-    """Importance weights on the policy loss, old over rollout probability: of each token, or the product over a
-    response; null: none."""
-    rollout_is_threshold: str = "2.0"
-    """A number: larger weights are cut to it (TIS). low_high, e.g. 0.5_5.0: weights outside become 0 (IcePop)."""
-    rollout_is_batch_normalize: bool = False
-    """Divide the weights by their mean over the batch."""
-    rollout_rs: tuple[RejectionKind, ...] | None = None
-    """Leave out tokens or whole responses by one or more divergences, e.g. `[token_k1,seq_mean_k3]`; null: none."""
-    rollout_rs_threshold: tuple[str, ...] | None = None
-    """One each, or one for all. k1: ratios low_high of rollout over old probability, or high for 1/high to high.
-    k2, k3: the largest divergence in nats."""
-    bypass_mode: bool = False
-    """Take the rollout's log-probs for old ones, without a pass: the loss's own ratio is then the correction."""
-    loss_type: Literal["ppo_clip", "reinforce"] = "ppo_clip"
-    """Bypass mode only. ppo_clip: `policy_loss.loss_mode` as it is; reinforce: -weight * log-prob * advantage."""
+SECTION = Section()
 
 
 @dataclass(frozen=True)
@@ -66,3 +37,36 @@ class PFPPOConfig:
     max_random: the highest four times as often as each other."""
     weight_pow: PositiveFloat = 2.0
     """The power (pow)."""
+
+
+@SECTION.rule("algorithm.filter_groups.enable", "algorithm.mask_equal_groups", f"{ROLLOUT}.n")
+def groups_can_differ(c: Config, is_set: IsSet) -> Iterator[str]:
+    algorithm = c.algorithm
+    if c.actor_rollout_ref.rollout.n > 1:
+        return
+    for key, is_on in (
+        ("filter_groups.enable", algorithm.filter_groups.enable),
+        ("mask_equal_groups", algorithm.mask_equal_groups),
+    ):
+        if is_on:
+            yield (
+                f"algorithm.{key}=True with {ROLLOUT}.n=1: a group of one never differs, so nothing would be left. "
+                f"Use {ROLLOUT}.n >= 2."
+            )
+
+
+@SECTION.no_effect
+def keys_without_effect() -> list[NoEffect]:
+    return [
+        NoEffect(
+            names_of("algorithm.filter_groups", "metric max_num_gen_batches"),
+            lambda c: not c.algorithm.filter_groups.enable,
+            "algorithm.filter_groups.enable is off",
+        ),
+        NoEffect(("algorithm.pf_ppo",), lambda c: not c.algorithm.use_pf_ppo, "algorithm.use_pf_ppo is off"),
+        NoEffect(
+            ("algorithm.pf_ppo.weight_pow",),
+            lambda c: c.algorithm.pf_ppo.reweight_method != "pow",
+            "algorithm.pf_ppo.reweight_method is not pow",
+        ),
+    ]

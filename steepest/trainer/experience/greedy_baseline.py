@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from steepest.config.estimators import named_rewards
 from steepest.config.schema import Config
+from steepest.config.sections.advantages import named_rewards
 from steepest.core.batch import Batch, RowStatus
 from steepest.data.prompts import Prompt
 from steepest.errors import ConfigError

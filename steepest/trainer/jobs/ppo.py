@@ -15,8 +15,8 @@ import steepest
 from steepest.assembly.engine import build_engine, frees_engine, longest_sequence
 from steepest.assembly.roles import Models, build_models
 from steepest.config.plan import Plan, make_plan
-from steepest.config.reward_functions import WeightedFunction, functions_of
 from steepest.config.schema import Config
+from steepest.config.sections.reward import WeightedFunction, functions_of
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import encode_prompts

@@ -13,7 +13,7 @@ from steepest.assembly.compute import SFT_KEYS, SFT_MODEL, compute_settings, mic
 from steepest.assembly.lora import load_policy
 from steepest.assembly.roles import optim_settings
 from steepest.config.plan import SFTPlan, make_sft_plan
-from steepest.config.sections.sft import SFTConfig
+from steepest.config.schema import SFTConfig
 from steepest.console import say
 from steepest.data.sampler import PromptSampler
 from steepest.data.sft import SFTExample, encode_sft, load_sft_rows

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from steepest.config.schema import TrainerConfig
 from steepest.config.sections.sft import SFTTrainerConfig
+from steepest.config.sections.trainer import TrainerConfig
 from steepest.config.types import Hub
 from steepest.console import say
 from steepest.errors import CheckpointError
