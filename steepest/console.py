@@ -13,3 +13,16 @@ def shortened(text: str, limit: int = 200) -> str:
     """`text` on one line; a line longer than `limit` characters is cut in its middle."""
     line = " | ".join(text.strip().splitlines())
     return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
+
+
+def once(print_line: Callable[[str], None]) -> Callable[[str], None]:
+    """A function that prints the first text it is given and no later one: for warnings that may come in every step."""
+    printed = False
+
+    def print_first(text: str) -> None:
+        nonlocal printed
+        if not printed:
+            printed = True
+            print_line(text)
+
+    return print_first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -10,7 +12,7 @@ from steepest.config.schema import Config, SFTConfig
 from steepest.config.sections.critic import CriticModelConfig
 from steepest.config.sections.model import ModelConfig
 from steepest.devices.api import Device
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, ModelError
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.trainable import ComputeSettings
 from steepest.models.shared_prompts import DEVICE as SHARED_PROMPTS_DEVICE
@@ -109,3 +111,12 @@ def micro_batches(
 LOG_PROB_KEYS = ("log_prob_micro_batch_size_per_gpu", "log_prob_max_token_len_per_gpu")
 FORWARD_KEYS = ("forward_micro_batch_size_per_gpu", "forward_max_token_len_per_gpu")
 SFT_KEYS = ("micro_batch_size_per_gpu", "max_token_len_per_gpu")
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Put the configuration key of a model before what is wrong with it."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{key}: {error}") from error

@@ -1,4 +1,4 @@
-"""The models of a run and what trains them, from the configuration: actor, critic, reference."""
+"""The roles of a run, from configuration and plan: actor, critic, reference and rollout engine, in any process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,9 +17,11 @@ from steepest.assembly.compute import (
     LOG_PROB_KEYS,
     compute_settings,
     micro_batches,
+    naming,
     overrides,
     shares_prompts,
 )
+from steepest.assembly.engine import build_engine, longest_sequence
 from steepest.assembly.lora import halves_base, load_critic, load_policy
 from steepest.assembly.policy_loss import build_policy_loss
 from steepest.config.plan import Plan
@@ -37,10 +40,12 @@ from steepest.learner.shared_critic import AdapterCritic, HeadCritic
 from steepest.learner.trainable import ComputeSettings
 from steepest.models.bf16_storage import hold_in_bf16
 from steepest.models.causal_lm import CausalLM
-from steepest.models.load import load_causal_lm
+from steepest.models.load import check_vocabulary, load_causal_lm
 from steepest.models.lora_models import LoraCausalLM
 from steepest.models.value_head import ValueModel
 from steepest.process.malloc import give_back_freed
+from steepest.rollout import RolloutEngine
+from steepest.rollout.weights import LocalWeights
 
 
 def optim_settings(optim: OptimConfig, *, total_steps: int, warmup_steps: int) -> OptimSettings:
@@ -67,8 +72,54 @@ class Models:
     reference: Reference | BaseReference | None
 
 
+@dataclass
+class Roles(Models):
+    """The models of a run and the engine that generates with the actor's weights, all in one process: with LoRA they
+    share a base, and the engine of a CPU runs on the actor's own modules."""
+
+    engine: RolloutEngine
+
+    @property
+    def weights(self) -> LocalWeights:
+        """What the engine takes its weights from."""
+        return LocalWeights(self.actor.model)
+
+
+def build_roles(
+    config: Config,
+    plan: Plan,
+    start: Start,
+    folders: Mapping[str, Path],
+    tokenizer: Any,
+    device: Device,
+    lap: Callable[[str], None] = lambda name: None,
+) -> Roles:
+    """Build every role and give the engine the weights of `start`.
+
+    `folders` holds the folders of the start models, under "actor" and "critic". `lap` is called with "models" and
+    "engine" when these are there. Raises ModelError for a model that does not fit the tokenizer or the lengths.
+    """
+    models = build_models(config, plan, start, folders, device)
+    _check_models(config, models, tokenizer)
+    lap("models")
+    engine = build_engine(config, models.actor, tokenizer, folders["actor"], device)
+    roles = Roles(models.actor, models.critic, models.reference, engine)
+    engine.load_weights(roles.weights, start.step)
+    lap("engine")
+    return roles
+
+
+def _check_models(config: Config, models: Models, tokenizer: Any) -> None:
+    longest = longest_sequence(config)
+    for key, part in ((ACTOR_MODEL, models.actor), (CRITIC_MODEL, models.critic)):
+        if part is not None:
+            with naming(f"{key}.path"):
+                check_vocabulary(part.model, tokenizer)
+                part.model.check_length(longest)
+
+
 def build_models(config: Config, plan: Plan, start: Start, folders: Mapping[str, Path], device: Device) -> Models:
-    """Load the models this run needs, from the checkpoint's folders where the run goes on from one.
+    """Load the models this run needs, from the checkpoint's folders where the run resumes from one.
 
     `folders` holds the folders of the start models, under "actor" and "critic".
     """

@@ -17,7 +17,7 @@ from steepest.config.types import DERIVED, LossAggMode, NameOf, NonNegativeFloat
 
 @dataclass(frozen=True)
 class Extra:
-    """A tensor in `Batch.extras` that only some estimators read. Writer: trainer/experience/greedy_baseline.py."""
+    """A tensor in `Batch.extras` that only some estimators read. trainer/experience/extras.py names its writer."""
 
     name: str
     shape: tuple[str, ...]

@@ -99,9 +99,13 @@ class Batch:
     sum_pi_squared (B, T) f32    sum over the vocabulary of the squared probabilities of the policy before the update,
                                  by the actor; 0 outside of trained_mask
     """
+    kl_log_probs: Tensor | None = None
+    """(B, T) f32, log-probs before the update that the KL penalty in the reward reads; as old_log_probs, but the
+    engine's may stand in where the loss's ratio takes the update's own. None where nothing reads them."""
     old_log_probs: Tensor | None = None
-    """(B, T) f32, log-probs before the update, by the actor; 0 outside of trained_mask, or of loss_mask where the
-    update itself computes them. Those that the engine stands in for are not 0 in rows that are left out."""
+    """(B, T) f32, log-probs before the update that the loss's ratio reads, by the actor; 0 outside of trained_mask, or
+    of loss_mask where the update itself computes them. Those that the engine stands in for are not 0 in rows that are
+    left out."""
     recomputed: Tensor | None = None
     """(B,) bool, rows whose old_log_probs are the actor's own, the others' being the engine's; None: all rows."""
     entropies: Tensor | None = None

@@ -21,11 +21,12 @@ from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from steepest.devices.api import Device, device_of
 from steepest.devices.memory import GOES_ON, memory_guard
 from steepest.errors import RolloutError
-from steepest.rollout import vllm_memory, vllm_versions, weight_check
+from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import Completion, GenerationRequest, SamplingParams, WeightSource
 from steepest.rollout.requests import check_requests
 from steepest.rollout.weights import Fingerprint, LocalWeights, ModelDescription, fingerprint
@@ -43,6 +44,9 @@ _PROBE_PROMPT, _PROBE_TOKENS = 8, 8
 """Tokens of the sequence that is scored after each update."""
 _TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5}
 """Largest accepted mean difference of log-probs in that sequence, in nats. A wrong matrix gives 1 or more."""
+
+_BLOCK = 128
+"""Tokens of a KV block on the CPU; the last block of a sequence may be nearly empty."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +307,7 @@ def start_engine(
     }
     if device.type == "cpu":
         rows = min(max_num_seqs, settings.usual_rows or max_num_seqs)
-        options["kv_cache_memory_bytes"] = vllm_memory.cpu_kv_bytes(
+        options["kv_cache_memory_bytes"] = _cpu_kv_bytes(
             description.config, dtype, rows, max_model_len, kv_memory_bytes
         )
         notes.append("vLLM has no sleep mode on the CPU: its weights and KV cache stay in memory while models train.")
@@ -376,6 +380,19 @@ def _check_class(llm: Any, description: ModelDescription) -> None:
             f"{ROLLOUT}.name=vllm: this vLLM has no class of its own for {description.architecture.__name__}. "
             f"Use {ROLLOUT}.name=builtin."
         )
+
+
+def _cpu_kv_bytes(
+    config: PretrainedConfig, dtype: torch.dtype, rows: int, max_model_len: int, limit: int | None
+) -> int:  # fmt: skip
+    """Bytes for `rows` sequences of max_model_len tokens, at most `limit`."""
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * size * dtype.itemsize
+    blocks = -(-max_model_len // _BLOCK) + 1
+    wanted = per_token * rows * blocks * _BLOCK
+    return wanted if limit is None else min(wanted, limit)
 
 
 def _words(error: Exception) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from steepest.assembly.compute import compute_dtype
+from steepest.assembly.compute import compute_dtype, naming
 from steepest.config.schema import Config
 from steepest.config.sections.reward import JUDGE, REWARD_MODEL, WeightedFunction, functions_of
 from steepest.devices.api import Device
@@ -19,7 +19,6 @@ from steepest.rewards.api import RewardRequest, RewardResult, ScoresResponses
 from steepest.rewards.chat_client import ChatClient
 from steepest.rewards.judge import PROMPT, Judge, ReplyCache, api_key
 from steepest.rewards.pool import allowed_failures
-from steepest.trainer.run.folder import naming
 from steepest.trainer.run.model_sources import ModelSources
 
 

@@ -1,61 +1,48 @@
-"""From a configuration to the parts of a run. Every choice of the configuration is made here, once."""
+"""From a configuration to the parts of a step: which object stands in each place of `ppo.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from steepest.assembly.compute import compute_dtype
-from steepest.assembly.engine import frees_engine, publish_weights
 from steepest.assembly.policy_loss import build_weighting
-from steepest.assembly.roles import Models
+from steepest.cluster.local import LocalCluster
 from steepest.config.plan import Plan
 from steepest.config.schema import Config
 from steepest.config.sections.advantages import estimator_options
-from steepest.console import say
+from steepest.console import once, say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.devices.api import Device
 from steepest.learner.metrics import Metrics
-from steepest.models.causal_lm import CausalLM
-from steepest.models.flops import WORK, generation_flops
 from steepest.registry import with_options
-from steepest.rollout import RolloutEngine, SamplingParams
-from steepest.rollout.weights import LocalWeights
-from steepest.trainer.algorithm.advantages import Advantages, KLController, KLShapedRewards, plain_rewards
-from steepest.trainer.algorithm.correction import (
-    ActorOfRollouts,
-    CorrectedRewards,
-    build_rejections,
-    compare,
+from steepest.rollout import SamplingParams
+from steepest.trainer.algorithm.advantages import Advantages
+from steepest.trainer.algorithm.correction import CorrectedRewards, build_rejections, compare
+from steepest.trainer.algorithm.critic_values import CriticPart, NoCritic, ValuesFromPass, ValuesFromUpdate
+from steepest.trainer.algorithm.kl_rewards import KLController, KLShapedRewards, plain_rewards
+from steepest.trainer.algorithm.old_log_probs import FromEngine, FromPass, FromRollout, FromUpdate, OldLogProbs
+from steepest.trainer.algorithm.row_selection import (
+    build_critic_targets,
+    build_left_out,
+    build_row_selection,
+    build_shaping,
 )
-from steepest.trainer.algorithm.old_log_probs import ActorOfEngineLogProbs, ActorWithSquares
-from steepest.trainer.algorithm.row_selection import FilteredActor, FilteredCritic, FilteredRows, PretrainedCritic
+from steepest.trainer.experience.api import Collector
 from steepest.trainer.experience.dynamic_sampling import DynamicSampling, PromptPosition
-from steepest.trainer.experience.greedy_baseline import FILLS, GreedyBaselines
-from steepest.trainer.experience.scoring import StepScorer
-from steepest.trainer.experience.single_turn import StepRollouts
+from steepest.trainer.experience.extras import FILLS
+from steepest.trainer.experience.greedy_baseline import GreedyBaseline
+from steepest.trainer.experience.scoring import Finished, Scorer, StepScorer
+from steepest.trainer.experience.single_turn import SingleTurn, StepRollouts
 from steepest.trainer.loop import Timer
-from steepest.trainer.ppo import (
-    ActorAfterWarmup,
-    ActorLike,
-    ActorOfOneUpdate,
-    CriticLike,
-    CriticOfOneUpdate,
-    NoCritic,
-    NoReference,
-    PPOStep,
-    ReferenceLike,
-)
+from steepest.trainer.ppo import Learn, Observer, PPOStep
 from steepest.trainer.run.metrics import batch_metrics, memory_metrics, mfu_metrics
-
-Asked = TypeVar("Asked")
-"""What responses are asked for by: a step, or prompts."""
 
 
 def train_sampling(config: Config) -> SamplingParams:
@@ -128,61 +115,50 @@ def describe_batch(batch: Batch, *, device: Device, compare_engines: bool) -> Me
     return metrics | memory_metrics(device)
 
 
-def generate_counted(generate: Callable[[Asked], Batch], model: CausalLM, asked: Asked) -> Batch:
-    """Responses, whose arithmetic is counted as any engine's that keeps keys and values."""
-    with WORK.paused():
-        batch = generate(asked)
-    WORK.add(generation_flops(model, batch))
-    return batch
-
-
-def generate_and_release(generate: Callable[[int], Batch], release: Callable[[], None], step: int) -> Batch:
-    """All responses of a step, and then the engine may sleep."""
-    batch = generate(step)
-    release()
-    return batch
-
-
-def filled_for_estimator(
-    config: Config, plan: Plan, rollouts: StepRollouts, scorer: StepScorer, model: CausalLM
-) -> tuple[Callable[[int], Batch], StepScorer]:
-    """Rollouts and their scoring, with what the estimator reads beside the scores."""
-    generate: Callable[[int], Batch] = partial(generate_counted, rollouts, model)
-    fills = [FILLS[name](config) for name in plan.estimator_needs if name in FILLS]
-    if "reward_baselines" in plan.estimator_needs:
-        baselines = GreedyBaselines(generate, partial(generate_counted, rollouts.greedily, model), scorer)
-        generate = baselines.generate
-        fills.append(baselines.fill)
-    return generate, replace(scorer, fills=fills)
-
-
-def build_sampling(
+def build_collector(
     config: Config,
     plan: Plan,
+    cluster: LocalCluster,
     rollouts: StepRollouts,
-    scorer: StepScorer,
+    scorer: Scorer,
     position: PromptPosition,
-    model: CausalLM,
-) -> tuple[Callable[[int], Batch], Callable[[Batch, int], Metrics]]:
-    """`generate` and `score` of a step: one after the other, or in turns until enough groups differ."""
-    filter_groups = config.algorithm.filter_groups
-    # the engine stays awake until all responses of the step are there
-    generate, scorer = filled_for_estimator(config, plan, replace(rollouts, release=lambda: None), scorer, model)
-    if not filter_groups.enable:
-        return partial(generate_and_release, generate, rollouts.release), scorer
-    sampling = DynamicSampling(
-        generate,
-        scorer,
-        position,
-        num_groups=config.data.train_batch_size,
-        metric=filter_groups.metric,
-        max_rounds=filter_groups.max_num_gen_batches,
-        epoch=rollouts.sampler.epoch,
-        pad_id=rollouts.pad_id,
-        say=say,
-        release=rollouts.release,
+    *,
+    device: Device,
+    write: Callable[[int, list[dict[str, Any]]], None] | None = None,
+) -> Collector:
+    """The collectors of a run, wrapped into one another. The one that generates last releases the engine."""
+    filter_groups, needs = config.algorithm.filter_groups, plan.estimator_needs
+    fills = [FILLS[name](config) for name in needs if name in FILLS]
+    scored = StepScorer(scorer, build_shaping(config), fills)
+    with_greedy, dynamic = "reward_baselines" in needs, filter_groups.enable
+    timer, nothing = partial(Timer, device.synchronize), lambda: None
+    release = cluster.release_engine
+    collect: Collector = SingleTurn(
+        rollouts, scored, cluster.generation_flops, timer, nothing if with_greedy or dynamic else release
     )
-    return sampling.generate, sampling.score
+    if with_greedy:
+        collect = GreedyBaseline(
+            collect,
+            rollouts.greedily,
+            scored,
+            cluster.generation_flops,
+            timer,
+            nothing if dynamic else release,
+        )
+    if dynamic:
+        collect = DynamicSampling(
+            collect,
+            position,
+            num_groups=config.data.train_batch_size,
+            metric=filter_groups.metric,
+            max_rounds=filter_groups.max_num_gen_batches,
+            epoch=rollouts.sampler.epoch,
+            pad_id=rollouts.pad_id,
+            warn_once=once(say),
+            timer=timer,
+            release=release,
+        )
+    return Finished(collect, build_left_out(config), write, scorer.costs)
 
 
 def unfiltered(sampling: SamplingParams) -> bool:
@@ -190,45 +166,35 @@ def unfiltered(sampling: SamplingParams) -> bool:
     return sampling.top_p >= 1.0 and sampling.top_k == -1
 
 
-def actor_of_a_step(config: Config, plan: Plan, models: Models) -> ActorLike:
-    """The actor with the old log-probs that the plan says."""
+def build_old_log_probs(config: Config, plan: Plan, cluster: LocalCluster) -> Callable[[Batch], OldLogProbs]:
+    """Where the log-probs before the update come from, as the plan says."""
     if plan.old_log_probs == "update":
-        return ActorOfOneUpdate(models.actor)
+        return FromUpdate()
     if plan.old_log_probs == "pass":
-        return ActorWithSquares(models.actor) if plan.sums_squares else models.actor
+        return FromPass(cluster, squares=plan.sums_squares)
     if plan.old_log_probs == "rollout":
-        return ActorOfRollouts(models.actor)
-    wrapped = ActorOfEngineLogProbs(models.actor, one_update=plan.updates_per_step == 1, say=say)
-    if config.algorithm.use_kl_in_reward and models.reference is not None:
-        wrapped.is_reference = partial(models.actor.model.computes_as, models.reference.model)
-    return wrapped
+        return FromRollout()
+    checks_reference = config.algorithm.use_kl_in_reward and plan.needs_reference
+    return FromEngine(
+        cluster, one_update=plan.updates_per_step == 1, warn_once=once(say), checks_reference=checks_reference
+    )
 
 
-def reference_of_a_step(plan: Plan, models: Models) -> ReferenceLike:
-    """The reference, where its log-probs are read: the exact KL has it compute in the actor's update instead."""
-    return models.reference if models.reference is not None and plan.reads_ref_log_probs else NoReference()
+def build_ref_log_probs(plan: Plan, cluster: LocalCluster) -> Callable[[Batch], Tensor | None]:
+    """The reference's pass, where its log-probs are read: the exact KL has it compute in the actor's update instead."""
+    return cluster.ref_log_probs if plan.needs_reference and plan.reads_ref_log_probs else lambda batch: None
 
 
-def critic_of_a_step(config: Config, plan: Plan, models: Models, advantages: Advantages) -> CriticLike:
-    """The critic with the passes that the plan says, and its pretraining."""
-    if models.critic is None:
+def build_critic_part(plan: Plan, cluster: LocalCluster, advantages: Advantages) -> CriticPart:
+    """The critic with the passes that the plan says."""
+    if not plan.needs_critic:
         return NoCritic()
-    if plan.values_by_update:
-        return CriticOfOneUpdate(models.critic, advantages.returns_of)
-    trainer = config.trainer
-    if trainer.critic_warmup and trainer.critic_warmup_returns == "monte_carlo":
-        return PretrainedCritic(models.critic, trainer.critic_warmup, config.algorithm.gamma)
-    return models.critic
+    return ValuesFromUpdate(cluster, advantages.returns_of) if plan.values_by_update else ValuesFromPass(cluster)
 
 
-def filter_rows(config: Config, actor: ActorLike, critic: CriticLike) -> tuple[ActorLike, CriticLike]:
-    """Actor and critic, on the rows that PF-PPO draws where it is on."""
-    algorithm = config.algorithm
-    if not algorithm.use_pf_ppo:
-        return actor, critic
-    pf_ppo = algorithm.pf_ppo
-    rows = FilteredRows(pf_ppo.reweight_method, pf_ppo.weight_pow, config.actor_rollout_ref.rollout.seed)
-    return FilteredActor(actor, rows), critic if isinstance(critic, NoCritic) else FilteredCritic(critic, rows)
+def after_warmup(update: Callable[[Batch, int], Metrics], num_steps: int, batch: Batch, step: int) -> Metrics:
+    """The actor's update, which is left out in the first `num_steps` steps (`trainer.critic_warmup`)."""
+    return update(batch, step) if step > num_steps else {}
 
 
 def half_precision(config: Config, device: Device) -> bool:
@@ -238,35 +204,26 @@ def half_precision(config: Config, device: Device) -> bool:
     return any(compute_dtype(dtype, device) != "float32" for dtype in dtypes)
 
 
-def build_step(
-    config: Config,
-    plan: Plan,
-    models: Models,
-    controller: KLController,
-    *,
-    generate: Callable[[int], Batch],
-    score: Callable[[Batch, int], Metrics],
-    engine: RolloutEngine,
-    device: Device,
-    limit: float,
-) -> PPOStep:
-    """The step of `ppo.py` with the objects that this configuration asks for. `limit`: operations a second that the
-    device can do, for `perf/mfu`."""
+def build_learn(
+    config: Config, plan: Plan, cluster: LocalCluster, controller: KLController, *, device: Device, limit: float
+) -> Learn:
+    """The second half of the step. `limit`: operations a second that the device can do, for `perf/mfu`."""
     advantages = build_advantages(config)
-    actor, critic = filter_rows(
-        config, actor_of_a_step(config, plan, models), critic_of_a_step(config, plan, models, advantages)
-    )
-    return PPOStep(
-        generate=generate,
-        score=score,
-        actor=ActorAfterWarmup(actor, config.trainer.critic_warmup),
-        critic=critic,
-        reference=reference_of_a_step(plan, models),
+    return Learn(
+        old_log_probs=build_old_log_probs(config, plan, cluster),
+        ref_log_probs=build_ref_log_probs(plan, cluster),
         shape_rewards=build_reward_shaping(config, plan, controller),
+        critic=build_critic_part(plan, cluster, advantages),
         estimate_advantages=advantages,
-        publish_weights=partial(publish_weights, engine, LocalWeights(models.actor.model), device)
-        if frees_engine(config, device)
-        else partial(engine.load_weights, LocalWeights(models.actor.model)),
+        select_rows=build_row_selection(config),
+        critic_targets=build_critic_targets(config),
+        update_actor=partial(after_warmup, cluster.update_actor, config.trainer.critic_warmup),
+        publish_weights=cluster.publish,
         describe=partial(describe_batch, device=device, compare_engines=compares_engines(config, plan)),
-        timed=Timer(device.synchronize, work=WORK.read, rates=partial(mfu_metrics, limit=limit)),
+        timed=Timer(device.synchronize, cluster.take_flops, partial(mfu_metrics, limit=limit)),
     )
+
+
+def build_step(collect: Collector, learn: Learn, position: PromptPosition, observers: Sequence[Observer]) -> PPOStep:
+    """The step of `ppo.py`. The run's place among the prompts follows what has been learnt from."""
+    return PPOStep(collect, learn, (lambda step, experience: position.learn(experience.prompts_taken), *observers))

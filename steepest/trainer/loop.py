@@ -13,31 +13,46 @@ from steepest.learner.metrics import Metrics
 
 @dataclass
 class Timer:
-    """Seconds spent in named parts of a step, and the work done in them. A device works behind the program's back:
-    it is waited for at the end of each part, or its time would count for a later one."""
+    """Seconds spent in named parts of a step, and the floating-point operations done in them.
+
+    A device works behind the program's back: it is waited for at the end of each part, or its time would count for a
+    later one.
+    """
 
     synchronize: Callable[[], None] = lambda: None
-    work: Callable[[], float] = lambda: 0.0
-    """Reads how much has been done since the process started, in floating-point operations."""
-    rates: Callable[[Mapping[str, float], Mapping[str, float]], Metrics] = lambda seconds, done: {}
-    """Metrics from each part's seconds and work."""
+    take_flops: Callable[[], float] = lambda: 0.0
+    """Operations of the models since it was last called; read at the end of each part."""
+    rates: Callable[[Mapping[str, float], Mapping[str, float]], Metrics] = lambda seconds, flops: {}
+    """Metrics from each part's seconds and operations."""
     seconds: dict[str, float] = field(default_factory=dict)
-    done: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        start, before = time.perf_counter(), self.work()
+        start = time.perf_counter()
         try:
             yield
             self.synchronize()
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-            self.done[name] = self.done.get(name, 0.0) + self.work() - before
+            self.add_flops(name, self.take_flops())
+
+    def add_flops(self, name: str, flops: float) -> None:
+        """Count operations for a part."""
+        self.flops[name] = self.flops.get(name, 0.0) + flops
+
+    def add(self, seconds: Mapping[str, float], flops: Mapping[str, float]) -> None:
+        """Add what another timer measured."""
+        for name, value in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+        for name, value in flops.items():
+            self.add_flops(name, value)
 
     def flush(self) -> Metrics:
+        """The metrics of a step, whose part "step" contains all others; the timer is empty afterwards."""
         metrics = {f"timing_s/{name}": value for name, value in self.seconds.items()}
-        metrics |= self.rates(self.seconds, self.done)
-        self.seconds, self.done = {}, {}
+        metrics |= self.rates(self.seconds, {**self.flops, "step": sum(self.flops.values())})
+        self.seconds, self.flops = {}, {}
         return metrics
 
 

@@ -1,151 +1,93 @@
-"""The PPO step, whole on one screen; the loop around it is in loop.py.
+"""The PPO step on one screen: collect an experience, learn from it. The loop around it is in loop.py.
 
-    prompts -> generate -> score -> log-probs, reference -> KL -> values -> advantages -> critic, actor -> weights
+    collect   prompts -> responses -> scores                                                             (experience/)
+    learn     log-probs, reference -> KL -> values -> advantages -> critic, actor -> weights to the engine (algorithm/)
 
-Everything optional is an object chosen at start (`NoCritic`, `NoReference`, `ActorOfOneUpdate`, ...), so the step has
-no branches. Validation, saving, logging and health checks are callers in run/hooks.py.
+Everything optional is an object chosen at start (`NoCritic`, `FromUpdate`, `all_rows`, ...), so neither half has a
+branch. Validation, saving, logging and health checks are callers in run/hooks.py. `collect` and `learn` share nothing
+but the experience and the engine's weights, so a queue can stand between the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor
 
 from steepest.core.batch import Batch
 from steepest.learner.metrics import Metrics
+from steepest.trainer.algorithm.critic_values import CriticPart
+from steepest.trainer.algorithm.old_log_probs import OldLogProbs
+from steepest.trainer.experience.api import Collector, Experience
 from steepest.trainer.loop import Timer
 
-
-class ActorLike(Protocol):
-    def log_probs(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]: ...
-    def update(self, batch: Batch, *, step: int) -> Metrics: ...
-
-
-class CriticLike(Protocol):
-    def values(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]: ...
-    def update(self, batch: Batch, *, step: int) -> Metrics: ...
-
-
-class ReferenceLike(Protocol):
-    def log_probs(self, batch: Batch) -> Tensor | None: ...
-
-
-class NoCritic:
-    """Stands where an estimator needs no values."""
-
-    def values(self, batch: Batch) -> tuple[None, None]:
-        return None, None
-
-    def update(self, batch: Batch, *, step: int) -> Metrics:
-        return {}
-
-
-class NoReference:
-    """Stands where neither the reward nor the loss has a KL term."""
-
-    def log_probs(self, batch: Batch) -> None:
-        return None
+Observer = Callable[[int, Experience], None]
+"""Called with a step's number and its experience after the step has been learnt from: every field of the batch is
+filled."""
 
 
 @dataclass
-class ActorOfOneUpdate:
-    """The actor of a run with one update a step and no use of its log-probs before: they need no pass of their own.
+class Learn:
+    """The second half of a step: from a scored batch to new weights in the engine."""
 
-    The update's own log-probs are the old ones, and it writes them into the batch.
-    """
-
-    actor: ActorLike
-
-    def log_probs(self, batch: Batch) -> tuple[None, None]:
-        return None, None
-
-    def update(self, batch: Batch, *, step: int) -> Metrics:
-        return self.actor.update(batch, step=step)
-
-
-class OneUpdateCritic(Protocol):
-    def values_with_gradient(
-        self, batch: Batch, returns_of: Callable[[Batch], Tensor]
-    ) -> tuple[Tensor | None, Tensor | None]: ...
-    def step_on_gradient(self, batch: Batch) -> Metrics: ...
-
-
-@dataclass
-class CriticOfOneUpdate:
-    """The critic of a run with one update a step, whose returns follow from each row alone: values and gradient come
-    from one forward pass, so that `timing_s/values` holds the update's time as well."""
-
-    critic: OneUpdateCritic
-    returns_of: Callable[[Batch], Tensor]
-
-    def values(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        return self.critic.values_with_gradient(batch, self.returns_of)
-
-    def update(self, batch: Batch, *, step: int) -> Metrics:
-        return self.critic.step_on_gradient(batch)
-
-
-@dataclass
-class ActorAfterWarmup:
-    """The actor, left alone during the first `num_steps` steps while the critic learns (`trainer.critic_warmup`)."""
-
-    actor: ActorLike
-    num_steps: int
-
-    def log_probs(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        return self.actor.log_probs(batch)
-
-    def update(self, batch: Batch, *, step: int) -> Metrics:
-        return self.actor.update(batch, step=step) if step > self.num_steps else {}
-
-
-@dataclass
-class PPOStep:
-    """One step over parts that are chosen once, at start."""
-
-    generate: Callable[[int], Batch]
-    """Responses for the prompts of a step, with the engine's log-probs."""
-    score: Callable[[Batch, int], Metrics]
-    """Fills token_level_scores."""
-    actor: ActorLike
-    critic: CriticLike
-    reference: ReferenceLike
+    old_log_probs: Callable[[Batch], OldLogProbs]
+    ref_log_probs: Callable[[Batch], Tensor | None]
     shape_rewards: Callable[[Batch], Metrics]
     """Fills token_level_rewards: the scores, less the KL penalty where it is on."""
+    critic: CriticPart
     estimate_advantages: Callable[[Batch], None]
     """Fills advantages and returns."""
+    select_rows: Callable[[Batch, int], tuple[Batch, Metrics]]
+    """The rows that the updates read."""
+    critic_targets: Callable[[Batch, int], Batch]
+    """The batch with the returns that the critic learns."""
+    update_actor: Callable[[Batch, int], Metrics]
     publish_weights: Callable[[int], None]
     """Gives the engine the updated weights."""
     describe: Callable[[Batch], Metrics]
     """Statistics of the finished batch."""
     timed: Timer = field(default_factory=Timer)
 
-    def __call__(self, step: int) -> Metrics:
-        timed = self.timed
-        with timed("step"):
-            with timed("gen"):
-                batch = self.generate(step)
-            with timed("reward"):
-                metrics = self.score(batch, step)
-            with timed("old_log_prob"):
-                batch.old_log_probs, batch.entropies = self.actor.log_probs(batch)
-            with timed("ref"):
-                batch.ref_log_probs = self.reference.log_probs(batch)
-            with timed("adv"):
-                metrics |= self.shape_rewards(batch)
-            with timed("values"):
-                batch.values, batch.final_values = self.critic.values(batch)
-            with timed("adv"):
-                self.estimate_advantages(batch)
-            with timed("update_critic"):
-                metrics |= self.critic.update(batch, step=step)
-            with timed("update_actor"):
-                metrics |= self.actor.update(batch, step=step)
-            with timed("update_weights"):
-                self.publish_weights(step)
-            with timed("describe"):
-                metrics |= self.describe(batch)
+    def __call__(self, experience: Experience, step: int) -> Metrics:
+        batch, timed = experience.batch, self.timed
+        with timed("old_log_prob"):
+            self.old_log_probs(batch).write(batch)
+        with timed("ref"):
+            batch.ref_log_probs = self.ref_log_probs(batch)
+        with timed("adv"):
+            metrics = self.shape_rewards(batch)
+        with timed("values"):
+            values = self.critic.values(batch)
+            batch.values, batch.final_values = values.values, values.final_values
+        with timed("adv"):
+            self.estimate_advantages(batch)
+            chosen, found = self.select_rows(batch, step)
+        with timed("update_critic"):
+            metrics |= found | self.critic.update(self.critic_targets(chosen, step), values, step)
+        with timed("update_actor"):
+            metrics |= self.update_actor(chosen, step)
+        with timed("update_weights"):
+            self.publish_weights(step)
+        with timed("describe"):
+            metrics |= self.describe(batch)
         return metrics
+
+
+@dataclass
+class PPOStep:
+    """One step over parts that are chosen once, at start."""
+
+    collect: Collector
+    learn: Learn
+    observers: Sequence[Observer] = ()
+
+    def __call__(self, step: int) -> Metrics:
+        timed = self.learn.timed
+        with timed("step"):
+            experience = self.collect(step)
+            metrics = self.learn(experience, step)
+        timed.add(experience.seconds, experience.flops)
+        for observe in self.observers:
+            observe(step, experience)
+        return experience.metrics | metrics

@@ -13,7 +13,6 @@ from steepest.core.batch import Batch, RowStatus
 from steepest.core.mismatch import mismatch_metrics, off_policy_metrics
 from steepest.core.rollout_correction import Rejection, Weighting, correct
 from steepest.learner.metrics import Metrics
-from steepest.trainer.ppo import ActorLike
 
 
 def build_rejections(config: Config) -> tuple[Rejection, ...]:
@@ -28,7 +27,7 @@ def build_rejections(config: Config) -> tuple[Rejection, ...]:
 
 @dataclass
 class CorrectedRewards:
-    """Stands before `shape_rewards`: corrects the batch, then has its rewards shaped.
+    """Called in the place of `shape_rewards`: corrects the batch, then has its rewards shaped.
 
     A response whose tokens are all rejected is left out as REJECTED, so it counts in no group, no return and no mean.
     In the other responses the rejected tokens are removed from loss_mask alone: the reward may lie on one of them, and
@@ -62,17 +61,3 @@ def compare(rollout_log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> M
     return mismatch_metrics(rollout_log_probs, old_log_probs, mask) | off_policy_metrics(
         rollout_log_probs, old_log_probs, mask
     )
-
-
-@dataclass
-class ActorOfRollouts:
-    """Bypass mode: the rollout's log-probs are the old ones, so the loss's ratio is training over rollout."""
-
-    actor: ActorLike
-
-    def log_probs(self, batch: Batch) -> tuple[Tensor | None, None]:
-        assert batch.rollout_log_probs is not None
-        return batch.rollout_log_probs, None
-
-    def update(self, batch: Batch, *, step: int) -> Metrics:
-        return self.actor.update(batch, step=step)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from steepest.config.schema import Config
 from steepest.core.batch import Batch, RowStatus
 from steepest.core.row_selection import (
@@ -19,7 +17,6 @@ from steepest.core.row_selection import (
 from steepest.learner.metrics import Metrics
 from steepest.rewards.api import RewardResult
 from steepest.trainer.experience.single_turn import step_seed
-from steepest.trainer.ppo import ActorLike, CriticLike
 
 
 @dataclass
@@ -90,8 +87,8 @@ def build_shaping(config: Config) -> Callable[[Batch, list[RewardResult]], list[
     )
 
 
-def build_curation(config: Config) -> Callable[[Batch], Metrics]:
-    """What leaves a scored batch."""
+def build_left_out(config: Config) -> Callable[[Batch], Metrics]:
+    """Leaves rows of a scored batch out of the training."""
     parts: list[Callable[[Batch], Metrics]] = []
     if config.algorithm.mask_truncated:
         parts.append(mask_truncated)
@@ -100,18 +97,24 @@ def build_curation(config: Config) -> Callable[[Batch], Metrics]:
     return InTurn(parts)
 
 
-@dataclass(frozen=True)
-class FilteredRows:
-    """PF-PPO's draw: the rows of a step's updates. The same for actor and critic, and for a step that is repeated.
+def all_rows(batch: Batch, step: int) -> tuple[Batch, Metrics]:
+    """The updates read the whole batch."""
+    return batch, {}
 
-    Drawn are rows with a token of loss_mask.
+
+@dataclass(frozen=True)
+class DrawnRows:
+    """PF-PPO's draw: the rows of a step's updates, the same ones for actor and critic, and for a step that is repeated.
+
+    Rows with a token of loss_mask are drawn; advantages are those of the whole batch.
     """
 
     method: str
     weight_pow: float
     seed: int
 
-    def __call__(self, batch: Batch, step: int) -> Tensor:
+    def __call__(self, batch: Batch, step: int) -> tuple[Batch, Metrics]:
+        """The batch of the drawn rows, and `pf_ppo/distinct_ratio`, the share of distinct rows among them."""
         assert batch.token_level_scores is not None
         weights = pf_ppo_weights(
             batch.token_level_scores.sum(1),
@@ -119,57 +122,46 @@ class FilteredRows:
             method=self.method,
             weight_pow=self.weight_pow,
         )
-        return draw_rows(weights, step_seed(self.seed, step))
+        rows = draw_rows(weights, step_seed(self.seed, step))
+        return batch.select(rows), {"pf_ppo/distinct_ratio": len(rows.unique()) / max(1, len(rows))}
 
 
-@dataclass
-class FilteredActor:
-    """The actor, updated on the rows that `rows` draws; advantages are those of the whole batch."""
-
-    actor: ActorLike
-    rows: FilteredRows
-
-    def log_probs(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        return self.actor.log_probs(batch)
-
-    def update(self, batch: Batch, *, step: int) -> Metrics:
-        rows = self.rows(batch, step)
-        distinct = {"pf_ppo/distinct_ratio": len(rows.unique()) / max(1, len(rows))}
-        return self.actor.update(batch.select(rows), step=step) | distinct
+def estimated_returns(batch: Batch, step: int) -> Batch:
+    """The critic learns the estimator's returns."""
+    return batch
 
 
-@dataclass
-class FilteredCritic:
-    """The critic, updated on the same rows."""
-
-    critic: CriticLike
-    rows: FilteredRows
-
-    def values(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        return self.critic.values(batch)
-
-    def update(self, batch: Batch, *, step: int) -> Metrics:
-        return self.critic.update(batch.select(self.rows(batch, step)), step=step)
-
-
-@dataclass
-class PretrainedCritic:
-    """The critic, in the first `num_steps` steps taught what followed in fact, not what it thinks itself.
+@dataclass(frozen=True)
+class PretrainingReturns:
+    """In the first `num_steps` steps the critic learns the rewards that followed, not its own estimate of them.
 
     The policy stands still in those steps, so this is VC-PPO's value pretraining on its rollouts. The returns are made
-    of the rewards on all tokens of trained_mask, those included that the losses leave out.
+    of the rewards on all tokens of trained_mask, including those that the losses leave out.
     """
 
-    critic: CriticLike
     num_steps: int
     gamma: float
 
-    def values(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        return self.critic.values(batch)
-
-    def update(self, batch: Batch, *, step: int) -> Metrics:
+    def __call__(self, batch: Batch, step: int) -> Batch:
         if step > self.num_steps:
-            return self.critic.update(batch, step=step)
+            return batch
         assert batch.token_level_rewards is not None
         returns = monte_carlo_returns(batch.token_level_rewards, batch.trained_mask, gamma=self.gamma)
-        return self.critic.update(replace(batch, returns=returns), step=step)
+        return replace(batch, returns=returns)
+
+
+def build_row_selection(config: Config) -> Callable[[Batch, int], tuple[Batch, Metrics]]:
+    """The rows that a step's updates read."""
+    algorithm = config.algorithm
+    if not algorithm.use_pf_ppo:
+        return all_rows
+    pf_ppo = algorithm.pf_ppo
+    return DrawnRows(pf_ppo.reweight_method, pf_ppo.weight_pow, config.actor_rollout_ref.rollout.seed)
+
+
+def build_critic_targets(config: Config) -> Callable[[Batch, int], Batch]:
+    """What the critic learns in a step."""
+    trainer = config.trainer
+    if trainer.critic_warmup and trainer.critic_warmup_returns == "monte_carlo":
+        return PretrainingReturns(trainer.critic_warmup, config.algorithm.gamma)
+    return estimated_returns

@@ -1,13 +1,12 @@
 """DAPO's dynamic sampling: prompts that teach nothing are replaced by further ones until the batch is full.
 
-Yu et al. 2025, https://arxiv.org/abs/2503.14476. Generation and scoring take turns here, so this stands in the place of
-both parts of the step.
+Yu et al. 2025, https://arxiv.org/abs/2503.14476.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +17,8 @@ from steepest.errors import RewardError
 from steepest.learner.metrics import Metrics
 from steepest.registry import nearest
 from steepest.rewards.api import RewardResult
-from steepest.trainer.experience.scoring import Rated, StepScorer, reward_metrics
+from steepest.trainer.experience.api import Collector, Experience
+from steepest.trainer.loop import Timer
 
 SCORES = ("reward", "score", "seq_reward")
 """verl's names of the score itself; any other name is a part that the reward function reports."""
@@ -26,31 +26,45 @@ SCORES = ("reward", "score", "seq_reward")
 
 @dataclass
 class PromptPosition:
-    """How many batches of prompts a run has used: more than its steps, and saved with it, so that a resumed run draws
-    the prompts and the random numbers that the uninterrupted one would have drawn."""
+    """How many batches of prompts a run has used: more than its steps where sampling is dynamic, and saved with it, so
+    that a resumed run draws the prompts and the random numbers that the uninterrupted one would have drawn.
+
+    This is state of the run, not of a collector: `taken` is what collectors have used, `learnt` what the steps that
+    have been learnt from had used. A checkpoint saves `learnt`.
+    """
 
     taken: int = 0
+    learnt: int = 0
+
+    def take(self) -> int:
+        """The number of the next batch of prompts, counted from 1 over the whole run."""
+        self.taken += 1
+        return self.taken
+
+    def learn(self, prompts_taken: int | None) -> None:
+        """A step has been learnt from whose experience had used so many."""
+        if prompts_taken is not None:
+            self.learnt = prompts_taken
 
     def state_dict(self) -> dict[str, int]:
-        return {"taken": self.taken}
+        return {"taken": self.learnt}
 
     def restore(self, state: dict[str, int] | None, step: int) -> None:
-        """Go on at `step`; without a state (no dynamic sampling until then) each step has used one batch."""
-        self.taken = max(step, (state or {}).get("taken", 0))
+        """Resume at `step`; without a state (no dynamic sampling until then) each step has used one batch."""
+        self.taken = self.learnt = max(step, (state or {}).get("taken", 0))
 
 
 @dataclass
 class DynamicSampling:
-    """`generate` and `score` of a step whose groups must differ in `metric`.
+    """Collects rounds until the groups of a batch differ in `metric`.
 
-    A round is one batch of prompts with the seed of its number. Rounds go on until `num_groups` groups differ, for
-    `max_rounds` at most; groups beyond the batch are not used, and groups that are missing then are filled with the
-    first ones that were dropped, so that the batch always has its size. `generate` includes the scoring, in time too.
+    A round is one batch of prompts with the seed of its number. Rounds end when `num_groups` groups differ, after
+    `max_rounds` at most. Groups beyond the batch are not used, and groups that are missing then are filled with the
+    first ones that were dropped, so that the batch always has its size.
     """
 
-    rollouts: Callable[[int], Batch]
-    """Responses for the prompts of round N, counted from 1 over the whole run."""
-    scorer: StepScorer
+    collect: Collector
+    """Scored responses to the prompts of round N, counted from 1 over the whole run."""
     position: PromptPosition
     num_groups: int
     metric: str
@@ -58,50 +72,48 @@ class DynamicSampling:
     epoch: Callable[[int], int]
     """The epoch, from 0, of a round that is counted from 0."""
     pad_id: int
-    say: Callable[[str], None]
+    warn_once: Callable[[str], None]
+    """Prints a warning the first time that it is called."""
+    timer: Callable[[], Timer] = Timer
     release: Callable[[], None] = lambda: None
-    """Called when all responses of the step are there."""
-    _metrics: Metrics = field(default_factory=dict)
-    _told: bool = False
+    """Called when all responses of the step are there, see SingleTurn."""
 
-    def generate(self, step: int) -> Batch:
-        """A full, scored batch."""
-        rounds: list[Rated] = []
+    def __call__(self, step: int) -> Experience:
+        rounds: list[Experience] = []
         varied: list[Batch] = []
         equal: list[Batch] = []
-        found = 0
+        found, taken, timed = 0, self.position.taken, self.timer()
         while found < self.num_groups and len(rounds) < self.max_rounds:
-            rated = self._round()
-            rounds.append(rated)
-            keep = self._keeps(rated)
-            varied.append(rated.batch.select(keep))
-            equal.append(rated.batch.select(~keep))
+            taken = self.position.take()
+            one = self.collect(taken)
+            timed.add(one.seconds, one.flops)
+            rounds.append(one)
+            keep = self._keeps(one)
+            varied.append(one.batch.select(keep))
+            equal.append(one.batch.select(~keep))
             found += num_groups(varied[-1])
-        self.release()
-        self.scorer.finish(step, rounds)
-        batch = first_groups(Batch.cat([*varied, *equal], pad_id=self.pad_id), self.num_groups)
-        self._metrics = self._describe(rounds, found)
+        with timed("gen"):
+            self.release()
         self._warn(found, len(rounds))
-        return batch
+        return Experience(
+            batch=first_groups(Batch.cat([*varied, *equal], pad_id=self.pad_id), self.num_groups),
+            responses=[part for one in rounds for part in one.responses],
+            metrics=self._describe(rounds, found, taken),
+            seconds=timed.seconds,
+            flops=timed.flops,
+            prompts_taken=taken,
+        )
 
-    def score(self, batch: Batch, step: int) -> Metrics:
-        """What rewards said of all responses, dropped ones included, and what the filter did."""
-        return self._metrics | self.scorer.curate(batch)
+    def _keeps(self, one: Experience) -> Tensor:
+        batch, results = one.batch, [result for part in one.responses for result in part.results]
+        return in_varied_groups(values_of(results, self.metric), batch.group_ids, batch.trained_mask.any(1))
 
-    def _round(self) -> Rated:
-        self.position.taken += 1
-        return self.scorer.rate(self.rollouts(self.position.taken))
-
-    def _keeps(self, rated: Rated) -> Tensor:
-        batch = rated.batch
-        return in_varied_groups(values_of(rated.results, self.metric), batch.group_ids, batch.trained_mask.any(1))
-
-    def _describe(self, rounds: Sequence[Rated], found: int) -> Metrics:
-        results = [result for part in rounds for result in part.results]
+    def _describe(self, rounds: Sequence[Experience], found: int, taken: int) -> Metrics:
+        results = [result for one in rounds for part in one.responses for result in part.results]
         scores = [result.score for result in results if result.score is not None]
-        generated = sum(num_groups(part.batch) for part in rounds)
-        return reward_metrics(results) | {
-            "training/epoch": float(self.epoch(self.position.taken - 1)),
+        generated = sum(num_groups(one.batch) for one in rounds)
+        return {
+            "training/epoch": float(self.epoch(taken - 1)),
             "train/num_gen_batches": float(len(rounds)),
             "filter_groups/generated": float(generated),
             "filter_groups/dropped": float(generated - found),
@@ -111,10 +123,9 @@ class DynamicSampling:
         }
 
     def _warn(self, found: int, rounds: int) -> None:
-        if found >= self.num_groups or self._told:
+        if found >= self.num_groups:
             return
-        self._told = True
-        self.say(
+        self.warn_once(
             f"warning: dynamic sampling found {found} of {self.num_groups} prompts whose responses differ in "
             f"{self.metric} in {rounds} rounds (algorithm.filter_groups.max_num_gen_batches): the batch is filled with "
             "prompts that were dropped. filter_groups/filled counts them; this is told once. Prompts that are too easy "

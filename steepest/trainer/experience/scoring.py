@@ -1,4 +1,4 @@
-"""From responses to scores: decoding, the reward pool, and what a failed reward does to a batch."""
+"""From responses to scores: decoding, the rewards, and what a failed reward does to a batch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from steepest.core.batch import Batch, RowStatus
 from steepest.learner.metrics import Metrics
 from steepest.rewards.api import RewardRequest, RewardResult, ScoresResponses
+from steepest.trainer.experience.api import Collector, Experience, Responses
 
 
 @dataclass
@@ -42,56 +43,50 @@ class Scorer:
         return self.rewards.score(requests)
 
 
-@dataclass(frozen=True)
-class Rated:
-    """Responses with their texts and what their rewards said."""
-
-    batch: Batch
-    texts: list[str]
-    results: list[RewardResult]
-
-
 @dataclass
 class StepScorer:
-    """The reward part of a step: scores into the batch, their statistics, and the responses to a file if asked."""
+    """Scores responses and writes the scores, and what the estimator reads in addition to them, into their batch."""
 
     scorer: Scorer
-    write: Callable[[int, list[dict[str, Any]]], None] | None = None
-    """Takes the step and one record a response (`trainer.rollout_data_dir`)."""
     shape: Callable[[Batch, list[RewardResult]], list[RewardResult]] = lambda batch, results: results
     """What the run adds to the rewards' own scores, e.g. a penalty for length."""
-    curate: Callable[[Batch], Metrics] = lambda batch: {}
-    """Takes responses out of the finished, scored batch."""
     fills: Sequence[Callable[[Batch, list[RewardResult]], None]] = ()
-    """What the estimator reads beside the scores, put into a batch that has been scored."""
+    """Writers of `Batch.extras`, called after the scores have been placed."""
 
-    def __call__(self, batch: Batch, step: int) -> Metrics:
-        rated = self.rate(batch)
-        self.finish(step, [rated])
-        return reward_metrics(rated.results) | self.curate(batch)
-
-    def rate(self, batch: Batch) -> Rated:
+    def rate(self, batch: Batch) -> Responses:
         """Score some responses of a step, and place the scores."""
         texts = self.scorer.texts(batch)
         results = self.results(batch, texts)
         place_scores(batch, results)
         for fill in self.fills:
             fill(batch, results)
-        return Rated(batch, texts, results)
+        return Responses(batch, texts, results)
 
     def results(self, batch: Batch, texts: Sequence[str]) -> list[RewardResult]:
-        """What the rewards say of responses, with what the run adds to it."""
+        """What the rewards return for responses, with what the run adds to it."""
         return self.shape(batch, self.scorer.results(batch, texts))
 
-    def finish(self, step: int, parts: Sequence[Rated]) -> None:
-        """Write down all responses of a step, where that is asked for."""
+
+@dataclass
+class Finished:
+    """The outermost collector: statistics of all rewards, responses to a file, and rows that the run leaves out."""
+
+    collect: Collector
+    leave_out: Callable[[Batch], Metrics] = lambda batch: {}
+    """Gives rows that are not to be trained their `row_status`."""
+    write: Callable[[int, list[dict[str, Any]]], None] | None = None
+    """Takes the step and one record a response (`trainer.rollout_data_dir`)."""
+    costs: Callable[[], Metrics] = dict
+    """What the rewards have cost since they were last asked."""
+
+    def __call__(self, step: int) -> Experience:
+        found = self.collect(step)
         if self.write is not None:
-            self.write(step, [row for part in parts for row in sample_records(part.batch, part.texts, part.results)])
-
-
-def with_costs(score: Callable[[Batch, int], Metrics], costs: Callable[[], Metrics]) -> Callable[[Batch, int], Metrics]:
-    """The reward part of a step, with what its rewards cost among the metrics."""
-    return lambda batch, step: score(batch, step) | costs()
+            rows = [sample_records(part.batch, part.texts, part.results) for part in found.responses]
+            self.write(step, [row for part in rows for row in part])
+        results = [result for part in found.responses for result in part.results]
+        found.metrics |= reward_metrics(results) | self.leave_out(found.batch) | self.costs()
+        return found
 
 
 def place_scores(batch: Batch, results: Sequence[RewardResult]) -> None:

@@ -1,18 +1,28 @@
-"""From prompts to a batch: the trainer's side of the rollout engine."""
+"""From prompts to scored responses, one turn each: the trainer's side of the rollout engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from steepest.core.batch import Batch
 from steepest.data.prompts import Prompt
 from steepest.data.sampler import PromptSampler
 from steepest.errors import RolloutError
-from steepest.rollout.api import Completion, GenerationRequest, RolloutEngine, SamplingParams
+from steepest.rollout.api import Completion, GenerationRequest, SamplingParams
+from steepest.trainer.experience.api import Experience
+from steepest.trainer.experience.scoring import StepScorer
+from steepest.trainer.loop import Timer
 
 
-def generate_batch(engine: RolloutEngine, prompts: Sequence[Prompt], sampling: SamplingParams, *, pad_id: int) -> Batch:
+class Generates(Protocol):
+    """A rollout engine, or the cluster that holds one."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]: ...
+
+
+def generate_batch(engine: Generates, prompts: Sequence[Prompt], sampling: SamplingParams, *, pad_id: int) -> Batch:
     """`sampling.n` responses for each prompt, the responses of one prompt side by side, in the order of `prompts`.
 
     Raises RolloutError when the engine's answers do not fit the prompts, and when it aborted one of them.
@@ -68,24 +78,45 @@ def step_seed(seed: int, step: int) -> int:
 
 @dataclass
 class StepRollouts:
-    """The batch of step N (counted from 1): the sampler's prompts, answered with the step's own seed."""
+    """Responses to the prompts of a step: the sampler's prompts, sampled with the step's own seed."""
 
-    engine: RolloutEngine
+    engine: Generates
     prompts: Sequence[Prompt]
     sampler: PromptSampler
     sampling: SamplingParams
     pad_id: int
-    release: Callable[[], None] = lambda: None
-    """Called when the responses are there: `engine.sleep`, or nothing."""
 
     def __call__(self, step: int) -> Batch:
+        """The batch of step N, counted from 1."""
         rows = [self.prompts[i] for i in self.sampler.indices(step - 1)]
         sampling = replace(self.sampling, seed=step_seed(self.sampling.seed, step))
-        batch = generate_batch(self.engine, rows, sampling, pad_id=self.pad_id)
-        self.release()
-        return batch
+        return generate_batch(self.engine, rows, sampling, pad_id=self.pad_id)
 
     def greedily(self, prompts: Sequence[Prompt]) -> Batch:
-        """The likeliest response to each prompt, token by token. Draws no random number and does not release."""
+        """The likeliest response to each prompt, token by token. Draws no random number."""
         sampling = replace(self.sampling, n=1, temperature=0.0, top_p=1.0, top_k=-1)
         return generate_batch(self.engine, prompts, sampling, pad_id=self.pad_id)
+
+
+@dataclass
+class SingleTurn:
+    """The innermost collector: one response to each prompt and sample, then its score."""
+
+    rollouts: StepRollouts
+    scorer: StepScorer
+    generation_flops: Callable[[Batch], float]
+    timer: Callable[[], Timer] = Timer
+    """Makes the timer of one call."""
+    release: Callable[[], None] = lambda: None
+    """Called when the responses are generated: the engine may give its memory back. Nothing where a collector around
+    this one generates more."""
+
+    def __call__(self, step: int) -> Experience:
+        timed = self.timer()
+        with timed("gen"):
+            batch = self.rollouts(step)
+            self.release()
+        timed.add_flops("gen", self.generation_flops(batch))
+        with timed("reward"):
+            responses = self.scorer.rate(batch)
+        return Experience(batch, [responses], seconds=timed.seconds, flops=timed.flops)

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 import steepest
-from steepest.assembly.engine import build_engine, frees_engine, longest_sequence
-from steepest.assembly.roles import Models, build_models
+from steepest.assembly.description import Description
+from steepest.assembly.engine import frees_engine
+from steepest.assembly.roles import build_roles
+from steepest.cluster.local import LocalCluster
 from steepest.config.plan import Plan, make_plan
 from steepest.config.schema import Config
 from steepest.config.sections.reward import WeightedFunction, functions_of
@@ -28,21 +30,18 @@ from steepest.errors import DataError
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.loggers.jsonl import SampleLog, read_metrics
-from steepest.models.load import check_vocabulary
 from steepest.process.openmp_waiting import adaptive_waiting
 from steepest.process.start_timing import Laps
 from steepest.process.threads import describe_threads
 from steepest.rewards.weighted import ground_truth_problem
-from steepest.rollout.api import RolloutEngine
-from steepest.rollout.weights import LocalWeights
 from steepest.trainer import build_step
-from steepest.trainer.algorithm.row_selection import build_curation, build_shaping
 from steepest.trainer.build_rewards import Rewards, add_reward_model, build_rewards
 from steepest.trainer.experience.dynamic_sampling import PromptPosition
-from steepest.trainer.experience.scoring import Scorer, StepScorer, with_costs
+from steepest.trainer.experience.scoring import Scorer
 from steepest.trainer.experience.single_turn import StepRollouts
 from steepest.trainer.loop import Schedule, run_steps
-from steepest.trainer.run.folder import begin, hold, naming, open_run_folder, open_store, open_tokenizer
+from steepest.trainer.ppo import Observer
+from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.run.health import Health, Limits
 from steepest.trainer.run.hooks import Run, validation_history, write_jsonl
 from steepest.trainer.run.model_sources import ModelSources, sources_of
@@ -70,10 +69,11 @@ class Data:
     """What tokenising has to say: how many were kept, dropped and cut."""
 
 
-def run_ppo(config: Config, laps: Laps | None = None) -> Result:
+def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Observer] = ()) -> Result:
     """The whole job. Cheap checks come first: the device, the loggers, every row, every reward; then the models.
 
-    `laps` has what the command did before this call.
+    `laps` has what the command did before this call. Each of `observers` is called with a step's number and its
+    experience once the step has been learnt from.
     """
     laps = laps or Laps()
     device = begin(config, seed=config.actor_rollout_ref.rollout.seed)
@@ -89,7 +89,7 @@ def run_ppo(config: Config, laps: Laps | None = None) -> Result:
         data = encode_rows(config, rows, tokenizer)
         laps.lap("data")
         add_reward_model(rewards, config, sources, device)
-        job = Job(config, device, rewards, sources, folders, tokenizer, data)
+        job = Job(config, device, rewards, sources, folders, tokenizer, data, observers)
         with hold(job.folder):
             return job.run(laps)
 
@@ -143,8 +143,9 @@ class Job:
         folders: dict[str, Path],
         tokenizer: Any,
         data: Data,
+        observers: Sequence[Observer] = (),
     ) -> None:
-        self.sources = sources
+        self.sources, self.observers = sources, observers
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
         self.scorer = Scorer(rewards, tokenizer, rewards.costs)
         self.folder = Path(str(config.trainer.default_local_dir))
@@ -155,9 +156,7 @@ class Job:
             half_precision=build_step.half_precision(config, device),
         )
         self.position = PromptPosition()
-        self.sampler = PromptSampler(
-            len(data.train), config.data.train_batch_size, shuffle=config.data.shuffle, seed=config.data.seed
-        )
+        self.controller = build_step.build_controller(config)
 
     def run(self, laps: Laps) -> Result:
         config = self.config
@@ -167,34 +166,23 @@ class Job:
         )
         if not config.trainer.val_only:
             require_work(start, self.plan.total_steps)
-        models = self._load_models(start)
-        laps.lap("models")
-        engine = build_engine(config, models.actor, self.tokenizer, self.folders["actor"], self.device)
-        engine.load_weights(LocalWeights(models.actor.model), start.step)
-        for note in engine.notes:
+        cluster = self._start_cluster(start, laps)
+        roles = cluster.describe()
+        for note in roles.engine_notes:
             say(note)
-        laps.lap("engine")
-        machine = self._machine(models, laps)
-        say(
-            start_summary(
-                config,
-                self.plan,
-                self.data.notes,
-                self.device,
-                models,
-                str(self.folder),
-                machine=machine,
-                engine_copy_bytes=engine.copied_bytes,
-            )
-        )
-        controller = build_step.build_controller(config)
+        limit = self._measure_limit(roles.compute, laps)
+        machine = self._machine(limit, roles.compute, laps)
+        say(start_summary(config, self.plan, self.data.notes, self.device, roles, str(self.folder), machine=machine))
         if start.checkpoint is not None:
-            controller.load_state_dict(start.entry("kl_controller"))
+            self.controller.load_state_dict(start.entry("kl_controller"))
             set_rng_state(start.entry("random"), self.device)
         self.position.restore(start.state.get("prompts"), start.step)
-        run = self._make_run(store, start, models, engine, controller)
+        run = self._make_run(store, start, cluster, roles)
         try:
-            self._train(run, start, models, engine, controller)
+            if limit is None:
+                run.validate(start.step)
+            else:
+                self._train(run, start, cluster, limit)
         finally:
             run.close()
         steps = 0 if config.trainer.val_only else self.plan.total_steps - start.step
@@ -202,32 +190,29 @@ class Job:
         say(end_summary(run.history, seconds=seconds, steps=steps, folder=str(self.folder)))
         return Result(self.folder, dict(run.history))
 
-    def _machine(self, models: Models, laps: Laps) -> list[tuple[str, str]]:
-        """What the summary says of the machine; the limit that `perf/mfu` is a share of is measured here."""
-        rows = [("threads", describe_threads())]
-        if not self.config.trainer.val_only:
-            dtype = getattr(torch, models.actor.compute.dtype)
-            self.limit = gemm_rate(self.device, dtype)
-            laps.lap("limit")
-            rows.append(("limit", describe_rate(self.limit, dtype, self.device)))
-        return [*rows, ("start-up", laps.describe())]
-
-    def _load_models(self, start: Start) -> Models:
+    def _start_cluster(self, start: Start, laps: Laps) -> LocalCluster:
         if self.plan.needs_critic:
             critic = self.config.critic.model
             self.folders["critic"] = self.sources.folder("critic.model.path", critic.path, critic.hub, critic.revision)
-        models = build_models(self.config, self.plan, start, self.folders, self.device)
-        longest = longest_sequence(self.config)
-        for key, part in (("actor_rollout_ref.model", models.actor), ("critic.model", models.critic)):
-            if part is not None:
-                with naming(f"{key}.path"):
-                    check_vocabulary(part.model, self.tokenizer)
-                    part.model.check_length(longest)
-        return models
+        roles = build_roles(self.config, self.plan, start, self.folders, self.tokenizer, self.device, laps.lap)
+        return LocalCluster(roles, self.device, frees_engine=frees_engine(self.config, self.device))
 
-    def _make_run(
-        self, store: CheckpointStore, start: Start, models: Models, engine: RolloutEngine, controller: Any
-    ) -> Run:
+    def _measure_limit(self, compute: str, laps: Laps) -> float | None:
+        """Operations a second that the device can do, which `perf/mfu` is a share of. None: the run only validates."""
+        if self.config.trainer.val_only:
+            return None
+        limit = gemm_rate(self.device, getattr(torch, compute))
+        laps.lap("limit")
+        return limit
+
+    def _machine(self, limit: float | None, compute: str, laps: Laps) -> list[tuple[str, str]]:
+        """Rows of the summary about the machine."""
+        rows = [("threads", describe_threads())]
+        if limit is not None:
+            rows.append(("limit", describe_rate(limit, getattr(torch, compute), self.device)))
+        return [*rows, ("start-up", laps.describe())]
+
+    def _make_run(self, store: CheckpointStore, start: Start, cluster: LocalCluster, roles: Description) -> Run:
         trainer = self.config.trainer
         history = validation_history(self.folder / "metrics.jsonl")
         kept = self._records_kept(start)
@@ -237,17 +222,17 @@ class Job:
             folder=self.folder,
             loggers=loggers,
             store=store,
-            writers=self._writers(models),
+            writers=cluster.writers(self.tokenizer),
             state=lambda: {
                 "version": steepest.__version__,
-                "kl_controller": controller.state_dict(),
+                "kl_controller": self.controller.state_dict(),
                 "random": rng_state(self.device),
                 "prompts": self.position.state_dict(),
             },
-            checkpoint_bytes=sum(part.checkpoint_bytes() for part in (models.actor, models.critic) if part is not None),
-            evaluator=self._evaluator(engine),
-            schedule=Schedule(self.plan.total_steps, trainer.save_freq, trainer.test_freq),
-            health=Health(Limits.for_dtype(models.actor.compute.dtype)),
+            checkpoint_bytes=roles.checkpoint_bytes,
+            evaluator=self._evaluator(cluster),
+            schedule=Schedule(total, trainer.save_freq, trainer.test_freq),
+            health=Health(Limits.for_dtype(roles.compute)),
             val_before_train=trainer.val_before_train or trainer.val_only,
             steps_per_epoch=self.plan.steps_per_epoch,
             sample_log=SampleLog(self.folder / "samples.jsonl", start_step=kept),
@@ -263,15 +248,9 @@ class Job:
             return start.step
         return max((start.step, *read_metrics(file)))
 
-    def _writers(self, models: Models) -> dict[str, Callable[[Path], None]]:
-        writers: dict[str, Callable[[Path], None]] = {"actor": partial(models.actor.save, tokenizer=self.tokenizer)}
-        if models.critic is not None:
-            writers["critic"] = partial(models.critic.save, tokenizer=self.tokenizer)
-        return writers
-
-    def _evaluator(self, engine: RolloutEngine) -> Evaluator:
+    def _evaluator(self, cluster: LocalCluster) -> Evaluator:
         return Evaluator(
-            engine=engine,
+            engine=cluster,
             prompts=self.data.val,
             sampling=build_step.val_sampling(self.config),
             scorer=self.scorer,
@@ -279,36 +258,25 @@ class Job:
             pad_id=self.tokenizer.pad_token_id,
         )
 
-    def _train(self, run: Run, start: Start, models: Models, engine: RolloutEngine, controller: Any) -> None:
-        if self.config.trainer.val_only:
-            run.validate(start.step)
-            return
+    def _train(self, run: Run, start: Start, cluster: LocalCluster, limit: float) -> None:
+        config, data = self.config, self.config.data
+        sampler = PromptSampler(len(self.data.train), data.train_batch_size, shuffle=data.shuffle, seed=data.seed)
         rollouts = StepRollouts(
-            engine,
-            self.data.train,
-            self.sampler,
-            build_step.train_sampling(self.config),
-            self.tokenizer.pad_token_id,
-            **({"release": engine.sleep} if frees_engine(self.config, self.device) else {}),
+            cluster, self.data.train, sampler, build_step.train_sampling(config), self.tokenizer.pad_token_id
         )
-        scorer = StepScorer(
-            self.scorer, self._rollout_writer(), build_shaping(self.config), build_curation(self.config)
-        )
-        generate, score = build_step.build_sampling(
-            self.config, self.plan, rollouts, scorer, self.position, models.actor.model
-        )
-        step = build_step.build_step(
-            self.config,
+        collect = build_step.build_collector(
+            config,
             self.plan,
-            models,
-            controller,
-            generate=generate,
-            score=with_costs(score, self.scorer.costs),
-            engine=engine,
+            cluster,
+            rollouts,
+            self.scorer,
+            self.position,
             device=self.device,
-            limit=self.limit,
+            write=self._rollout_writer(),
         )
-        run_steps(step, step.timed, run.schedule, run, start.step)
+        learn = build_step.build_learn(config, self.plan, cluster, self.controller, device=self.device, limit=limit)
+        step = build_step.build_step(collect, learn, self.position, self.observers)
+        run_steps(step, learn.timed, run.schedule, run, start.step)
 
     def _rollout_writer(self) -> Callable[[int, list[dict[str, Any]]], None] | None:
         target = self.config.trainer.rollout_data_dir

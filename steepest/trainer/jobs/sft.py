@@ -10,6 +10,7 @@ from pathlib import Path
 
 import steepest
 from steepest.assembly.compute import SFT_KEYS, SFT_MODEL, compute_settings, micro_batches
+from steepest.assembly.description import size_of
 from steepest.assembly.lora import load_policy
 from steepest.assembly.roles import optim_settings
 from steepest.config.plan import SFTPlan, make_sft_plan
@@ -30,7 +31,6 @@ from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store
 from steepest.trainer.run.metrics import memory_metrics
 from steepest.trainer.run.model_sources import ModelSources, sources_of
 from steepest.trainer.run.resume import find_start, require_work
-from steepest.trainer.run.sizes import size_of
 from steepest.trainer.run.summary import count, duration, table
 
 

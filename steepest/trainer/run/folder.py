@@ -19,7 +19,7 @@ from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.devices.api import Device, select_device
-from steepest.errors import CheckpointError, ConfigError, ModelError
+from steepest.errors import CheckpointError, ConfigError
 from steepest.hub import TOKENIZER_FILES
 from steepest.learner.checkpoint import CheckpointStore
 from steepest.loggers.api import Loggers, check_loggers, make_loggers
@@ -77,15 +77,6 @@ def _cannot_write(folder: Path) -> str | None:
     if not there.is_dir():
         return f"{there} is no folder"
     return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
-
-
-@contextmanager
-def naming(key: str) -> Iterator[None]:
-    """Put the configuration key of a model before what is wrong with it."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(f"{key}: {error}") from error
 
 
 def open_tokenizer(

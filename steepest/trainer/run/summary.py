@@ -6,13 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import steepest
+from steepest.assembly.description import Description, Size
 from steepest.config.plan import Plan
 from steepest.config.schema import Config
 from steepest.devices.api import Device
-from steepest.trainer.run.sizes import Size, sizes
 
 GIB = 2**30
 
@@ -79,30 +78,26 @@ def start_summary(
     plan: Plan,
     notes: Sequence[str],
     device: Device,
-    models: Any,
+    roles: Description,
     folder: str,
     *,
-    engine_copy_bytes: int = 0,
     machine: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Model, data, steps, memory, and what is on and off, before the first step. `machine`: more rows after the
     device's, such as its threads and its measured limit."""
-    found = sizes(models)
+    found = roles.sizes
     rollout, algorithm = config.actor_rollout_ref.rollout, config.algorithm
-    compute = models.actor.compute.dtype
-    generation = compute if rollout.dtype == "auto" else rollout.dtype
-    width = 2 if generation == "bfloat16" else 4
+    generation = roles.compute if rollout.dtype == "auto" else rollout.dtype
     memory = estimate_memory(
         actor=found["actor"].bytes,
         critic=found.get("critic", Size()).bytes,
         reference=found.get("reference", Size()).bytes,
-        engine_copy_bytes=engine_copy_bytes,
+        engine_copy_bytes=roles.engine_copy_bytes,
         kv_cache_bytes=kv_cache_bytes(
-            models.actor.model.config,
-            rollout.max_num_seqs,
-            plan,
+            roles.kv_numbers,
+            min(rollout.max_num_seqs, plan.rows_per_step),
             config.data.max_prompt_length + config.data.max_response_length,
-            width,
+            width=2 if generation == "bfloat16" else 4,
         ),
     )
     halved = ", frozen ones in bfloat16" if any(size.halved for size in found.values()) else ""
@@ -111,9 +106,9 @@ def start_summary(
         *machine,
         ("model", config.actor_rollout_ref.model.path),
         ("parameters", "; ".join(f"{role} {size.describe(count)}" for role, size in found.items())),
-        ("compute", f"{compute} over float32 weights{halved}"),
-        ("attention", attentions(models)),
-        *([("passes", passes(models, rollout.n))] if rollout.n > 1 else []),
+        ("compute", f"{roles.compute} over float32 weights{halved}"),
+        ("attention", roles.attention),
+        *([("passes", passes(roles, rollout.n))] if rollout.n > 1 else []),
         *(("data", note) for note in notes),
         ("steps", f"{plan.total_steps} ({plan.steps_per_epoch} an epoch), {config.data.train_batch_size} prompts x "
                   f"{rollout.n} response(s) each, {plan.updates_per_step} update(s) a step"),
@@ -127,18 +122,10 @@ def start_summary(
     return table(f"steepest {steepest.__version__}", rows)
 
 
-def passes(models: Any, n: int) -> str:
+def passes(roles: Description, n: int) -> str:
     """What a pass computes once: tokens without padding, and the prompt that a group's responses share."""
-    shared = f"the prompt of {n} responses once" if models.actor.compute.shares_prompts else "each row by itself"
+    shared = f"the prompt of {n} responses once" if roles.shares_prompts else "each row by itself"
     return f"packed tokens without padding, {shared}"
-
-
-def attentions(models: Any) -> str:
-    """What the actor attends with; the critic too where it differs."""
-    actor = models.actor.compute.attention.describe()
-    if models.critic is None or models.critic.compute.attention.describe() == actor:
-        return actor
-    return f"actor {actor}; critic {models.critic.compute.attention.describe()}"
 
 
 def _switches(config: Config) -> str:
@@ -152,13 +139,9 @@ def _switches(config: Config) -> str:
     return ", ".join(f"{name} {state}" for name, state in on_off)
 
 
-def kv_cache_bytes(model_config: Any, max_num_seqs: int, plan: Plan, max_model_len: int, width: int) -> int:
-    """Keys and values of the sequences decoded at once, at full length, of `width` bytes each."""
-    text = model_config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    sequences = min(max_num_seqs, plan.rows_per_step)
-    return 2 * width * text.num_hidden_layers * heads * head_size * max_model_len * sequences
+def kv_cache_bytes(kv_numbers: int, sequences: int, max_model_len: int, *, width: int) -> int:
+    """Keys and values of `sequences` decoded at once, at full length, of `width` bytes each."""
+    return width * kv_numbers * max_model_len * sequences
 
 
 def end_summary(history: Mapping[int, float], *, seconds: float, steps: int, folder: str) -> str:

@@ -11,9 +11,9 @@ from steepest.data.prompts import Prompt
 from steepest.data.sampler import batches
 from steepest.learner.metrics import Metrics
 from steepest.rewards.api import RewardResult
-from steepest.rollout.api import RolloutEngine, SamplingParams
+from steepest.rollout.api import SamplingParams
 from steepest.trainer.experience.scoring import Scorer, sample_records
-from steepest.trainer.experience.single_turn import generate_batch, step_seed
+from steepest.trainer.experience.single_turn import Generates, generate_batch, step_seed
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Evaluation:
 class Evaluator:
     """Answers the validation set with its own sampling and scores it with the training reward."""
 
-    engine: RolloutEngine
+    engine: Generates
     prompts: Sequence[Prompt]
     sampling: SamplingParams
     scorer: Scorer
