@@ -25,8 +25,9 @@ from steepest.assembly.engine import build_engine, longest_sequence
 from steepest.assembly.lora import halves_base, load_critic, load_policy
 from steepest.assembly.policy_loss import build_policy_loss
 from steepest.config.plan import Plan
-from steepest.config.schema import Config, CriticConfig
-from steepest.config.schema_model import OptimConfig
+from steepest.config.schema import Config
+from steepest.config.sections.critic import CriticConfig
+from steepest.config.sections.model import OptimConfig
 from steepest.devices.api import Device
 from steepest.learner.actor import Actor, ActorLossSettings
 from steepest.learner.checkpoint import Start

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 
 What = Literal[
     "missing", "revision", "login", "gated", "forbidden", "limit", "server", "network", "offline", "space", "cache",

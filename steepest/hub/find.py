@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.errors import DataError, ModelError, SteepestError
 from steepest.hub.client import HubClient, open_client
 from steepest.hub.faults import NAMES, UNREACHABLE, HubFault, Source, fault_of, sentence

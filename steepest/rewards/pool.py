@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from steepest.config.reward_functions import GRADER, WeightedFunction
+from steepest.config.sections.reward import GRADER, WeightedFunction
 from steepest.errors import ConfigError, DataError, RewardError
 from steepest.process.cores import usable_cores
 from steepest.registry import nearest

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steepest.config.reward_functions import GRADER, KEY, WeightedFunction
+from steepest.config.sections.reward import GRADER, KEY, WeightedFunction
 from steepest.errors import ConfigError
 from steepest.registry import Entry
 from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, entry_for, read_outcome

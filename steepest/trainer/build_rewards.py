@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from steepest.assembly.compute import compute_dtype, naming
-from steepest.config.reward_functions import JUDGE, REWARD_MODEL, WeightedFunction, functions_of
 from steepest.config.schema import Config
+from steepest.config.sections.reward import JUDGE, REWARD_MODEL, WeightedFunction, functions_of
 from steepest.devices.api import Device
 from steepest.errors import RewardError
 from steepest.learner.metrics import Metrics

@@ -12,9 +12,9 @@ from torch import Tensor
 from steepest.assembly.compute import compute_dtype
 from steepest.assembly.policy_loss import build_weighting
 from steepest.cluster.local import LocalCluster
-from steepest.config.estimators import estimator_options
 from steepest.config.plan import Plan
 from steepest.config.schema import Config
+from steepest.config.sections.advantages import estimator_options
 from steepest.console import once, say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS, EstimatorCall
 from steepest.core.batch import Batch

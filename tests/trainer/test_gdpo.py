@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steepest.config.estimators import named_rewards
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
+from steepest.config.sections.advantages import named_rewards
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch
 from steepest.errors import ConfigError, RewardError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from steepest.config.schema import Config
-from steepest.config.thresholds import pair_thresholds
+from steepest.config.sections.correction import pair_thresholds
 from steepest.core.batch import Batch, RowStatus
 from steepest.core.mismatch import mismatch_metrics, off_policy_metrics
 from steepest.core.rollout_correction import Rejection, Weighting, correct
