@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steepest.core.masked import masked_mean, masked_sum
 from steepest.core.reducer import IDENTITY, Reducer
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 from steepest.registry import nearest
 
 LOSS_AGG_MODES: tuple[str, ...] = (
@@ -77,7 +77,7 @@ def aggregate(
     if scale_factor is None or scale_factor <= 0:
         raise ConfigError(
             f"loss_agg_mode=seq-mean-token-sum-norm with loss_scale_factor={scale_factor}: needs a number above 0, "
-            "for example data.max_response_length. The padded width will not do: it differs from step to step."
+            f"for example {setting('max_response_length')}. The padded width will not do: it differs from step to step."
         )
     return total / scale_factor
 

@@ -1,4 +1,4 @@
-"""Out of memory, said in words: which model, which pass, how much there was, and which key to lower."""
+"""Out of memory, in words: which model, which pass, how much there was, and which setting to lower."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from steepest.devices.api import Device
 from steepest.errors import DeviceMemoryError
 
-GOES_ON = "The same command goes on from the last checkpoint, where one was written."
+RESUMES = "The same command resumes from the last checkpoint, where one was written."
 """For the end of a remedy."""
 
 
@@ -22,7 +22,7 @@ def memory_guard(device: Device, doing: Callable[[], tuple[str, str]]) -> Iterat
     """
     try:
         yield
-    except DeviceMemoryError:  # told already, by a guard inside this one
+    except DeviceMemoryError:  # reported already, by a guard inside this one
         raise
     except Exception as error:
         if not device.is_out_of_memory(error):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from steepest.config.types import Hub
+from steepest.errors import setting
 
 What = Literal[
     "missing", "revision", "login", "gated", "forbidden", "limit", "server", "network", "offline", "space", "cache",
@@ -58,10 +59,10 @@ class Source:
     name: str
     """A path or a hub id."""
     hub: Hub
-    key: str = "actor_rollout_ref.model.path"
-    hub_option: str = "actor_rollout_ref.model.hub="
+    key: str = setting("path")
+    hub_option: str = f"{setting('hub')}="
     revision: str | None = None
-    revision_option: str = "actor_rollout_ref.model.revision="
+    revision_option: str = f"{setting('revision')}="
     local_option: str = ""
     """How a folder of this machine is given instead; empty: by `key`."""
     noun: str = "model"

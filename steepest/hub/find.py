@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steepest.config.types import Hub
-from steepest.errors import DataError, ModelError, SteepestError
+from steepest.console import say
+from steepest.errors import DataError, ModelError, SteepestError, setting
 from steepest.hub.client import HubClient, open_client
 from steepest.hub.faults import NAMES, UNREACHABLE, HubFault, Source, fault_of, sentence
 from steepest.hub.files import MODEL_FILES, Kind, Listing, RemoteFile, human, require_room, total, what_is_wrong
@@ -50,12 +51,12 @@ def find(
     kind: Kind = "model",
     files: Sequence[str] = MODEL_FILES,
     pin: Pin | None = None,
-    note: Callable[[str], None] = print,
+    note: Callable[[str], None] = say,
 ) -> Found:
     """A local path as it is; else a hub id, from the hub's cache or downloaded and checked.
 
     `files`: patterns of what is needed. `pin`: what the name meant at an earlier start; the same files are taken
-    again, or none. `note` is told in one line what was taken from where. Raises ModelError or DataError, which name
+    again, or none. `note` takes one line about what was taken from where. Raises ModelError or DataError, which name
     the setting, what is wrong and the remedy.
     """
     wrong: type[SteepestError] = ModelError if kind == "model" else DataError
@@ -82,7 +83,7 @@ def _local(source: Source, kind: Kind, path: Path) -> Path:
     try:
         return local_model(path)
     except ModelError as error:
-        raise ModelError(f"{source.key}: {error}") from error
+        raise ModelError(f"{source.key}: {error.marked}") from error
 
 
 class _Fetch:
@@ -134,7 +135,7 @@ class _Fetch:
         lost = (
             f"{self.source.label}: this run began with commit {pin.commit} of {self.title}, and the files of that are "
             "neither in the cache nor on the hub any more{}. Bring them back, or start a run of its own with "
-            "trainer.resume_mode=disable or another trainer.experiment_name."
+            f"{setting('resume_mode')}=disable or another {setting('experiment_name')}."
         )
         try:
             listing = self.client.list(pin.commit)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from steepest.core.batch import Batch
 from steepest.core.reducer import IDENTITY, Reducer
 from steepest.devices.api import device_of
-from steepest.devices.memory import GOES_ON, memory_guard
+from steepest.devices.memory import RESUMES, memory_guard
+from steepest.errors import setting
 from steepest.learner.metrics import Means, Metrics, Sums
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.optim import Optimizer, OptimSettings, load_optimizer, save_optimizer
@@ -42,9 +43,6 @@ class ComputeSettings:
     """Packed SDPA, or the device's own (see `choose_attention`)."""
     shares_prompts: bool = False
     """The responses of one prompt are computed over one copy of its tokens (on the CPU, with packed SDPA)."""
-    model_key: str = ""
-    """The model's section of the configuration and, below, the key that bounds a sequence; named in messages."""
-    length_key: str = "the length of prompts and responses"
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -126,22 +124,22 @@ class Trainable(Generic[ModelT]):
 
     @contextmanager
     def memory(self, doing: str, part: Any, micro: MicroBatches, *, backward: bool = False) -> Iterator[None]:
-        """Run one micro-batch: when memory runs out, say which, and which key to lower."""
+        """Run one micro-batch: when memory runs out, say which, and which setting to lower."""
         packed = getattr(part, "packed", part)
         rows, tokens = len(packed.lengths), len(packed.input_ids)
         what = f"{doing}: a micro-batch of {rows} sequence(s), {tokens} tokens"
         if rows > 1:
             now, size = (micro.rows, rows) if micro.rows is not None else (micro.tokens, tokens)
-            remedy = f"Lower {micro.key or 'the size of micro-batches'} below {size} (now {now})"
+            remedy = f"Lower {micro.setting} below {size} (now {now})"
         else:
-            remedy = f"One sequence alone is too much: lower {self.compute.length_key}"
-        if backward and self.compute.model_key and not self.compute.gradient_checkpointing:
-            remedy += f", or set {self.compute.model_key}.enable_gradient_checkpointing=true"
+            remedy = f"One sequence alone is too much: lower {setting('max_length')}"
+        if backward and not self.compute.gradient_checkpointing:
+            remedy += f", or set {setting('enable_gradient_checkpointing', self.role)}=true"
         with self._memory(what, f"{remedy}, or take a smaller model."):
             yield
 
     def _memory(self, doing: str, remedy: str) -> AbstractContextManager[None]:
-        return memory_guard(device_of(self.device), lambda: (f"{self.role} {doing}", f"{remedy} {GOES_ON}"))
+        return memory_guard(device_of(self.device), lambda: (f"{self.role} {doing}", f"{remedy} {RESUMES}"))
 
     # -- updates --------------------------------------------------------------------------------------------
 

@@ -43,8 +43,8 @@ class RowFile:
             self._file.flush()
         except OSError as error:
             raise SteepestError(
-                f"{self.path}: cannot append to the run's log ({error.strerror}). Make room or mend the folder, then "
-                "start the same command again: it goes on from the last checkpoint."
+                f"{self.path}: cannot append to the run's log ({error.strerror}). Make room or fix the folder, then "
+                "start the same command again: it resumes from the last checkpoint."
             ) from error
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
                 row: dict[str, Any] = json.loads(line)
             except ValueError as error:
                 raise SteepestError(
-                    f"{path}:{number}: this line is no JSON ({error}). Mend or move the file, then start again."
+                    f"{path}:{number}: this line is no JSON ({error}). Fix or move the file, then start again."
                 ) from error
             for key, name in row.pop(NONFINITE, {}).items():
                 row[key] = _NAMES[name]

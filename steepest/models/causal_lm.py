@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from steepest.core.exact_kl import exact_kl
 from steepest.core.log_probs import token_log_probs
-from steepest.errors import ModelError
+from steepest.errors import ModelError, setting
 from steepest.models.attention import IMPLEMENTATION, SUPPORTED, AttentionContext
 from steepest.models.flops import backbone_flops, head_flops
 from steepest.models.fused.patch import fuse
@@ -220,7 +220,8 @@ def save_folder(hf: PreTrainedModel, folder: Path | str, tokenizer: Any) -> None
         tokenizer.save_pretrained(folder)
 
 
-_SHORTER = "Lower data.max_prompt_length or data.max_response_length (in SFT data.max_length)"
+_PATH = setting("path")
+_SHORTER = f"Lower {setting('max_length')}"
 
 
 def check_length(config: PretrainedConfig, length: int) -> None:
@@ -229,21 +230,21 @@ def check_length(config: PretrainedConfig, length: int) -> None:
     limit = getattr(text, "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise ModelError(
-            f"a sequence may reach {length} tokens, but the model has positions for {limit} only "
+            f"{_PATH}: a sequence may reach {length} tokens, but the model has positions for {limit} only "
             f"(max_position_embeddings). {_SHORTER}."
         )
     window = getattr(text, "sliding_window", None)
     windowed = "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"])
     if window is not None and windowed and length > window:
         raise ModelError(
-            f"a sequence may reach {length} tokens, but the model attends to the last {window} only (sliding_window). "
-            f"Keep within {window}. {_SHORTER}."
+            f"{_PATH}: a sequence may reach {length} tokens, but the model attends to the last {window} only "
+            f"(sliding_window). Keep within {window}. {_SHORTER}."
         )
     for rope in _rope_tables(text):
         original = rope.get("original_max_position_embeddings") or math.inf
         if rope.get("rope_type") in ("dynamic", "longrope") and length > original:
             raise ModelError(
-                f"a sequence may reach {length} tokens, but beyond {original} this model's position code "
+                f"{_PATH}: a sequence may reach {length} tokens, but beyond {original} this model's position code "
                 f"({rope['rope_type']}) changes with the longest sequence of a batch, so log-probs would depend on the "
                 f"batch. {_SHORTER}."
             )

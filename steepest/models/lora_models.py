@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from steepest.errors import CheckpointError
+from steepest.errors import CheckpointError, setting
 from steepest.models import lora
 from steepest.models.causal_lm import CausalLM
 from steepest.models.lora import LoraSettings
@@ -145,7 +145,8 @@ class FrozenValueModel(ValueModel):
             lora.load_adapter(self.hf, CRITIC, self.settings, folder)
         elif (folder / lora.CONFIG_FILE).is_file() or not (folder / HEAD_FILE).is_file():
             raise CheckpointError(
-                f"{folder} holds no value head on a frozen base: it was written with another critic.share_base or "
-                "critic.model.lora_rank. Go on with those, or begin a new run (another trainer.experiment_name)."
+                f"{folder} holds no value head on a frozen base: it was written with another {setting('share_base')} "
+                f"or {setting('lora_rank')}. Go on with those, or begin a new run "
+                f"(another {setting('experiment_name')})."
             )
         self.head.load_state_dict(load_file(folder / HEAD_FILE))

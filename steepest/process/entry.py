@@ -54,7 +54,7 @@ def run_entry(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)` and give the exit code of the process: `sys.exit(run_entry(main))`.
 
     `argv` is without the program's name; None means that of this process. None from `main` counts as 0. A
-    SteepestError is told on standard error without traceback (2), Ctrl-C in one word (130). Any other exception is a
+    SteepestError is printed on standard error without traceback (2), Ctrl-C in one word (130). Any other exception is a
     bug of ours and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -70,7 +70,7 @@ def guarded(call: Callable[[], int | None]) -> int:
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(
-            "\nInterrupted. The same command goes on from the last checkpoint, or starts anew where none was written.",
+            "\nInterrupted. The same command resumes from the last checkpoint, or starts again where none was written.",
             file=sys.stderr,
             flush=True,
         )
@@ -86,7 +86,7 @@ def describe(error: SteepestError) -> str:
     lines = [f"error: {len(error.problems)} problems:"]
     lines += [f"  {i}. {problem}" for i, problem in enumerate(shown, 1)]
     if len(shown) < len(error.problems):
-        lines.append(f"  and {len(error.problems) - len(shown)} more; mend these first.")
+        lines.append(f"  and {len(error.problems) - len(shown)} more; fix these first.")
     return "\n".join(lines)
 
 

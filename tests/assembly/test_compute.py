@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from steepest.assembly.compute import check_attention
+from steepest.config.key_names import PPO_KEYS
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
 from steepest.devices import CPUDevice, MemoryStats
+from steepest.errors import render
 from steepest.models.causal_lm import CausalLM
 from steepest.process.entry import run_entry
 from steepest.rollout import vllm_versions
@@ -190,7 +192,7 @@ def test_the_key_that_is_named_is_the_one_that_counts(toy, tmp_path):
         assert models.critic is not None and models.reference is not None
         actor, critic, reference = models.actor, models.critic, models.reference
         passes = actor.settings.micro, actor.forward, critic.settings.micro, critic.forward, reference.forward
-        return [micro.key.removeprefix("actor_rollout_ref.") for micro in passes]
+        return [render(micro.setting, PPO_KEYS).removeprefix("actor_rollout_ref.") for micro in passes]
 
     assert keys() == [
         "actor.ppo_max_token_len_per_gpu",

@@ -11,8 +11,9 @@ from torch import Tensor
 from steepest.config.algorithms import ESTIMATORS, EXTRAS
 from steepest.core.batch import Batch
 from steepest.core.registration import Algorithms
+from steepest.errors import setting
 
-ADVANTAGE_ESTIMATORS = Algorithms("advantage estimator", "algorithm.adv_estimator", ESTIMATORS)
+ADVANTAGE_ESTIMATORS = Algorithms("advantage estimator", setting("adv_estimator"), ESTIMATORS)
 
 _SHAPES = {
     "token_level_rewards": ("B", "T"),
