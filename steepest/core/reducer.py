@@ -14,8 +14,9 @@ from torch import Tensor
 class Reducer(Protocol):
     """Adds up, or takes the largest, over all ranks. Every rank has to call the same methods in the same order.
 
-    The argument is a tensor of any shape, the same on every rank; the result has its shape and dtype, is the same on
-    every rank and has no gradient. The argument is not changed. `max` need not return NaN where a rank has one.
+    The argument is a tensor of any shape, the same on every rank, on the CPU or on the rank's device; the result has
+    its shape, dtype and device, is the same on every rank and has no gradient. The argument is not changed. `max` need
+    not return NaN where a rank has one.
     """
 
     def sum(self, value: Tensor) -> Tensor: ...

@@ -118,7 +118,7 @@ class Optimizer:
         skip the step if one of them has to.
         """
         gradients = [p.grad for p in self._named.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = _whole(torch.nn.utils.get_total_norm(gradients))
         found = reducer.max(torch.stack([norm, (~norm.isfinite()).to(norm.dtype)]))
         norm, (size, bad) = found[0], found.tolist()  # the one time that a step waits for the device
         finite = bad == 0.0
@@ -192,6 +192,12 @@ class Optimizer:
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 return f"first bad gradient: {name}"
         return None
+
+
+def _whole(norm: Tensor) -> Tensor:
+    """The norm as a plain number: that of sharded gradients is a DTensor, of which each rank knows its part."""
+    gather = getattr(norm, "full_tensor", None)
+    return norm if gather is None else gather()
 
 
 def save_optimizer(optimizer: Optimizer, folder: Path) -> None:
