@@ -1,4 +1,4 @@
-"""What can go wrong because of a key, a file, a reward or a machine.
+"""The errors that a key, a file, a reward or a machine can cause.
 
     SteepestError
     |- ConfigError      (ValueError)    a key of the configuration, or several at once
@@ -20,11 +20,11 @@ from collections.abc import Sequence
 
 
 class SteepestError(Exception):
-    """Root of the errors a user can cause or mend."""
+    """Base class of the errors that a user can cause and fix."""
 
 
 class ConfigError(SteepestError, ValueError):
-    """One or several problems of the configuration, all told at once."""
+    """One or several problems of the configuration, all reported at once."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -35,7 +35,7 @@ class ConfigError(SteepestError, ValueError):
 
 
 class DataError(SteepestError, ValueError):
-    """A file or row of the data is not what it has to be."""
+    """A file or a row of the data is missing, unreadable or malformed."""
 
 
 class ModelError(SteepestError, ValueError):
@@ -43,7 +43,7 @@ class ModelError(SteepestError, ValueError):
 
 
 class DeviceError(SteepestError, RuntimeError):
-    """A device was asked for that this machine cannot offer."""
+    """The requested device is not usable on this machine."""
 
 
 class DeviceMemoryError(DeviceError):

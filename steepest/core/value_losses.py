@@ -1,4 +1,4 @@
-"""The critic's loss per token, and how much of the returns its values explain."""
+"""The critic's loss per token, and the share of the returns' variance that its values explain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def clipped_value_loss(
     cliprange_value: float,
     response_mask: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Squared error of the values, the worse of two: as they are, and held near the values before the update.
+    """The larger of two squared errors: of the values, and of the values clipped to the values before the update.
 
         near = clip(v, old_v - cliprange_value, old_v + cliprange_value)
         loss = 0.5 * max((v - R)^2, (near - R)^2)
@@ -46,7 +46,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float |
     mask are (B, T); masked positions are ignored. None when the returns do not vary: there is nothing to explain.
     """
     true_returns = returns[mask]
-    # Told by comparison, not by the variance: that of equal numbers is a rounding error, not 0.
+    # Numbers are compared: the variance of equal numbers may be a rounding error instead of 0.
     if true_returns.numel() == 0 or bool(true_returns.max() == true_returns.min()):
         return None
     return 1.0 - float(masked_var(returns - values, mask) / masked_var(returns, mask))
