@@ -1,4 +1,4 @@
-"""How much memory vLLM is told to take where it has no card to measure."""
+"""The amount of memory for vLLM on a CPU, where it has no card to measure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BLOCK = 128
 def cpu_kv_bytes(
     config: PretrainedConfig, dtype: torch.dtype, rows: int, max_model_len: int, limit: int | None
 ) -> int:  # fmt: skip
-    """Bytes for `rows` sequences of max_model_len tokens, at most `limit`."""
+    """The size in bytes of a KV cache for `rows` sequences of max_model_len tokens, at most `limit`."""
     config = config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
