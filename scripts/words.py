@@ -108,7 +108,7 @@ def markdown_prose(source: str) -> Iterator[Prose]:
 
 def offences(prose: Prose) -> Iterator[tuple[int, str, str]]:
     """(line, word, what to write instead) for everything listed that a piece of prose holds."""
-    text = re.sub(r"`[^`]*`", lambda code: "`" + re.sub(r"[^\n]", "x", code.group()[1:-1]) + "`", prose.text)
+    text = re.sub(r"`+[^`]*`+", lambda code: "`" + re.sub(r"[^\n]", "x", code.group()[1:-1]) + "`", prose.text)
     flat = re.sub(r"\s", " ", text)
 
     def found(expression: str, flags: int = 0) -> Iterator[tuple[int, str]]:

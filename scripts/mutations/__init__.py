@@ -1,4 +1,4 @@
-"""How `scripts/mutate` breaks `steepest/core`: one line a mutation, a file's together."""
+"""The mutations by which `scripts/mutate` breaks `steepest/core`: one line each, grouped by file."""
 
 from __future__ import annotations
 

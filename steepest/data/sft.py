@@ -166,7 +166,7 @@ def _turn_texts(row: SFTRow, tokenizer: Any, template_kwargs: Mapping[str, Any] 
             if texts and not text.startswith(texts[-1]):
                 raise DataError(
                     f"row {row.uid}: the chat template writes the conversation up to message {count - 1} (counted "
-                    f"from 0) not as a continuation of what stands before it, so the answer cannot be told from the "
+                    f"from 0) not as a continuation of what stands before it, so the answer cannot be separated from the "
                     f"prompt (templates that drop earlier thoughts do this). Make one row of each answer, or use "
                     f"another template with actor_rollout_ref.model.custom_chat_template."
                 )

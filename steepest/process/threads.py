@@ -39,10 +39,10 @@ def _waiting() -> str:
     policy = os.environ.get(WAIT_POLICY)
     if SPIN_COUNT in os.environ and not OUR_WAITING:
         given = [f"{name}={os.environ[name]}" for name in (WAIT_POLICY, SPIN_COUNT) if name in os.environ]
-        return f"waiting threads do as told ({', '.join(given)})"
+        return f"waiting threads follow {', '.join(given)}"
     if policy is None:
         return f"waiting threads do as the OpenMP library likes ({WAIT_POLICY} is unset)"
-    what = {"PASSIVE": "sleep", "ACTIVE": "keep their core busy"}.get(policy.upper(), "do as it says")
+    what = {"PASSIVE": "sleep", "ACTIVE": "keep their core busy"}.get(policy.upper(), "follow it")
     return f"waiting threads {what} ({WAIT_POLICY}={policy}{', our default' if OUR_WAITING else ''})"
 
 

@@ -170,7 +170,7 @@ def test_too_many_failures_end_the_run_at_once(caplog):
             pool.score(requests(*["sleep"] * 20))  # 3 of 20 are too many: the other 17 are not waited for
         assert str(caught.value) == (
             "reward: 3 of 20 samples failed (15.0 %). First: sample row:0: timeout after 0.3 s. That is more than "
-            "reward.max_error_rate=0.1 allows (2 of 20), so the run ends; 17 samples were left unscored. Mend the "
+            "reward.max_error_rate=0.1 allows (2 of 20), so the run ends; 17 samples were left unscored. Fix the "
             "reward function; or raise reward.timeout_s (now 0.3) or reward.max_error_rate."
         )
         assert pool.error_rate == 0.15 and not caplog.records
