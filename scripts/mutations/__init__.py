@@ -1,4 +1,4 @@
-"""How `scripts/mutate` breaks the package: one line a mutation, a file's together."""
+"""The mutations by which `scripts/mutate` breaks the package: one line each, grouped by file."""
 
 from __future__ import annotations
 

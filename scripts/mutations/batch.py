@@ -1,4 +1,4 @@
-"""The batch, masked means, and which rows and scores of it count."""
+"""Mutations of the batch, of masked means, and of the selection of rows and scores."""
 
 from __future__ import annotations
 

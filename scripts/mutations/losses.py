@@ -1,4 +1,4 @@
-"""Losses of policy and critic, and how tokens become one number."""
+"""Mutations of the losses of policy and critic, and of their aggregation."""
 
 from __future__ import annotations
 

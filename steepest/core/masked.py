@@ -1,7 +1,7 @@
 """Sums, means and variances over the true positions of a mask.
 
-Values outside the mask never take part: they are selected away, not multiplied by 0, so a NaN or inf in padding
-stays there. Its gradient is 0.
+Values outside the mask never take part: they are replaced by selection, not multiplied by 0, so a NaN or inf in padding
+does not reach the result. Their gradient is 0.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from steepest.core.reducer import IDENTITY, Reducer
 
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Sum of x where mask is true; 0 where nothing is.
+    """Sum of x where mask is true; 0 where no position is true.
 
     x and mask have one shape. With `dim` the sum runs along it, else over everything.
     """
@@ -22,7 +22,7 @@ def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Mean of x where mask is true; 0 where nothing is.
+    """Mean of x where mask is true; 0 where no position is true.
 
     x and mask have one shape. With `dim` the mean runs along it, else over everything.
     """

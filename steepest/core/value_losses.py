@@ -1,4 +1,4 @@
-"""The critic's loss per token, and how much of the returns its values explain."""
+"""The critic's loss per token, and the share of the returns' variance that its values explain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def clipped_value_loss(
     cliprange_value: float,
     response_mask: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Squared error of the values, the worse of two: as they are, and held near the values before the update.
+    """The larger of two squared errors: of the values, and of the values clipped to the values before the update.
 
         near = clip(v, old_v - cliprange_value, old_v + cliprange_value)
         loss = 0.5 * max((v - R)^2, (near - R)^2)

@@ -35,18 +35,18 @@ from steepest.models.varlen import Attention
 class CausalLM(nn.Module):
     """A causal LM whose log-probs are computed only where they are needed.
 
-    `hf` is the transformers model with Steepest's packed attention; its weights are fp32 masters, and the trainer's
-    autocast decides what is computed in bf16. Dropout is off in training mode too.
+    `hf` is the transformers model with Steepest's packed attention. Its weights are fp32 masters; the trainer's
+    autocast decides what is computed in bf16. Dropout is off, also in training mode.
     """
 
     has_adapter = False
-    """Whether `hf` has LoRA layers (see `LoraCausalLM`), so that its matrices are not all there is to its weights."""
+    """True if `hf` has LoRA layers (see `LoraCausalLM`): then the weights are the matrices and the adapter."""
 
     def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
         self.hf = hf
         self.attention = Attention()
-        """What passes attend with; the trainer sets the device's own."""
+        """The attention of `log_probs`; the trainer sets the one of the device."""
         set_packed_attention(hf)
         fuse(hf)
 
@@ -56,7 +56,7 @@ class CausalLM(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the output projection; may exceed the tokenizer's."""
+        """Number of rows of the output projection; it may exceed the tokenizer's vocabulary."""
         return self.hf.get_output_embeddings().weight.shape[0]
 
     def forward(self, request: LogProbs | ExactKL | Distributions | HiddenStates) -> Any:
@@ -133,7 +133,8 @@ class CausalLM(nn.Module):
         return run_backbone(self.hf.base_model, input_ids, position_ids, context)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(n, hidden) -> (n, V) f32 logits, with the config's scale and soft cap. For decoding: a few rows only."""
+        """(n, hidden) -> (n, V) f32 logits, with the config's scale and soft cap. Meant for the few rows of
+        decoding."""
         scale, softcap = logit_transform(self.config)
         logits = self.hf.get_output_embeddings()(hidden).float()
         if scale != 1.0:
@@ -153,8 +154,9 @@ class CausalLM(nn.Module):
         return self.named_parameters()
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight once under its Hugging Face name, as the policy computes with it now; a tied head is the
-        embedding. Live tensors here, merged ones of a model with an adapter: for who keeps or writes weights."""
+        """Every weight once under its Hugging Face name, as the policy computes with it now; a head that is tied to the
+        embedding is left out. These are the live tensors; a model with an adapter returns merged copies. For callers
+        that store or send weights."""
         seen: set[int] = set()
         for name, tensor in self.hf.state_dict().items():
             if tensor.data_ptr() not in seen:
@@ -163,19 +165,19 @@ class CausalLM(nn.Module):
 
     @torch.no_grad()
     def write_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        """Take over what another model's `named_weights` gives, in place, in the dtype that is here."""
+        """Copy the weights that another model's `named_weights` returns into this model, in this model's dtypes."""
         own = self.hf.state_dict()
         for name, tensor in weights:
             own[name].copy_(tensor)
 
     def computes_as(self, other: CausalLM) -> bool:
-        """Whether another model of the same class has the same numbers as weights, in whatever dtype they are held."""
+        """True if another model of the same class has equal weights, also if they are stored in another dtype."""
         pairs = zip(self.hf.parameters(), other.hf.parameters(), strict=True)
         return all(torch.equal(mine, theirs.to(mine.dtype)) for mine, theirs in pairs)
 
     def copy_as(self, dtype: torch.dtype) -> CausalLM:
         """A frozen copy with weights in `dtype`. Tied weights stay tied; buffers (rotary tables) keep their dtype."""
-        # deepcopy looks here before it copies: each weight is converted once, wherever it is used.
+        # deepcopy takes what it finds in this memo: each weight is converted once, also if it is used twice.
         memo: dict[int, Any] = {
             id(p): nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False) for p in self.hf.parameters()
         }
@@ -196,20 +198,20 @@ def run_backbone(backbone: nn.Module, input_ids: Tensor, position_ids: Tensor, c
 
 
 def set_packed_attention(hf: PreTrainedModel) -> None:
-    """Switch a transformers model to packed attention. Raises ModelError where it has attention code of its own."""
+    """Switch a transformers model to packed attention. Raises ModelError for a model with its own attention code."""
     hf.set_attn_implementation(IMPLEMENTATION)
     if hf.config._attn_implementation != IMPLEMENTATION:
         raise ModelError(f"{type(hf).__name__} does not use transformers' attention interface. {SUPPORTED}")
 
 
 def save_folder(hf: PreTrainedModel, folder: Path | str, tokenizer: Any) -> None:
-    """save_pretrained of model and tokenizer. A generation config that transformers refuses to write is mended."""
+    """save_pretrained of model and tokenizer. A generation config that transformers refuses to write is corrected."""
     generation = getattr(hf, "generation_config", None)
     if generation is not None and not generation.do_sample:
         # Sampling settings without do_sample are an error to transformers, although many released models have them.
-        mended = copy.deepcopy(generation)
-        mended.temperature = mended.top_p = mended.top_k = None
-        hf.generation_config = mended
+        corrected = copy.deepcopy(generation)
+        corrected.temperature = corrected.top_p = corrected.top_k = None
+        hf.generation_config = corrected
     try:
         with quiet_transformers():
             hf.save_pretrained(folder)
@@ -225,7 +227,7 @@ _SHORTER = f"Lower {setting('max_length')}"
 
 
 def check_length(config: PretrainedConfig, length: int) -> None:
-    """Raises ModelError when sequences of `length` tokens need positions or windows that the model has not."""
+    """Raise ModelError if sequences of `length` tokens need more positions, or a larger window, than the model has."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     if limit is not None and length > limit:

@@ -1,4 +1,4 @@
-"""The critic: the backbone of a language model with one number out of each state."""
+"""The critic: the backbone of a language model with a head that computes one number from each hidden state."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from steepest.models.passes import HeadValues, Values, ValuesFound
 from steepest.models.varlen import Attention
 
 HEAD_FILE = "value_head.safetensors"
-"""Holds the head where the family has no token-classification class; lies beside the backbone's own files."""
+"""The file of the head, next to the backbone's files, if the family has no token-classification class."""
 _HEAD_NAMES = ("score", "classifier")
 
 
 class ValueModel(nn.Module):
-    """V(s): hidden state of the last token seen -> one number. The head starts at zero, so the first values are 0.
+    """Computes V(s) from the hidden state of the last token. The head starts at zero, so the first values are 0.
 
     `hf` is the family's ForTokenClassification model with one label, or its bare backbone where there is no such
     class; then the head is a module of our own. A folder written by `save` restores the head.
@@ -35,7 +35,7 @@ class ValueModel(nn.Module):
         super().__init__()
         self.hf = hf
         self.attention = Attention()
-        """What passes attend with; the trainer sets the device's own."""
+        """The attention of `values`; the trainer sets the one of the device."""
         set_packed_attention(hf)
         fuse(hf)
         self.own_head = None if find_head(hf) else nn.Linear(hf.config.get_text_config().hidden_size, 1)
@@ -48,13 +48,13 @@ class ValueModel(nn.Module):
 
     @property
     def score(self) -> nn.Linear:
-        """Linear(hidden, 1)."""
+        """The head, Linear(hidden, 1)."""
         head = self.own_head if self.own_head is not None else find_head(self.hf)
         assert head is not None
         return head
 
     def reset_head(self) -> None:
-        """Zero weight and bias."""
+        """Set weight and bias of the head to zero."""
         nn.init.zeros_(self.score.weight)
         if self.score.bias is not None:
             nn.init.zeros_(self.score.bias)

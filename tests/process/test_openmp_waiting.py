@@ -128,7 +128,7 @@ with openmp_waiting.adaptive_waiting() as watched:
 time.sleep(0.3)
 print(json.dumps({"asleep": watched.asleep, "python": threading.active_count(), "counts": sleeps()}))
 """)
-    warning = "warning: nobody looks any more whether others use the cores ([Errno 24] Too many open files"
+    warning = "warning: the use of the cores can no longer be measured ([Errno 24] Too many open files"
     assert found["said"].startswith(warning) and found["said"].endswith("; waiting threads spin.")
     assert (found["asleep"], found["python"], found["errors"]) == (False, 1, "") and found["counts"] < 200
 

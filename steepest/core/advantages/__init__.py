@@ -1,7 +1,7 @@
 """Advantage estimators: from rewards per token to advantages and returns per token.
 
 Each estimator is one function: `AdvantageInputs` in, `(advantages, returns)` out, its options as keywords with types.
-It is registered against its statement in config/algorithms.py, which says what it reads and which keys set its options.
+It is registered against its spec in config/algorithms.py, which states what it reads and which keys set its options.
 """
 
 from steepest.core.advantages.estimator_call import EstimatorCall
