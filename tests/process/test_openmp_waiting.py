@@ -224,7 +224,12 @@ def test_every_job_looks_while_it_runs(kind: str, tmp_path: Path, monkeypatch: p
         else:
             rows = tmp_path / "rows.jsonl"
             rows.write_text(json.dumps({"prompt": "say 1", "response": " 1"}) + "\n")
-            words = [f"data.train_files={rows}", "data.train_batch_size=1", "data.max_length=32", f"model.path={toy['model']}"]
+            words = [
+                f"data.train_files={rows}",
+                "data.train_batch_size=1",
+                "data.max_length=32",
+                f"model.path={toy['model']}",
+            ]
             words += [f"trainer.default_local_dir={tmp_path}/run", "trainer.total_training_steps=1"]
             with contextlib.redirect_stdout(Watched()):
                 sft.run_sft(load_sft_config([*words, "trainer.logger=jsonl"]))

@@ -119,9 +119,7 @@ def test_it_takes_less_memory(toy, tmp_path):
     for words in ((), (LORA, "critic.share_base=head")):
         config = load_config(toy_overrides(toy, tmp_path, *RUN, *words))
         plan = make_plan(config, 256)
-        models = build_models(
-            config, plan, FROM_NOTHING, {"actor": toy["model"], "critic": toy["model"]}, CPUDevice()
-        )
+        models = build_models(config, plan, FROM_NOTHING, {"actor": toy["model"], "critic": toy["model"]}, CPUDevice())
         found = sizes(models)["actor" if words else "reference"]
         weights = (found.parameters - found.trained) * 4 + found.trained * 16
         assert found.halved and found.bytes == weights - 2 * matrices

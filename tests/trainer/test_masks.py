@@ -127,7 +127,6 @@ def greedy_responses(prompts) -> Batch:
 def after_all_writers(check=lambda batch: None) -> Batch:
     """The batch after every writer of row_status and loss_mask, in the order of a step; `check` sees it after each."""
 
-
     def collect(step: int) -> Experience:
         scored = whole_batch()
         place_scores(scored, [RewardResult(s, {}, None if s is not None else "no") for s in SCORES])

@@ -1,4 +1,4 @@
-"""The step and the loop with fakes: order, fields, warm-up, observers, times, what a failing save or validation costs."""
+"""The step and the loop with fakes: order, fields, warm-up, observers, times, and what a failing save costs."""
 
 from __future__ import annotations
 

@@ -118,8 +118,8 @@ def test_a_masked_response_is_as_if_it_were_not_there(mode):
 
 
 def test_pf_ppo_draws_rows_by_their_scores_and_the_same_ones_after_a_resume():
-    def drawn_scores(step: int, draw=DrawnRows("pow", 2.0, seed=3)) -> list[float]:
-        return draw(batch, step)[0].token_level_scores.sum(1).tolist()
+    def drawn_scores(step: int, seed: int = 3) -> list[float]:
+        return DrawnRows("pow", 2.0, seed)(batch, step)[0].token_level_scores.sum(1).tolist()
 
     batch = scored([0.0, 1.0, 0.0, 2.0], [0, 0, 1, 1])
     chosen, metrics = DrawnRows("pow", 2.0, seed=3)(batch, 4)
@@ -128,8 +128,8 @@ def test_pf_ppo_draws_rows_by_their_scores_and_the_same_ones_after_a_resume():
     assert metrics == {"pf_ppo/distinct_ratio": len(set(drawn)) / 4}
     assert len(batch) == 4 and batch.token_level_scores.sum(1).tolist() == [0, 1, 0, 2], "statistics keep the batch"
     draws = [tuple(drawn_scores(step)) for step in range(30)]
-    assert len(set(draws)) > 1 and drawn_scores(4, DrawnRows("pow", 2.0, 3)) == drawn
-    assert [tuple(drawn_scores(step, DrawnRows("pow", 2.0, 4))) for step in range(30)] != draws, "a seed of its own"
+    assert len(set(draws)) > 1 and drawn_scores(4) == drawn
+    assert [tuple(drawn_scores(step, seed=4)) for step in range(30)] != draws, "a seed of its own"
     # a quarter of the weight of 2: of 120 draws about 24 are 1s
     assert 10 <= sum(draw.count(1.0) for draw in draws) <= 40
 

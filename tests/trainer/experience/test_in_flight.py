@@ -81,9 +81,13 @@ def contents(found: Experience) -> dict[str, object]:
 
     responses = [(of_batch(part.batch), part.texts, part.results) for part in found.responses]
     return {
-        "batch": of_batch(found.batch), "responses": responses, "metrics": dict(found.metrics), "flops": dict(found.flops),
-        "parts": sorted(found.seconds), "prompts_taken": found.prompts_taken,
-    }  # fmt: skip
+        "batch": of_batch(found.batch),
+        "responses": responses,
+        "metrics": dict(found.metrics),
+        "flops": dict(found.flops),
+        "parts": sorted(found.seconds),
+        "prompts_taken": found.prompts_taken,
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
