@@ -162,7 +162,7 @@ def build_collector(
             timer=timer,
             release=release,
         )
-    return Finished(collect, build_left_out(config), write, scorer.costs)
+    return Finished(collect, build_left_out(config), write, scorer.costs, timer)
 
 
 def unfiltered(sampling: SamplingParams) -> bool:
