@@ -1,4 +1,4 @@
-"""What can go wrong because of a key, a file, a reward or a machine; and how messages name settings.
+"""The errors that a key, a file, a reward or a machine can cause, and how messages name settings.
 
     SteepestError
     |- ConfigError      (ValueError)    a key of the configuration, or several at once
@@ -86,7 +86,7 @@ def key_names(names: Mapping[str, str]) -> Iterator[None]:
 
 
 class SteepestError(Exception):
-    """Root of the errors a user can cause or fix. Its text names settings by the keys that were bound, else bare."""
+    """Base class of the errors that a user can cause and fix. Its text names settings by the keys that were bound."""
 
     @property
     def marked(self) -> str:
@@ -127,7 +127,7 @@ class ConfigError(SteepestError, ValueError):
 
 
 class DataError(SteepestError, ValueError):
-    """A file or row of the data is not what it has to be."""
+    """A file or a row of the data is missing, unreadable or malformed."""
 
 
 class ModelError(SteepestError, ValueError):
@@ -135,7 +135,7 @@ class ModelError(SteepestError, ValueError):
 
 
 class DeviceError(SteepestError, RuntimeError):
-    """A device was asked for that this machine cannot offer."""
+    """The requested device is not usable on this machine."""
 
 
 class DeviceMemoryError(DeviceError):

@@ -283,7 +283,7 @@ ALLOWED = [
     ("__main__.py", "from steepest import __version__\nfrom steepest.process.entry import run_entry\n"),
     ("models/load.py", "import raylib\nimport torchvision\nfrom steepest.hub import local_model\n"),
     ("data/prepare/gsm8k.py", "from steepest.hub import find\n"),
-    ("hub/huggingface.py", "from huggingface_hub import HfApi\nfrom steepest.config.schema_model import Hub\n"),
+    ("hub/huggingface.py", "from huggingface_hub import HfApi\nfrom steepest.config.types import Hub\n"),
 ]
 
 

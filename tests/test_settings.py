@@ -15,8 +15,7 @@ import pytest
 
 from steepest.config import tree
 from steepest.config.key_names import PPO_KEYS, SFT_KEYS
-from steepest.config.schema import Config
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.schema import Config, SFTConfig
 from tests.test_architecture import LAYERS, PACKAGE
 
 LOWER = [name for name, layer in LAYERS.items() if layer < LAYERS["assembly"] and name not in ("config", "__init__")]

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import torch
 
-from steepest.config.schema import Config
-from steepest.config.schema_model import CriticModelConfig, ModelConfig
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.schema import Config, SFTConfig
+from steepest.config.sections.critic import CriticModelConfig
+from steepest.config.sections.model import ModelConfig
 from steepest.devices.api import Device
 from steepest.errors import ConfigError
 from steepest.learner.micro_batches import MicroBatches

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from steepest.assembly.compute import compute_dtype, overrides
 from steepest.config.schema import Config
-from steepest.config.schema_model import CriticModelConfig, ModelConfig
+from steepest.config.sections.critic import CriticModelConfig
+from steepest.config.sections.model import ModelConfig
 from steepest.devices.api import Device
 from steepest.errors import CheckpointError, setting
 from steepest.learner.checkpoint import Start

@@ -23,8 +23,9 @@ from steepest.assembly.lora import halves_base, load_critic, load_policy
 from steepest.assembly.policy_loss import build_policy_loss
 from steepest.config.key_names import model_keys
 from steepest.config.plan import Plan
-from steepest.config.schema import Config, CriticConfig
-from steepest.config.schema_model import OptimConfig
+from steepest.config.schema import Config
+from steepest.config.sections.critic import CriticConfig
+from steepest.config.sections.model import OptimConfig
 from steepest.devices.api import Device
 from steepest.errors import key_names
 from steepest.learner.actor import Actor, ActorLossSettings
@@ -68,6 +69,11 @@ class Models:
     actor: Actor
     critic: Critic | None
     reference: Reference | BaseReference | None
+
+    def take_flops(self) -> float:
+        """Operations of all passes since this was last called; see `Trainable.take_flops`."""
+        roles = (self.actor, self.critic, self.reference)
+        return sum(role.take_flops() for role in roles if role is not None)
 
 
 @dataclass
@@ -271,7 +277,7 @@ def build_reference(
 
 def build_reader(config: Config, policy: CausalLM, device: Device) -> ReadingReference:
     """For a value head in a run whose reward and loss need no reference."""
-    assert isinstance(policy, LoraCausalLM), "checked by config.rules"
+    assert isinstance(policy, LoraCausalLM), "checked by config.sections.model"
     return ReadingReference(policy, compute=_reading(config, device), forward=_critic_forward(config.critic))
 
 

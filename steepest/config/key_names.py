@@ -10,8 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from steepest.config.schema import Config
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.schema import Config, SFTConfig
 
 
 def model_keys(section: str) -> dict[str, str]:

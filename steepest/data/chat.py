@@ -25,7 +25,7 @@ _OURS = (
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What became of the rows. `longest` is in tokens, over all rows, before any was dropped or cut."""
+    """How many rows were kept, dropped and cut. `longest` is in tokens, over all rows before dropping and cutting."""
 
     num_kept: int
     num_filtered: int
@@ -62,7 +62,7 @@ def encode_prompts(
 ) -> tuple[list[Prompt], EncodeReport]:
     """Fill `token_ids`: the chat template with its generation prompt, then the tokenizer, which adds nothing.
 
-    So BOS is what the template writes: none is added, a doubled one is made single. A prompt of more than
+    So the template alone decides about BOS: no BOS is added, and a doubled BOS is made single. A prompt of more than
     `max_prompt_length` tokens is dropped with `filter_overlong`; otherwise `truncation` decides: "error" stops, "left"
     cuts the start away (BOS and system message first), "right" the end (generation prompt first), "middle" keeps both
     ends.
@@ -107,7 +107,7 @@ def encode_prompts(
 
 
 def _check_template_reads_messages(prompts: Sequence[Prompt], texts: Sequence[str]) -> None:
-    """ModelError for a template that writes the same text whatever is asked: nothing could be learned from it."""
+    """Raise ModelError for a template that writes the same text for every prompt: it ignores the messages."""
     if len(set(texts)) == 1 and any(prompt.messages != prompts[0].messages for prompt in prompts):
         raise ModelError(
             f"the chat template makes the same text of all {len(prompts)} prompts, {texts[0][:80]!r}: it does not read "
@@ -135,7 +135,7 @@ def _has_generation_prompt(
 
 
 def check_lengths(max_length: int, truncation: str, *, key: str) -> None:
-    """ConfigError for a limit below 1 or an unknown truncation."""
+    """Raise ConfigError for a limit below 1 or an unknown truncation."""
     if max_length < 1:
         raise ConfigError(f"{key}={max_length}: expected a number of tokens above 0.")
     if truncation not in TRUNCATIONS:
@@ -150,7 +150,8 @@ def render(
     add_generation_prompt: bool,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
-    """The chat template's text. `where` names the row in errors, such as a template that knows no system message."""
+    """The text that the chat template writes. `where` names the row in errors (a template may refuse system
+    messages)."""
     options = dict(template_kwargs or {})
     if taken := [name for name in _OURS if name in options]:
         raise ConfigError(f"{setting('apply_chat_template_kwargs')}.{taken[0]}: set by Steepest itself; leave it out.")
@@ -176,7 +177,8 @@ def render(
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any) -> tuple[list[list[int]], int]:
-    """Token ids of rendered texts, no special token added, and in how many a doubled leading BOS was made single."""
+    """Token ids of rendered texts, without added special tokens, and the number of texts whose doubled BOS was made
+    single."""
     ids: list[list[int]] = []
     for start in range(0, len(texts), CHUNK):
         encoded = tokenizer(
@@ -192,7 +194,8 @@ def tokenize(texts: Sequence[str], tokenizer: Any) -> tuple[list[list[int]], int
 
 
 def cut(row: Sequence[int], limit: int, truncation: str) -> list[int]:
-    """At most `limit` entries: "left" drops from the start, "right" from the end, "middle" between its two halves."""
+    """Keep at most `limit` entries: "left" drops from the start, "right" from the end, "middle" between the two
+    halves."""
     if len(row) <= limit:
         return list(row)
     if truncation == "left":

@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of seed and step, so that a run goes on exactly where it stopped."""
+"""The order of samples: a pure function of seed and step, so a resumed run continues with the right rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from steepest.errors import ConfigError, DataError, setting
 def permutation(num: int, seed: str) -> list[int]:
     """The numbers 0..num-1 in an order that depends on `seed` only, the same in every version of Python.
 
-    They are sorted by random keys, since Python promises its seeded `random()` for ever but not its `shuffle()`.
+    They are sorted by random keys, because Python guarantees the sequence of `random()` for a seed, but not
+    `shuffle()`.
     """
     draw = random.Random(f"steepest {seed}").random
     keys = [draw() for _ in range(num)]

@@ -61,7 +61,7 @@ class CUDADevice(Accelerator):
         return waits_for_every_kernel("CUDA_LAUNCH_BLOCKING")
 
     def varlen_attention(self, dtype: torch.dtype) -> tuple[VarlenAttention | None, str]:
-        """The package flash-attn, where it is installed and the model computes in half precision."""
+        """The attention of the package flash-attn, if it is installed and the model computes in half precision."""
         if dtype not in (torch.bfloat16, torch.float16):
             return None, f"flash-attn computes in bfloat16, not in {str(dtype).removeprefix('torch.')}"
         if importlib.util.find_spec("flash_attn") is None:
@@ -76,7 +76,7 @@ class CUDADevice(Accelerator):
 def _flash_attention(
     query: Tensor, key: Tensor, value: Tensor, *, ends: Tensor, lengths: tuple[int, ...], scale: float
 ) -> Tensor:
-    """See VarlenAttention."""
+    """See `VarlenAttention`."""
     longest = max(lengths)
     module = importlib.import_module("flash_attn")
     out: Tensor = module.flash_attn_varlen_func(

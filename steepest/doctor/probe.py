@@ -1,7 +1,7 @@
 """The process that asks torch and the devices: `python -m steepest.doctor.probe`.
 
-It prints one JSON object a line as soon as each is known, so that what came before a crash or a hang is not lost:
-`{"begin": stage}` before a stage, then `{"stage": ..., ...}` with what it found.
+It prints each JSON object on a line of its own as soon as it is known, so that a crash or a hang loses no earlier
+answer: `{"begin": stage}` before a stage, then `{"stage": ..., ...}` with what it found.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
 TORCH = "torch"
 CHOICE = "choice"
 CHECKS = " checks"
-"""Behind a device's name: the stage of its checks."""
+"""Suffix of a device's name: the stage of its checks."""
 
 
 def main() -> None:
-    """Ask everything once. What libraries print goes to standard error, away from the answers."""
+    """Run all stages once. Output of libraries goes to standard error, away from the answers."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if _stage(out, TORCH, _torch):
         from steepest.devices import DEVICES
         from steepest.devices.api import PREFERENCE
 
-        *better, last = PREFERENCE  # the last is there on every machine: it answers before one that may hang
+        *better, last = PREFERENCE  # every machine has the last one, so it answers before devices that may hang
         for name in dict.fromkeys([last, *better, *DEVICES.names()]):
             device: Device = DEVICES.get(name).value()
             _stage(out, name, partial(_facts, device))
             _stage(out, name + CHECKS, partial(_checks, device))
         _stage(out, CHOICE, _choice)
     out.flush()
-    os._exit(0)  # a broken library may crash while the interpreter is taken down, and everything is said
+    os._exit(0)  # a broken library may crash at the interpreter's exit; all answers are printed
 
 
 def _stage(out: TextIO, name: str, ask: Callable[[], Mapping[str, Any]]) -> bool:
-    """Print what `ask` gives, or the error that it raises; whether it gave something."""
+    """Print the result of `ask`, or the error that it raises. Returns True for a result."""
     _print(out, {"begin": name})
     try:
         with key_names(PPO_KEYS):
@@ -84,7 +84,7 @@ def _choice() -> dict[str, Any]:
 
 
 def _facts(device: Device) -> dict[str, Any]:
-    """What the device says about itself, as plain values; without a device only what needs none."""
+    """The facts of a device as plain values; if it is not available, only those that need no hardware."""
     from steepest.rollout import vllm_versions
 
     reason = device.availability()

@@ -1,4 +1,4 @@
-"""One function turns what a user writes as a model or a data set into a folder (or GGUF file) on this machine."""
+"""`find` turns a model or data set that the user names into a folder (or GGUF file) on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.console import say
 from steepest.errors import DataError, ModelError, SteepestError, setting
 from steepest.hub.client import HubClient, open_client
@@ -21,25 +21,25 @@ _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?")
 
 @dataclass(frozen=True)
 class Pin:
-    """What a name meant when it was looked up: enough to get the same files again."""
+    """The hub, repository, commit and files that a name meant when it was looked up, to get the same files again."""
 
     name: str
     hub: Hub
     revision: str | None
     commit: str
     digests: tuple[tuple[str, str], ...] = ()
-    """(path, checksum) of the files that were taken; empty for a copy in the cache of which they are not known."""
+    """(path, checksum) of the files that were taken; empty for a copy in the cache whose checksums are not known."""
 
     def agrees(self, listing: Listing, patterns: Sequence[str]) -> bool:
-        """Whether the files of the listing that are needed are those that were taken."""
-        told, there = dict(self.digests), {file.path for file in listing.files}
-        same = all(told.get(file.path, file.digest) == file.digest for file in listing.wanted(patterns))
-        return same and there.issuperset(told)
+        """True if the needed files of the listing are the files that were taken."""
+        taken, there = dict(self.digests), {file.path for file in listing.files}
+        same = all(taken.get(file.path, file.digest) == file.digest for file in listing.wanted(patterns))
+        return same and there.issuperset(taken)
 
 
 @dataclass(frozen=True)
 class Found:
-    """A folder or GGUF file of this machine; without a pin where the user named it so."""
+    """A folder or GGUF file on this machine. The pin is None where the user gave a local path."""
 
     path: Path
     pin: Pin | None = None
@@ -53,11 +53,11 @@ def find(
     pin: Pin | None = None,
     note: Callable[[str], None] = say,
 ) -> Found:
-    """A local path as it is; else a hub id, from the hub's cache or downloaded and checked.
+    """Return a local path as it is; look up any other name on a hub, and take it from the hub's cache or download it.
 
-    `files`: patterns of what is needed. `pin`: what the name meant at an earlier start; the same files are taken
-    again, or none. `note` takes one line about what was taken from where. Raises ModelError or DataError, which name
-    the setting, what is wrong and the remedy.
+    `files`: patterns of the needed files. `pin`: what the name meant at an earlier start; the same files are taken
+    again, or none. `note` is called with one line that says what was taken and where from. Raises ModelError or
+    DataError, which name the setting, the fault and the remedy.
     """
     wrong: type[SteepestError] = ModelError if kind == "model" else DataError
     local = Path(source.name).expanduser()
@@ -87,7 +87,7 @@ def _local(source: Source, kind: Kind, path: Path) -> Path:
 
 
 class _Fetch:
-    """One look-up on a hub."""
+    """One look-up of a repository on a hub."""
 
     def __init__(
         self, source: Source, client: HubClient, kind: Kind, patterns: tuple[str, ...], note: Callable[[str], None]
@@ -97,10 +97,10 @@ class _Fetch:
         self.title = NAMES[source.hub].title
         self.receipts = Receipts(client.cache, kind, source.name)
         self.is_pinned = False
-        """Whether the commit need not be what the revision is now."""
+        """True if the commit may differ from the present commit of the revision."""
 
     def newest(self) -> Found:
-        """What the revision is now; without a network, what it was when it was last fetched."""
+        """The present commit of the revision; without a network, the commit that was fetched last."""
         try:
             listing = self.client.list(self.revision)
         except Exception as error:
@@ -108,7 +108,7 @@ class _Fetch:
         return self._bring(self.revision, listing)
 
     def pinned(self, pin: Pin) -> Found:
-        """The files of the pin, wherever they still are."""
+        """The files of the pin, from the cache or from the hub."""
         self.is_pinned = True
         kept = self.receipts.read(pin.commit)
         if kept is not None and not (self._is_whole(kept) and pin.agrees(kept.listing, self.patterns)):
@@ -149,7 +149,7 @@ class _Fetch:
         return self._bring(pin.commit, listing)
 
     def _bring(self, revision: str, listing: Listing) -> Found:
-        """The files of a listing, downloaded and checked where they are not in the cache."""
+        """The files of a listing; those that are not in the cache are downloaded and checked."""
         wanted = self._wanted(listing)
         kept = self.receipts.read(listing.commit)
         if kept is not None and kept.holds(wanted):
@@ -184,7 +184,7 @@ class _Fetch:
         return wanted
 
     def _download(self, revision: str, listing: Listing, wanted: Sequence[RemoteFile]) -> Path:
-        """Fetch and check. What is damaged, on the way or since an earlier download, is fetched once more."""
+        """Download and check files. A damaged file, from this or an earlier download, is downloaded once more."""
         for is_last in (False, True):
             folder = self.client.download(revision, listing, self.patterns)
             if self.client.checks:
@@ -199,7 +199,7 @@ class _Fetch:
         return folder
 
     def _from_cache(self, revision: str, fault: HubFault, error: Exception) -> Found:
-        """What the cache has, for a hub that cannot be asked. Raises `error` where that does not help."""
+        """The copy in the cache, for a hub that cannot be reached. Raises `error` if there is no usable copy."""
         if fault.what not in UNREACHABLE:
             raise error
         kept = self.receipts.latest(revision)

@@ -1,8 +1,8 @@
-"""A language model as the judge, over an OpenAI-compatible endpoint. Runs in the trainer's process, in threads.
+"""Scores responses with a language model as judge, over an OpenAI-compatible endpoint, in threads of the trainer.
 
-The response is untrusted text. It stands between two lines with a tag that is a hash of the response itself, so that no
-response can close its own quotation; and only a verdict in the form that was asked for counts. Both make it harder for
-a response to talk the judge into a score; neither makes it impossible. A judge is a reward that can be gamed.
+The response is untrusted text. It is placed between two lines with a tag that is a hash of the response itself, so that
+no response can close its own quotation. Only a verdict in the requested form counts. Both make it harder for a response
+to persuade the judge of a score; neither makes it impossible. A model can learn to exploit a judge.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def read_score(reply: str) -> float:
 
 
 def check_prompt(prompt: str) -> None:
-    """Raises ConfigError for a prompt without a place for the response, or with a place that there is not."""
+    """Raise ConfigError for a prompt without a place for the response, or with an unknown place."""
     names = re.findall(r"(?<!\{)\{(\w*)\}(?!\})", prompt)
     unknown = [name for name in names if name not in FIELDS]
     if unknown or "response" not in names:
@@ -69,7 +69,7 @@ def check_prompt(prompt: str) -> None:
 
 
 def fill_prompt(prompt: str, request: RewardRequest) -> str:
-    """The text sent to the judge. Texts that are filled in are not searched for places."""
+    """The text sent to the judge. Places inside of the filled-in texts are not replaced."""
     tag = "<<<" + hashlib.sha256(request.solution.encode()).hexdigest()[:16] + ">>>"
     values = {
         "question": "\n\n".join(_text(message) for message in request.messages if message.get("role") != "system"),
@@ -86,7 +86,7 @@ def _text(message: Any) -> str:
 
 @dataclass
 class Cost:
-    """What the judge has cost since it was last asked."""
+    """Counts calls, tokens and time of the judge since the last report."""
 
     calls: int = 0
     retries: int = 0
@@ -97,10 +97,10 @@ class Cost:
 
 
 class ReplyCache:
-    """Replies by what was asked, in memory and, with a file, on disk: one JSON object a line, appended.
+    """Stores the reply to each question in memory and, if a file is given, on disk: one JSON object per line, appended.
 
-    A line that cannot be read (a run was killed while it wrote) is passed over. Raises ConfigError for a file that
-    cannot be opened.
+    A line that cannot be read (a run was killed while it wrote) is ignored. Raises ConfigError for a file that cannot
+    be opened.
     """
 
     def __init__(self, file: str | None) -> None:
@@ -146,8 +146,9 @@ class ReplyCache:
 class Judge:
     """Scores responses by asking a model for a number from 0 to 1. Used by one thread at a time.
 
-    Equal questions are asked once. What fails after its retries, and a reply without a score, is a failed sample; more
-    of them than `allowed_failures` end the call with RewardError at once, and what was not yet asked is not asked.
+    Equal questions are asked once. A question that fails after its retries, and a reply without a score, is a failed
+    sample. If more samples fail than `allowed_failures`, the call ends with RewardError at once, without the questions
+    that were not asked yet.
     """
 
     client: ChatClient
@@ -239,5 +240,5 @@ class Judge:
 
 
 def api_key(variable: str) -> str | None:
-    """The key in an environment variable; None when it is not set, which local servers do not mind."""
+    """The key in an environment variable; None if it is unset (local servers need no key)."""
     return os.environ.get(variable) or None

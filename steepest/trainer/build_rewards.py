@@ -9,8 +9,8 @@ import torch
 
 from steepest.assembly.compute import compute_dtype
 from steepest.config.key_names import model_keys
-from steepest.config.reward_functions import JUDGE, REWARD_MODEL, WeightedFunction, functions_of
 from steepest.config.schema import Config
+from steepest.config.sections.reward import JUDGE, REWARD_MODEL, WeightedFunction, functions_of
 from steepest.devices.api import Device
 from steepest.errors import ModelError, RewardError, key_names
 from steepest.learner.metrics import Metrics
@@ -137,7 +137,7 @@ def build_pool(config: Config, functions: Sequence[WeightedFunction], custom: tu
 
 def build_judge(config: Config) -> Judge:
     judge = config.reward.judge
-    assert judge.base_url is not None and judge.model is not None, "checked by config.rules_reward"
+    assert judge.base_url is not None and judge.model is not None, "checked by config.sections.reward"
     client = ChatClient(
         judge.base_url,
         judge.model,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.errors import ModelError
 from steepest.hub import find
 from steepest.hub.faults import NAMES, HubFault, fault_of

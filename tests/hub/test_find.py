@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.errors import DataError, ModelError, render
 from steepest.hub import TOKENIZER_FILES, Source, find
 from tests.hub.fake_hub import FakeHub, Fault

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.errors import ModelError, render
 from steepest.hub import Found, Pin, find
 from tests.hub.fake_hub import FakeHub

@@ -60,7 +60,7 @@ def test_actor(full):
         "actor update: a micro-batch of 7 sequence(s), 61 tokens: out of memory",
         ". Lower micro_batch_tokens below 61 (now 500), or set enable_gradient_checkpointing=true, or",
     )
-    assert text.endswith("The same command resumes from the last checkpoint, where one was written.")
+    assert text.endswith("The same command resumes from the last checkpoint, if one was written.")
     assert all(torch.equal(p, q) for p, q in zip(before, actor.model.parameters(), strict=True))
     text = assert_told(
         lambda: actor.log_probs(batch),

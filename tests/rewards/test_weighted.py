@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steepest.config.reward_functions import WeightedFunction, functions_of
+from steepest.config.sections.reward import WeightedFunction, functions_of
 from steepest.errors import ConfigError, DataError
 from steepest.rewards import RewardPool, RewardRequest
 from steepest.rewards.weighted import bind, ground_truth_problem

@@ -1,4 +1,4 @@
-"""PPO's clip, with the second clip for bad tokens."""
+"""PPO's clipped loss, with a second clip for tokens of negative advantage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from steepest.errors import ConfigError, setting
 def ppo_clip(
     x: LossInputs, *, clip_ratio_low: float, clip_ratio_high: float, clip_ratio_c: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped PPO objective, negated, with a second clip for bad tokens whose ratio explodes (dual clip).
+    """The negated PPO objective with clip, and a second clip for negative advantages with a large ratio (dual clip).
 
         ratio = exp(log_prob - old_log_prob)
         loss  = max(-A * ratio, -A * clip(ratio, 1 - clip_ratio_low, 1 + clip_ratio_high))

@@ -18,8 +18,8 @@ from steepest.assembly.roles import build_roles
 from steepest.cluster.local import LocalCluster
 from steepest.config.key_names import PPO_KEYS
 from steepest.config.plan import Plan, make_plan
-from steepest.config.reward_functions import WeightedFunction, functions_of
 from steepest.config.schema import Config
+from steepest.config.sections.reward import WeightedFunction, functions_of
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import encode_prompts

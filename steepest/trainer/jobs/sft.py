@@ -15,7 +15,7 @@ from steepest.assembly.lora import load_policy
 from steepest.assembly.roles import optim_settings
 from steepest.config.key_names import SFT_KEYS
 from steepest.config.plan import SFTPlan, make_sft_plan
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.schema import SFTConfig
 from steepest.console import say
 from steepest.data.sampler import PromptSampler
 from steepest.data.sft import SFTExample, encode_sft, load_sft_rows
