@@ -155,17 +155,17 @@ def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_w
 
 def test_out_of_memory_ends_the_run_in_words_and_the_next_start_goes_on(toy, tmp_path, monkeypatch, capsys):
     run_ppo(load_config(toy_overrides(toy, tmp_path / "whole", *SHORT)))
-    log_probs, passes = CausalLM.log_probs, []
+    forward, passes = CausalLM.forward, []
 
-    def full(self, packed, **options):
+    def full(self, request):
         passes.append(torch.is_grad_enabled())
         if sum(passes) == 4:  # two updates a step: the last one of step 2
             torch.empty(10**13)
-        return log_probs(self, packed, **options)
+        return forward(self, request)
 
     argv = toy_overrides(toy, tmp_path / "cut", *SHORT)
     with monkeypatch.context() as patch:
-        patch.setattr(CausalLM, "log_probs", full)
+        patch.setattr(CausalLM, "forward", full)
         assert run_entry(main, argv) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: actor update: a micro-batch of 64 sequence(s), ") and "Traceback" not in said
