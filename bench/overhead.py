@@ -115,8 +115,8 @@ def put_clock_around_models(clock: Clock) -> None:
 
     for module in (causal_lm, value_head):
         clock.around(module, "run_backbone")
-    clock.around(causal_lm.CausalLM, "score")
-    clock.around(value_head.ValueModel, "head_values")
+    clock.around(causal_lm.CausalLM, "_score")
+    clock.around(value_head.ValueModel, "_head_values")
     clock.around(torch.Tensor, "backward")
     clock.around(Optimizer, "step")
     for kind in vars(network).values():

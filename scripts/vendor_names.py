@@ -25,11 +25,10 @@ TEXT = re.compile(rf"^{WORD}(:.*)?$|^(torch|vllm)[_.-]{WORD}|^{WORD}_[A-Z_]+$|,{
 """Matches texts such as "npu", "cuda:0", "torch.cuda", "cpu:gloo,npu:hccl", "ASCEND_RT_VISIBLE_DEVICES"."""
 
 ALLOWED = {
-    "config/schema.py": {"cuda", "npu"},
-    "config/schema_sft.py": {"cuda", "npu"},
+    "config/types.py": {"cuda", "npu"},
 }
-"""File -> names that it may use. The schemas list the values of trainer.device, and may import neither torch nor a
-device; tests/test_vendor_names.py compares them with the table of devices."""
+"""File -> names that it may use. config/types.py lists the values of trainer.device, and may import neither torch nor
+a device; tests/test_vendor_names.py holds them against the table of devices."""
 
 
 def vendor_names(source: str) -> Iterator[tuple[int, str]]:

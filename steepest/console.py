@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
-say: Callable[[str], None] = partial(print, flush=True)
-"""Prints one of the run's own sentences on standard output, at once also when standard output is a pipe."""
+from steepest.errors import render
+
+
+def say(text: str) -> None:
+    """Print one of the run's own sentences on standard output, at once also when standard output is a pipe.
+
+    Its settings are printed by the keys of the job (`errors.key_names`).
+    """
+    print(render(text), flush=True)
 
 
 def shortened(text: str, limit: int = 200) -> str:

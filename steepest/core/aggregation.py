@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from steepest.core.masked import masked_mean, masked_sum
-from steepest.errors import ConfigError
+from steepest.core.reducer import IDENTITY, Reducer
+from steepest.errors import ConfigError, setting
 from steepest.registry import nearest
 
 LOSS_AGG_MODES: tuple[str, ...] = (
@@ -33,9 +35,10 @@ class LossDenominators:
     """Rows with at least one such position."""
 
     @classmethod
-    def of(cls, mask: Tensor) -> LossDenominators:
-        """The counts of a (B, T) bool mask."""
-        return cls(num_tokens=float(mask.sum()), num_sequences=float(mask.any(1).sum()))
+    def of(cls, mask: Tensor, reducer: Reducer = IDENTITY) -> LossDenominators:
+        """The counts of a (B, T) bool mask; `reducer` adds up over ranks that have a part of the rows each."""
+        tokens, sequences = reducer.sum(torch.stack([mask.sum(), mask.any(1).sum()])).tolist()
+        return cls(num_tokens=float(tokens), num_sequences=float(sequences))
 
 
 def aggregate(
@@ -74,7 +77,7 @@ def aggregate(
     if scale_factor is None or scale_factor <= 0:
         raise ConfigError(
             f"loss_agg_mode=seq-mean-token-sum-norm with loss_scale_factor={scale_factor}: needs a number above 0, "
-            "for example data.max_response_length. The padded width will not do: it differs from step to step."
+            f"for example {setting('max_response_length')}. The padded width will not do: it differs from step to step."
         )
     return total / scale_factor
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from steepest.core.log_probs import CHUNK_LOGITS, _add_product, _Head, _product
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 
 Projection = tuple[Tensor, Tensor, Tensor | None]
 """(hidden (M, H), weight (V, H), bias (V,) or None)."""
@@ -44,7 +44,7 @@ def exact_kl(
     Raises ConfigError for a temperature that is not positive, ValueError for shapes that do not fit.
     """
     if temperature <= 0:
-        raise ConfigError(f"actor_rollout_ref.rollout.temperature={temperature}: a KL needs a temperature above 0.")
+        raise ConfigError(f"{setting('temperature')}={temperature}: a KL needs a temperature above 0.")
     hidden, weight, bias = policy
     ref_hidden, ref_weight, ref_bias = (None if value is None else value.detach() for value in reference)
     assert ref_hidden is not None and ref_weight is not None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from steepest.core.masked import masked_mean
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 from steepest.registry import nearest
 
 MAX_K3 = 10.0
@@ -82,7 +82,7 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kind: str, *, response
         guess = nearest(kind, KL_KINDS)
         hint = f" Did you mean {guess!r}?" if guess else ""
         raise ConfigError(
-            f"algorithm.kl_penalty or actor_rollout_ref.actor.kl_loss_type={kind!r}: no such KL estimator.{hint} "
+            f"{setting('kl_penalty')} or {setting('kl_loss_type')}={kind!r}: no such KL estimator.{hint} "
             f"Known: {', '.join(KL_KINDS)}."
         )
     log_ratio = log_probs - ref_log_probs
@@ -148,8 +148,8 @@ class AdaptiveKLController:
 
     def __init__(self, coef: float, target_kl: float, horizon: float) -> None:
         problems = [
-            f"algorithm.kl_ctrl.{name}={found}: must be greater than 0 with algorithm.kl_ctrl.type=adaptive."
-            for name, found in (("target_kl", target_kl), ("horizon", horizon))
+            f"{name}={found}: must be greater than 0 with {setting('kl_ctrl.type')}=adaptive."
+            for name, found in ((setting("target_kl", "kl_ctrl"), target_kl), (setting("horizon", "kl_ctrl"), horizon))
             if found <= 0
         ]
         if problems:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 
 CHUNK_LOGITS = 2**24
 """Number of logits held at a time by default: 16M, 64 MiB in fp32."""
@@ -51,7 +51,7 @@ def token_log_probs(
     """
     if temperature <= 0:
         raise ConfigError(
-            f"actor_rollout_ref.rollout.temperature={temperature}: log-probs need a temperature above 0. "
+            f"{setting('temperature')}={temperature}: log-probs need a temperature above 0. "
             "Greedy decoding has those of temperature 1."
         )
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from steepest.core.masked import masked_mean, masked_sum
 from steepest.core.mismatch import rejection_metrics, weight_metrics
 from steepest.core.policy_losses import MAX_LOG_RATIO, LossInputs
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 from steepest.registry import nearest
 
 REJECTIONS: tuple[str, ...] = (
@@ -51,9 +51,7 @@ class Weighting:
 
     def __post_init__(self) -> None:
         if self.level not in ("token", "sequence"):
-            raise ConfigError(
-                f"algorithm.rollout_correction.rollout_is={self.level!r}: no such level. Known: token, sequence."
-            )
+            raise ConfigError(f"{setting('rollout_is')}={self.level!r}: no such level. Known: token, sequence.")
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,7 @@ class Rejection:
             guess = nearest(self.kind, REJECTIONS)
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise ConfigError(
-                f"algorithm.rollout_correction.rollout_rs={self.kind!r}: no such rejection.{hint} "
-                f"Known: {', '.join(REJECTIONS)}."
+                f"{setting('rollout_rs')}={self.kind!r}: no such rejection.{hint} Known: {', '.join(REJECTIONS)}."
             )
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 
 PF_PPO_METHODS: tuple[str, ...] = ("pow", "max_min", "max_random")
 
@@ -58,7 +58,7 @@ def pf_ppo_weights(scores: Tensor, counted: Tensor, *, method: str, weight_pow: 
     """
     if method not in PF_PPO_METHODS:
         raise ConfigError(
-            f"algorithm.pf_ppo.reweight_method={method!r}: no such method. Known: {', '.join(PF_PPO_METHODS)}."
+            f"{setting('reweight_method')}={method!r}: no such method. Known: {', '.join(PF_PPO_METHODS)}."
         )
     if not bool(counted.any()):
         return torch.zeros_like(scores)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steepest.data.prompts import Prompt
-from steepest.errors import ConfigError, DataError, ModelError
+from steepest.errors import ConfigError, DataError, ModelError, setting
 
 TRUNCATIONS = ("error", "left", "right", "middle")
 CHUNK = 1024  # texts a tokenizer call: enough for its threads, little memory
@@ -70,7 +70,7 @@ def encode_prompts(
     Raises ModelError without a chat template, DataError when the template refuses a row, a row is too long, or none is
     left.
     """
-    check_lengths(max_prompt_length, truncation, key="data.max_prompt_length")
+    check_lengths(max_prompt_length, truncation, key=setting("max_prompt_length"))
     texts = [
         render(
             prompt.messages, tokenizer, where=prompt.uid, add_generation_prompt=True, template_kwargs=template_kwargs
@@ -94,9 +94,9 @@ def encode_prompts(
         raise _overlong(prompts, ids, max_prompt_length, len(too_long))
     if prompts and not report.num_kept:
         raise DataError(
-            f"data.filter_overlong_prompts=True leaves no prompt: all {len(prompts)} are longer than "
-            f"data.max_prompt_length={max_prompt_length} (the longest has {report.longest} tokens). Raise "
-            f"data.max_prompt_length."
+            f"{setting('filter_overlong_prompts')}=True leaves no prompt: all {len(prompts)} are longer than "
+            f"{setting('max_prompt_length')}={max_prompt_length} (the longest has {report.longest} tokens). Raise "
+            f"{setting('max_prompt_length')}."
         )
     kept = [
         dataclasses.replace(prompt, token_ids=tuple(cut(row, max_prompt_length, truncation)))
@@ -111,17 +111,17 @@ def _check_template_reads_messages(prompts: Sequence[Prompt], texts: Sequence[st
     if len(set(texts)) == 1 and any(prompt.messages != prompts[0].messages for prompt in prompts):
         raise ModelError(
             f"the chat template makes the same text of all {len(prompts)} prompts, {texts[0][:80]!r}: it does not read "
-            "the messages. Give another with actor_rollout_ref.model.custom_chat_template."
+            f"the messages. Give another with {setting('custom_chat_template')}."
         )
 
 
 def _overlong(prompts: Sequence[Prompt], ids: list[list[int]], limit: int, num: int) -> DataError:
     first = next(place for place, row in enumerate(ids) if len(row) > limit)
     return DataError(
-        f"row {prompts[first].uid}: the prompt has {len(ids[first])} tokens, data.max_prompt_length is {limit}; {num} "
-        f"of {len(prompts)} prompts are too long, the longest has {max(map(len, ids))} tokens. Raise "
-        f"data.max_prompt_length, or drop them with data.filter_overlong_prompts=True, or cut them with "
-        f"data.truncation=left, right or middle."
+        f"row {prompts[first].uid}: the prompt has {len(ids[first])} tokens, {setting('max_prompt_length')} is "
+        f"{limit}; {num} of {len(prompts)} prompts are too long, the longest has {max(map(len, ids))} tokens. Raise "
+        f"{setting('max_prompt_length')}, or drop them with {setting('filter_overlong_prompts')}=True, or cut them "
+        f"with {setting('truncation')}=left, right or middle."
     )
 
 
@@ -139,7 +139,7 @@ def check_lengths(max_length: int, truncation: str, *, key: str) -> None:
     if max_length < 1:
         raise ConfigError(f"{key}={max_length}: expected a number of tokens above 0.")
     if truncation not in TRUNCATIONS:
-        raise ConfigError(f"data.truncation={truncation!r}: expected one of {', '.join(TRUNCATIONS)}.")
+        raise ConfigError(f"{setting('truncation')}={truncation!r}: expected one of {', '.join(TRUNCATIONS)}.")
 
 
 def render(
@@ -154,12 +154,12 @@ def render(
     messages)."""
     options = dict(template_kwargs or {})
     if taken := [name for name in _OURS if name in options]:
-        raise ConfigError(f"data.apply_chat_template_kwargs.{taken[0]}: set by Steepest itself; leave it out.")
+        raise ConfigError(f"{setting('apply_chat_template_kwargs')}.{taken[0]}: set by Steepest itself; leave it out.")
     if getattr(tokenizer, "chat_template", None) is None and "chat_template" not in options:
         name = getattr(tokenizer, "name_or_path", "") or "this model"
         raise ModelError(
             f"the tokenizer of {name} has no chat template, so messages cannot become text. Use an instruction-tuned "
-            f"model, or give a template with actor_rollout_ref.model.custom_chat_template."
+            f"model, or give a template with {setting('custom_chat_template')}."
         )
     try:
         text = tokenizer.apply_chat_template(
@@ -169,7 +169,7 @@ def render(
         raise DataError(
             f"row {where}: the model's chat template does not take this conversation: {type(error).__name__}: "
             f"{error}. Roles here: {', '.join(message['role'] for message in messages)}. Change the row, or the "
-            f"template with actor_rollout_ref.model.custom_chat_template."
+            f"template with {setting('custom_chat_template')}."
         ) from error
     if not text:
         raise DataError(f"row {where}: the model's chat template makes an empty text of this conversation.")

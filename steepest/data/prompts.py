@@ -9,7 +9,7 @@ from typing import Any
 from steepest.data.files import MAKE_DATA, Table, read_tables
 from steepest.data.prepare import gsm8k
 from steepest.data.sampler import permutation
-from steepest.errors import ConfigError, DataError
+from steepest.errors import ConfigError, DataError, setting
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -39,7 +39,7 @@ def load_prompts(
     reward_fn_key: str = "data_source",
     max_samples: int = -1,
     seed: int = 0,
-    key: str = "data.train_files",
+    key: str = setting("train_files"),
     note: Callable[[str], None] = print,
 ) -> list[Prompt]:
     """Load and check parquet, jsonl and json files, several in the order given.
@@ -78,8 +78,8 @@ def _table_prompts(table: Table, prompt_key: str, reward_fn_key: str, note: Call
         rows = [gsm8k.to_row(table, index, split=table.stem) for index in range(len(table.rows))]
         table = Table(table.name, table.stem, list(gsm8k.COLUMNS), rows)
     remedies = {
-        prompt_key: f"data.prompt_key=NAME names another column; {MAKE_DATA}.",
-        reward_fn_key: "data.reward_fn_key=NAME names another column; it holds the name of the reward.",
+        prompt_key: f"{setting('prompt_key')}=NAME names another column; {MAKE_DATA}.",
+        reward_fn_key: f"{setting('reward_fn_key')}=NAME names another column; it holds the name of the reward.",
         "reward_model": "It holds {'ground_truth': ...}, what the reward compares with.",
     }
     for column, remedy in remedies.items():

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from steepest.checks import Check
-from steepest.errors import ConfigError, DeviceError
+from steepest.errors import ConfigError, DeviceError, render, setting
 from steepest.registry import Registry
 
-DEVICES = Registry("device", "trainer.device")
+DEVICES = Registry("device", setting("device"))
 
 VARLEN = "flash_attention_2"
 """The name that transformers and verl use for a fused attention over packed sequences."""
@@ -76,12 +76,15 @@ class Device(ABC):
     """True if torch's fused AdamW works on this device and is deterministic to the bit; else torch chooses a kernel."""
 
     def __init__(self) -> None:
-        self.chosen_because = f"trainer.device={self.name}"
-        """The reason, for the start summary; `select_device` sets it."""
+        self.chosen_because = f"{setting('device')}={self.name}"
+        """Words for the summary at start, a text for `errors.render`; `select_device` fills them in."""
 
     @abstractmethod
     def availability(self) -> str | None:
-        """None if this machine has the device; else one sentence: why it cannot be used, a semicolon, the remedy."""
+        """None when this machine has the device; else one sentence: why it cannot be used, a semicolon, the remedy.
+
+        A text for `errors.render`.
+        """
 
     @abstractmethod
     def supports_bf16(self) -> tuple[bool, str]:
@@ -180,7 +183,7 @@ class Device(ABC):
         """One line for the summary: the device, its hardware, the default dtype and the reasons for each."""
         reason = self.supports_bf16()[1]
         dtype = str(self.default_dtype()).removeprefix("torch.")
-        return f"{self.name} ({self.hardware()}; {self.chosen_because}); {dtype} by default: {reason}"
+        return render(f"{self.name} ({self.hardware()}; {self.chosen_because}); {dtype} by default: {reason}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -250,14 +253,14 @@ def select_device(name: str | None = None) -> Device:
         device = _make(name)
         reason = device.availability()
         if reason is not None:
-            raise DeviceError(f"trainer.device={name}: {reason}")
+            raise DeviceError(f"{setting('device')}={name}: {reason}")
         return device
     missing: list[str] = []
     for candidate in PREFERENCE:
         device = _make(candidate)
         reason = device.quick_look() or device.availability()
         if reason is None:
-            device.chosen_because = "; ".join(["trainer.device is unset: the best device present", *missing])
+            device.chosen_because = "; ".join([f"{setting('device')} is unset: the best device present", *missing])
             return device
         missing.append(f"no {candidate}: {reason.split(';')[0]}")
     raise DeviceError("No device at all can be used: " + "; ".join(missing))
@@ -277,11 +280,13 @@ def _make(name: str) -> Device:
     kind, colon, index = name.partition(":")
     if colon and kind in DEVICES.names():
         variable = _make(kind).visible_devices_variable
-        remedy = f"use trainer.device={kind}" + (f" with {variable}={index} in the environment" if variable else "")
-        raise ConfigError(f"trainer.device={name!r}: a device is named without an index; {remedy}.")
+        remedy = f"use {setting('device')}={kind}" + (
+            f" with {variable}={index} in the environment" if variable else ""
+        )
+        raise ConfigError(f"{setting('device')}={name!r}: a device is named without an index; {remedy}.")
     made: Any = DEVICES.get(name).value()
     if not isinstance(made, Device):
-        raise ConfigError(f"trainer.device={name!r}: it gave a {type(made).__name__}, which is no Device.")
+        raise ConfigError(f"{setting('device')}={name!r}: it gave a {type(made).__name__}, which is no Device.")
     return made
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from steepest.checks import Check
 from steepest.devices.api import DEVICES, Accelerator, VarlenAttention, visible_devices
 from steepest.devices.checks import device_files, waits_for_every_kernel
+from steepest.errors import setting
 from steepest.versions import build
 
 
@@ -36,14 +37,15 @@ class CUDADevice(Accelerator):
         if torch.version.cuda is None and torch.version.hip is None:
             return (
                 f"this PyTorch ({torch.__version__}) is built without CUDA; "
-                "install a CUDA build of torch (https://pytorch.org/get-started/locally), or use trainer.device=cpu."
+                "install a CUDA build of torch (https://pytorch.org/get-started/locally), or use "
+                f"{setting('device')}=cpu."
             )
         chosen = visible_devices(self)
         if chosen is not None and chosen.strip() in ("", "-1"):
-            return f"CUDA_VISIBLE_DEVICES={chosen!r} hides every card; unset it, or use trainer.device=cpu."
+            return f"CUDA_VISIBLE_DEVICES={chosen!r} hides every card; unset it, or use {setting('device')}=cpu."
         return (
             "PyTorch finds no card or no driver; see that nvidia-smi lists a card, that its driver is recent enough "
-            f"for CUDA {torch.version.cuda or torch.version.hip}, or use trainer.device=cpu."
+            f"for CUDA {torch.version.cuda or torch.version.hip}, or use {setting('device')}=cpu."
         )
 
     def vllm_problem(self, distribution: str, version: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Errors for too little memory, which name the model, the pass, the memory there was and the key to lower."""
+"""Errors for too little memory, which name the model, the pass, the memory there was and the setting to lower."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from steepest.devices.api import Device
 from steepest.errors import DeviceMemoryError
 
-GOES_ON = "The same command resumes from the last checkpoint, if one was written."
+RESUMES = "The same command resumes from the last checkpoint, if one was written."
 """The last sentence of a remedy."""
 
 

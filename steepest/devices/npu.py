@@ -17,9 +17,10 @@ from steepest.devices.api import DEVICES, Accelerator, VarlenAttention, visible_
 from steepest.devices.ascend import CPU_INDEX, cann_version, source_command
 from steepest.devices.checks import device_files, waits_for_every_kernel
 from steepest.devices.hide_torch_npu import PACKAGE
+from steepest.errors import setting
 from steepest.versions import installed, public, release
 
-_CPU_RUN = "or use trainer.device=cpu."
+_CPU_RUN = f"or use {setting('device')}=cpu."
 _DEVICE_FILES = "davinci[0-9]*"
 """Device files: the driver shows each card as /dev/davinciN."""
 _DRIVER = ("libascend_hal", "libdrv")

@@ -13,6 +13,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
+from steepest.config.key_names import PPO_KEYS
+from steepest.errors import key_names, render
+
 if TYPE_CHECKING:
     from steepest.devices import Device
 
@@ -44,7 +47,8 @@ def _stage(out: TextIO, name: str, ask: Callable[[], Mapping[str, Any]]) -> bool
     """Print the result of `ask`, or the error that it raises. Returns True for a result."""
     _print(out, {"begin": name})
     try:
-        answer = dict(ask())
+        with key_names(PPO_KEYS):
+            answer = dict(ask())
     except BaseException as error:  # whatever a broken package raises, SystemExit included, is an answer
         _print(out, {"stage": name, "error": f"{type(error).__name__}: {error}"})
         return False
@@ -53,8 +57,17 @@ def _stage(out: TextIO, name: str, ask: Callable[[], Mapping[str, Any]]) -> bool
 
 
 def _print(out: TextIO, answer: Mapping[str, Any]) -> None:
-    out.write(json.dumps(answer) + "\n")
+    out.write(json.dumps(_in_keys(answer)) + "\n")
     out.flush()
+
+
+def _in_keys(value: Any) -> Any:
+    """The value with settings by their keys in all its texts."""
+    if isinstance(value, str):
+        return render(value, PPO_KEYS)
+    if isinstance(value, Mapping):
+        return {name: _in_keys(entry) for name, entry in value.items()}
+    return [_in_keys(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _torch() -> dict[str, Any]:

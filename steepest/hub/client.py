@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.hub.files import Kind, Listing, RemoteFile
 
 

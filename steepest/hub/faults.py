@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
+from steepest.errors import setting
 
 What = Literal[
     "missing", "revision", "login", "gated", "forbidden", "limit", "server", "network", "offline", "space", "cache",
@@ -59,10 +60,10 @@ class Source:
     name: str
     """A path or a hub id."""
     hub: Hub
-    key: str = "actor_rollout_ref.model.path"
-    hub_option: str = "actor_rollout_ref.model.hub="
+    key: str = setting("path")
+    hub_option: str = f"{setting('hub')}="
     revision: str | None = None
-    revision_option: str = "actor_rollout_ref.model.revision="
+    revision_option: str = f"{setting('revision')}="
     local_option: str = ""
     """The option that takes a folder of this machine instead; empty: `key` takes it."""
     noun: str = "model"

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steepest.config.schema_model import Hub
-from steepest.errors import DataError, ModelError, SteepestError
+from steepest.config.types import Hub
+from steepest.console import say
+from steepest.errors import DataError, ModelError, SteepestError, setting
 from steepest.hub.client import HubClient, open_client
 from steepest.hub.faults import NAMES, UNREACHABLE, HubFault, Source, fault_of, sentence
 from steepest.hub.files import MODEL_FILES, Kind, Listing, RemoteFile, human, require_room, total, what_is_wrong
@@ -50,7 +51,7 @@ def find(
     kind: Kind = "model",
     files: Sequence[str] = MODEL_FILES,
     pin: Pin | None = None,
-    note: Callable[[str], None] = print,
+    note: Callable[[str], None] = say,
 ) -> Found:
     """Return a local path as it is; look up any other name on a hub, and take it from the hub's cache or download it.
 
@@ -82,7 +83,7 @@ def _local(source: Source, kind: Kind, path: Path) -> Path:
     try:
         return local_model(path)
     except ModelError as error:
-        raise ModelError(f"{source.key}: {error}") from error
+        raise ModelError(f"{source.key}: {error.marked}") from error
 
 
 class _Fetch:
@@ -134,7 +135,7 @@ class _Fetch:
         lost = (
             f"{self.source.label}: this run began with commit {pin.commit} of {self.title}, and the files of that are "
             "neither in the cache nor on the hub any more{}. Bring them back, or start a run of its own with "
-            "trainer.resume_mode=disable or another trainer.experiment_name."
+            f"{setting('resume_mode')}=disable or another {setting('experiment_name')}."
         )
         try:
             listing = self.client.list(pin.commit)

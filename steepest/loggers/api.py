@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from steepest.errors import ConfigError, SteepestError
+from steepest.errors import ConfigError, SteepestError, setting
 from steepest.registry import Registry
 
-LOGGERS = Registry("logger", "trainer.logger")
+LOGGERS = Registry("logger", setting("logger"))
 """Values are factories `f(LoggerContext) -> Logger`. The fact `package` names the module that must be importable;
 the extra of Steepest that installs it has the logger's own name. The fact `start_hint` says what to do when the service
 refuses to start. The fact `essential` marks a logger whose failure ends the run."""
@@ -140,13 +140,13 @@ def check_loggers(names: Sequence[str]) -> list[str]:
         try:
             entry = LOGGERS.get(name)
         except ConfigError as error:
-            problems += error.problems
+            problems += error.marked_problems
             continue
         package = entry.facts.get("package")
         if package and not _is_installed(package):
             problems.append(
-                f"trainer.logger: {name!r} needs the package {package}, which is not installed. "
-                f"Run `pip install 'steepest[{name}]'`, or take {name} out of trainer.logger."
+                f"{setting('logger')}: {name!r} needs the package {package}, which is not installed. "
+                f"Run `pip install 'steepest[{name}]'`, or take {name} out of {setting('logger')}."
             )
     return problems
 
@@ -190,8 +190,8 @@ def _start(name: str, context: LoggerContext) -> Logger:
     except Exception as error:
         hint = entry.facts.get("start_hint", "See to that")
         raise ConfigError(
-            f"trainer.logger: {name} cannot start ({type(error).__name__}: {error}). {hint}, "
-            f"or take {name} out of trainer.logger."
+            f"{setting('logger')}: {name} cannot start ({type(error).__name__}: {error}). {hint}, "
+            f"or take {name} out of {setting('logger')}."
         ) from error
     return logger if entry.facts.get("essential") else Guarded(logger)
 

@@ -14,12 +14,21 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from steepest.core.exact_kl import exact_kl
 from steepest.core.log_probs import token_log_probs
-from steepest.errors import ModelError
+from steepest.errors import ModelError, setting
 from steepest.models.attention import IMPLEMENTATION, SUPPORTED, AttentionContext
-from steepest.models.flops import count_backbone, count_head
+from steepest.models.flops import backbone_flops, head_flops
 from steepest.models.fused.patch import fuse
 from steepest.models.hf_logging import quiet_transformers
 from steepest.models.packing import Packed
+from steepest.models.passes import (
+    Distributions,
+    DistributionsFound,
+    ExactKL,
+    HiddenStates,
+    LogProbs,
+    Scores,
+    StatesFound,
+)
 from steepest.models.varlen import Attention
 
 
@@ -50,37 +59,63 @@ class CausalLM(nn.Module):
         """Number of rows of the output projection; it may exceed the tokenizer's vocabulary."""
         return self.hf.get_output_embeddings().weight.shape[0]
 
-    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, context: AttentionContext) -> Tensor:
-        """The last hidden states, after the final norm: (N,) ids and positions -> (N, hidden)."""
-        return run_backbone(self.hf.base_model, input_ids, position_ids, context)
+    def forward(self, request: LogProbs | ExactKL | Distributions | HiddenStates) -> Any:
+        """The one entry of passes over packed sequences: `Scores`, `DistributionsFound` or `StatesFound`, as the
+        request says (see models/passes.py)."""
+        packed = request.packed
+        context = self.attention.context(packed)
+        hidden = self.hidden_states(packed.input_ids, packed.position_ids, context)
+        flops = backbone_flops(self.hf.base_model, len(packed.input_ids), context, backward=hidden.requires_grad)
+        before = hidden.index_select(0, packed.predict_index)
+        if isinstance(request, LogProbs):
+            return self._log_probs(request, before, flops)
+        if isinstance(request, ExactKL):
+            return self._exact_kl(request, before, flops)
+        if isinstance(request, Distributions):
+            head = self.hf.get_output_embeddings()
+            return DistributionsFound(before, head.weight.detach(), head.bias, flops)
+        log_probs = None
+        if request.with_log_probs:
+            log_probs, _, of_head = self._score(before, packed, request.temperature)
+            flops += of_head
+        return StatesFound(before, hidden.index_select(0, packed.final_index), log_probs, flops)
 
     def log_probs(
         self, packed: Packed, *, temperature: float = 1.0, with_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """The log-probability of each target, and the entropy of the distribution at its position.
+        """(log-probs, entropies) of the targets: a pass by `LogProbs`, without its other numbers."""
+        found = self(LogProbs(packed, temperature, with_entropy))
+        return found.log_probs, found.entropies
 
-            log softmax(logits[predict_index] / temperature)[targets]
+    def _log_probs(self, request: LogProbs, states: Tensor, flops: float) -> Scores:
+        found, entropies, more = self._score(states, request.packed, request.temperature, request.with_entropy)
+        if not request.with_squares:
+            return Scores(found, entropies, None, None, flops + more)
+        sharper, _, again = self._score(states, request.packed, request.temperature / 2)
+        return Scores(found, entropies, (2 * found - sharper).exp(), None, flops + more + again)
 
-        The vocabulary projection runs on the M predicting positions only, in chunks. Returns ((M,) f32, (M,) f32 or
-        None). Differentiable; with no targets the result is empty.
-        """
-        hidden = self.predicting_states(packed)
-        return self.score(hidden, packed, temperature=temperature, with_entropy=with_entropy)
-
-    def predicting_states(self, packed: Packed) -> Tensor:
-        """The last hidden states (M, hidden) at `predict_index`."""
-        hidden = self.hidden_states(packed.input_ids, packed.position_ids, self.attention.context(packed))
-        return hidden.index_select(0, packed.predict_index)
-
-    def score(
-        self, hidden: Tensor, packed: Packed, *, temperature: float = 1.0, with_entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """`log_probs` from the (M, hidden) states at `predict_index`, for callers that also need the hidden states."""
-        head = self.hf.get_output_embeddings()
-        count_head(head.weight, hidden)
+    def _exact_kl(self, request: ExactKL, states: Tensor, flops: float) -> Scores:
+        found, entropies, more = self._score(states, request.packed, request.temperature, request.with_entropy)
+        head, reference = self.hf.get_output_embeddings(), request.reference
+        more += head_flops(head.weight, states) + head_flops(reference.weight, reference.states)
         scale, softcap = logit_transform(self.config)
-        return token_log_probs(
-            hidden,
+        kl = exact_kl(
+            (states, head.weight, head.bias),
+            (reference.states, reference.weight, reference.bias),
+            temperature=request.temperature,
+            logit_scale=scale,
+            softcap=softcap,
+        )
+        return Scores(found, entropies, None, kl, flops + more)
+
+    def _score(
+        self, states: Tensor, packed: Packed, temperature: float, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None, float]:
+        """(log-probs, entropies, operations) of the targets from the (M, hidden) states at `predict_index`."""
+        head = self.hf.get_output_embeddings()
+        scale, softcap = logit_transform(self.config)
+        found, entropies = token_log_probs(
+            states,
             head.weight,
             head.bias,
             packed.targets,
@@ -89,21 +124,13 @@ class CausalLM(nn.Module):
             logit_scale=scale,
             softcap=softcap,
         )
+        return found, entropies, head_flops(head.weight, states)
 
-    def exact_kl(self, hidden: Tensor, reference: CausalLM, ref_hidden: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """(M,) f32, the KL of this policy's next-token distributions to the reference's, from the (M, hidden) states of
-        both. The reference gets no gradient."""
-        head, ref_head = (model.hf.get_output_embeddings() for model in (self, reference))
-        for weight, states in ((head.weight, hidden), (ref_head.weight.detach(), ref_hidden)):
-            count_head(weight, states)
-        scale, softcap = logit_transform(self.config)
-        return exact_kl(
-            (hidden, head.weight, head.bias),
-            (ref_hidden, ref_head.weight, ref_head.bias),
-            temperature=temperature,
-            logit_scale=scale,
-            softcap=softcap,
-        )
+    # -- for engines, which own the weights that they compute with -----------------------------------------------
+
+    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, context: AttentionContext) -> Tensor:
+        """Last hidden states, final norm included: (N,) ids and positions -> (N, hidden)."""
+        return run_backbone(self.hf.base_model, input_ids, position_ids, context)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, hidden) -> (n, V) f32 logits, with the config's scale and soft cap. Meant for the few rows of
@@ -167,7 +194,6 @@ def run_backbone(backbone: nn.Module, input_ids: Tensor, position_ids: Tensor, c
         attention_context=context,
     )
     hidden: Tensor = output.last_hidden_state[0]
-    count_backbone(backbone, len(input_ids), context, backward=hidden.requires_grad)
     return hidden
 
 
@@ -196,7 +222,8 @@ def save_folder(hf: PreTrainedModel, folder: Path | str, tokenizer: Any) -> None
         tokenizer.save_pretrained(folder)
 
 
-_SHORTER = "Lower data.max_prompt_length or data.max_response_length (in SFT data.max_length)"
+_PATH = setting("path")
+_SHORTER = f"Lower {setting('max_length')}"
 
 
 def check_length(config: PretrainedConfig, length: int) -> None:
@@ -205,21 +232,21 @@ def check_length(config: PretrainedConfig, length: int) -> None:
     limit = getattr(text, "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise ModelError(
-            f"a sequence may reach {length} tokens, but the model has positions for {limit} only "
+            f"{_PATH}: a sequence may reach {length} tokens, but the model has positions for {limit} only "
             f"(max_position_embeddings). {_SHORTER}."
         )
     window = getattr(text, "sliding_window", None)
     windowed = "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"])
     if window is not None and windowed and length > window:
         raise ModelError(
-            f"a sequence may reach {length} tokens, but the model attends to the last {window} only (sliding_window). "
-            f"Keep within {window}. {_SHORTER}."
+            f"{_PATH}: a sequence may reach {length} tokens, but the model attends to the last {window} only "
+            f"(sliding_window). Keep within {window}. {_SHORTER}."
         )
     for rope in _rope_tables(text):
         original = rope.get("original_max_position_embeddings") or math.inf
         if rope.get("rope_type") in ("dynamic", "longrope") and length > original:
             raise ModelError(
-                f"a sequence may reach {length} tokens, but beyond {original} this model's position code "
+                f"{_PATH}: a sequence may reach {length} tokens, but beyond {original} this model's position code "
                 f"({rope['rope_type']}) changes with the longest sequence of a batch, so log-probs would depend on the "
                 f"batch. {_SHORTER}."
             )

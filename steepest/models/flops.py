@@ -1,4 +1,4 @@
-"""Counts the operations of the models' passes as they run: the numerator of `perf/mfu`.
+"""How much arithmetic a model's pass does: the numerator of `perf/mfu`. The answer to each pass carries its number.
 
 A product of (m, k) and (k, n) is 2mkn operations. These are counted: the linear layers for each packed token, the
 scores and values of attention for each pair of a token and a token it attends to, and the heads where they are
@@ -12,7 +12,6 @@ such work reaches a smaller share of the machine's limit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,34 +22,6 @@ from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from steepest.core.batch import Batch
-
-
-@dataclass
-class Odometer:
-    """Number of operations since the process started. It never decreases; use differences of two readings."""
-
-    flops: float = 0.0
-    running: bool = True
-
-    def add(self, flops: float) -> None:
-        if self.running:
-            self.flops += flops
-
-    def read(self) -> float:
-        return self.flops
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Count nothing in the `with` block: the work of a rollout engine is computed by `generation_flops`."""
-        before, self.running = self.running, False
-        try:
-            yield
-        finally:
-            self.running = before
-
-
-WORK = Odometer()
-"""The counter of this process. Every pass of a model adds to it."""
 
 
 @dataclass(frozen=True)
@@ -80,23 +51,17 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _matrices: WeakKeyDictionary[nn.Module, list[_Matrix]] = WeakKeyDictionary()
 
 
-def count_backbone(backbone: Any, tokens: int, context: Any, *, backward: bool) -> None:
-    """Count a packed pass through a transformers base model; `backward` is true if its gradient will be computed.
-
-    A context without `num_pairs` belongs to a rollout engine, whose work `generation_flops` computes.
-    """
-    pairs = getattr(context, "num_pairs", None)
-    if pairs is None or not WORK.running:
-        return
+def backbone_flops(backbone: Any, tokens: int, context: Any, *, backward: bool) -> float:
+    """A packed pass through a transformers base model; `backward` says that its gradient will be taken."""
     linear = linear_flops(backbone, backward=backward)
-    WORK.add(linear * tokens + attention_flops(backbone.config, pairs) * (3 if backward else 1))
+    return linear * tokens + attention_flops(backbone.config, context.num_pairs) * (3 if backward else 1)
 
 
-def count_head(weight: Tensor, hidden: Tensor) -> None:
-    """Count the product of (n, hidden) states and a head's weight."""
+def head_flops(weight: Tensor, hidden: Tensor) -> float:
+    """A product of (n, hidden) states and a head's weight, and its gradients where they are recorded."""
     grad = torch.is_grad_enabled()
     times = 1 + (grad and weight.requires_grad) + (grad and hidden.requires_grad)
-    WORK.add(2.0 * times * hidden.shape[0] * weight.numel())
+    return 2.0 * times * hidden.shape[0] * weight.numel()
 
 
 def linear_flops(backbone: Any, *, backward: bool = False) -> float:

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
-from steepest.errors import ModelError
+from steepest.errors import ModelError, setting
 from steepest.hub import local_model
 from steepest.models.causal_lm import CausalLM
 from steepest.models.hf_logging import quiet_transformers
@@ -35,7 +35,7 @@ from steepest.registry import nearest
 
 __all__ = ["check_vocabulary", "end_token_ids", "load_causal_lm", "load_tokenizer", "load_value_model"]
 
-_OVERRIDE_KEY = "actor_rollout_ref.model.override_config"
+_OVERRIDE_KEY = setting("override_config")
 _HEAD_PREFIXES = ("score.", "classifier.")
 
 
@@ -57,7 +57,7 @@ def load_tokenizer(
         # for some families transformers makes an empty tokenizer if the folder has no tokenizer file
         raise ModelError(
             f"{path}: no tokenizer: text becomes no tokens. The folder lacks its files (tokenizer.json, or what the "
-            "family has instead). Copy them there, or name another folder with actor_rollout_ref.model.tokenizer_path."
+            f"family has instead). Copy them there, or name another folder with {setting('tokenizer_path')}."
         )
     if custom_chat_template is not None:
         tokenizer.chat_template = custom_chat_template
@@ -157,7 +157,10 @@ def check_vocabulary(model: CausalLM | ValueModel, tokenizer: Any) -> None:
     """Raises ModelError when the tokenizer can produce ids that the model has no embedding for."""
     rows = model.hf.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, but the model embeds {rows}: they do not fit.")
+        raise ModelError(
+            f"{setting('path')}: the tokenizer has {len(tokenizer)} tokens, but the model embeds {rows}: "
+            "they do not fit."
+        )
 
 
 def _is_generic(folder: Path) -> bool:
@@ -257,10 +260,7 @@ def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
             raise
         text = str(error).strip()
         if "trust_remote_code" in text:
-            text = (
-                "the model brings code of its own. Read it, then allow it with "
-                "actor_rollout_ref.model.trust_remote_code=true."
-            )
+            text = f"the model brings code of its own. Read it, then allow it with {setting('trust_remote_code=true')}."
         if "ignore_mismatched_sizes" in text:  # transformers' report is not shown, and its option is not ours
             text = "the weights have other shapes than its config.json (and override_config) says."
         raise ModelError(f"{path}: cannot load a {what}: {text}") from error

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from steepest.errors import CheckpointError, ModelError
+from steepest.errors import CheckpointError, ModelError, setting
 from steepest.models.flops import forget
 from steepest.models.fused.lora import fuse
 from steepest.registry import nearest
@@ -58,8 +58,6 @@ class LoraSettings:
     """Names of linear layers among them that get no adapter."""
     base: BaseModel = field(default_factory=lambda: BaseModel(""))
     """The base model, written next to the adapter, which is useless without it."""
-    section: str = "actor_rollout_ref.model"
-    """The section of the configuration that messages name."""
 
 
 def is_adapter(folder: Path | str) -> bool:
@@ -202,24 +200,24 @@ def load_adapter(hf: nn.Module, name: str, settings: LoraSettings, folder: Path)
     """
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise CheckpointError(
-            f"{folder} holds no LoRA adapter: it was written with {settings.section}.lora_rank=0. Go on with that, or "
-            "begin a new run (another trainer.experiment_name)."
+            f"{folder} holds no LoRA adapter: it was written with {setting('lora_rank')}=0. Go on with that, or "
+            f"begin a new run (another {setting('experiment_name')})."
         )
     saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     for key, now, then in (
-        ("lora_rank", settings.rank, saved["r"]),
-        ("lora_alpha", settings.alpha, saved["lora_alpha"]),
+        (setting("lora_rank"), settings.rank, saved["r"]),
+        (setting("lora_alpha"), settings.alpha, saved["lora_alpha"]),
     ):
         if now != then:
             raise CheckpointError(
-                f"{settings.section}.{key}={now}: the adapter in {folder} has {then}. Go on with that, or begin a new "
-                "run (another trainer.experiment_name)."
+                f"{key}={now}: the adapter in {folder} has {then}. Go on with that, or begin a new "
+                f"run (another {setting('experiment_name')})."
             )
     tensors = {key.removeprefix(_PREFIX): tensor for key, tensor in load_file(folder / WEIGHTS_FILE).items()}
     own = dict(adapter_parameters(hf, name))
     if strange := sorted(set(own) ^ set(tensors)):
         raise CheckpointError(
-            f"{settings.section}.target_modules and exclude_modules choose other layers than the adapter in {folder} "
+            f"{setting('target_modules')} and exclude_modules choose other layers than the adapter in {folder} "
             f"has, for example {strange[0].rpartition('.lora_')[0]}. Give those that it was made with."
         )
     for key, parameter in own.items():
@@ -248,18 +246,21 @@ def _targets(hf: PreTrainedModel, settings: LoraSettings) -> list[str]:
     layers = [key for key, _ in _linear_layers(hf)]
     short = sorted({key.rpartition(".")[2] for key in layers})
     names = short if settings.target_modules == (ALL_LINEAR,) else list(settings.target_modules)
-    for option, asked in (("target_modules", names), ("exclude_modules", settings.exclude_modules)):
+    for option, asked in (
+        (setting("target_modules"), names),
+        (setting("exclude_modules"), settings.exclude_modules),
+    ):
         for name in asked:
             if not any(_is_named(key, name) for key in layers):
                 guess = nearest(name, short)
                 hint = f" Did you mean {guess}?" if guess else ""
                 raise ModelError(
-                    f"{settings.section}.{option}={name}: {type(hf).__name__} has no linear layer of that name in its "
+                    f"{option}={name}: {type(hf).__name__} has no linear layer of that name in its "
                     f"backbone.{hint} There are: {', '.join(short)}."
                 )
     if not [key for key in layers if _in(key, names) and not _in(key, settings.exclude_modules)]:
         raise ModelError(
-            f"{settings.section}.exclude_modules={','.join(settings.exclude_modules)} leaves no layer of "
+            f"{setting('exclude_modules')}={','.join(settings.exclude_modules)} leaves no layer of "
             f"target_modules={','.join(settings.target_modules)}: nothing would be trained."
         )
     return sorted(names)

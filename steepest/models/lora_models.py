@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from steepest.errors import CheckpointError
+from steepest.errors import CheckpointError, setting
 from steepest.models import lora
 from steepest.models.causal_lm import CausalLM
 from steepest.models.lora import LoraSettings
@@ -110,13 +110,17 @@ class FrozenValueModel(ValueModel):
         """The module that computes values from hidden states."""
         return self.score if self.deep_head is None else self.deep_head
 
-    def head_values(self, hidden: Tensor) -> Tensor:
+    def _head_values(self, hidden: Tensor) -> Tensor:
         """See ValueModel."""
         if self.deep_head is None:
-            return super().head_values(hidden)
+            return super()._head_values(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             found: Tensor = self.deep_head(hidden.float())[:, 0]
             return found
+
+    def _head_flops(self, hidden: Tensor) -> float:
+        """See ValueModel. A deep head is not counted: nothing next to the base that its states come from."""
+        return super()._head_flops(hidden) if self.deep_head is None else 0.0
 
     def switched(self) -> AbstractContextManager[None]:
         """Switch to this critic's adapter in the `with` block, or to the base alone if it has none."""
@@ -144,7 +148,8 @@ class FrozenValueModel(ValueModel):
             lora.load_adapter(self.hf, CRITIC, self.settings, folder)
         elif (folder / lora.CONFIG_FILE).is_file() or not (folder / HEAD_FILE).is_file():
             raise CheckpointError(
-                f"{folder} holds no value head on a frozen base: it was written with another critic.share_base or "
-                "critic.model.lora_rank. Go on with those, or begin a new run (another trainer.experiment_name)."
+                f"{folder} holds no value head on a frozen base: it was written with another {setting('share_base')} "
+                f"or {setting('lora_rank')}. Go on with those, or begin a new run "
+                f"(another {setting('experiment_name')})."
             )
         self.head.load_state_dict(load_file(folder / HEAD_FILE))

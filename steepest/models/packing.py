@@ -171,6 +171,25 @@ def pack_sequences(token_ids: Sequence[Sequence[int]], loss_mask: Sequence[Seque
     )
 
 
+def pack_nothing() -> Packed:
+    """One token without a target: what a rank that has no rows sends through a model that is sharded over ranks.
+
+    Log-probs and values of its targets are empty, and gradients through it are 0.
+    """
+    none = torch.zeros(0, dtype=torch.int64)
+    one = torch.zeros(1, dtype=torch.int64)
+    return Packed(
+        input_ids=one,
+        position_ids=one,
+        lengths=(1,),
+        predict_index=none,
+        targets=none,
+        rows=none,
+        cols=none,
+        final_index=one,
+    )
+
+
 def scatter(values: Tensor, packed: Packed, shape: tuple[int, int]) -> Tensor:
     """Put one number per target into its place of a (b, T) tensor; other places are 0. Differentiable.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from steepest.errors import setting
 from steepest.registry import Entry, Registry
 
 # A name is the `data_source` of a row, a pattern of them (`aime*`), or what `reward.functions` calls the function.
@@ -18,7 +19,7 @@ from steepest.registry import Entry, Registry
 #   check_options       called with the options of `reward.functions`; raises ValueError for invalid ones
 #   prepare             called once per process before the first call; it does not count in the sample's time
 #   part                True: usable only as a part of a sum; a data_source cannot choose it
-REWARDS = Registry("reward", "reward.functions")
+REWARDS = Registry("reward", setting("reward_functions"))
 
 
 def match_name(data_source: str, names: Iterable[str]) -> str | None:

@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from steepest.config.reward_functions import WeightedFunction
+from steepest.config.sections.reward import WeightedFunction
 from steepest.errors import ConfigError, DataError, RewardError
 from steepest.registry import is_own_code, nearest
 from steepest.rewards.api import REWARDS, RewardRequest, entry_for

@@ -131,7 +131,7 @@ def gsm8k(
     Raises TypeError or ValueError for a ground truth that is not a number and for an unknown mode. No response raises.
     """
     if mode not in MODES:
-        raise ValueError(f"reward.mode={mode!r}: no such mode. Allowed: {', '.join(MODES)}.")
+        raise ValueError(f"mode={mode!r}: no such mode. Allowed: {', '.join(MODES)}.")
     truth = _truth(ground_truth)
     stated = strict_answer(solution_str)
     right = stated == truth if mode == "strict" else flexible_answer(solution_str) == Fraction(truth)

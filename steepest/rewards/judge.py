@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steepest.errors import ConfigError, RewardError
+from steepest.errors import ConfigError, RewardError, setting
 from steepest.rewards.api import RewardRequest, RewardResult
 from steepest.rewards.chat_client import ChatClient, ChatFault
 from steepest.rewards.pool import allowed_failures
@@ -63,7 +63,9 @@ def check_prompt(prompt: str) -> None:
     unknown = [name for name in names if name not in FIELDS]
     if unknown or "response" not in names:
         what = f"it has {{{unknown[0]}}}" if unknown else "it has no {response}"
-        raise ConfigError(f"reward.judge.prompt: {what}. Its places are {', '.join(f'{{{name}}}' for name in FIELDS)}.")
+        raise ConfigError(
+            f"{setting('prompt', 'judge')}: {what}. Its places are {', '.join(f'{{{name}}}' for name in FIELDS)}."
+        )
 
 
 def fill_prompt(prompt: str, request: RewardRequest) -> str:
@@ -112,7 +114,7 @@ class ReplyCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
-            raise ConfigError(f"reward.judge.cache_file={file!r}: {error.strerror}.") from error
+            raise ConfigError(f"{setting('cache_file', 'judge')}={file!r}: {error.strerror}.") from error
         self._file.seek(0)
         lines = self._file.read().split("\n")
         for line in lines:
@@ -229,9 +231,10 @@ class Judge:
         )
         if hopeless:
             raise RewardError(
-                f"{text} That is more than reward.max_error_rate={self.max_error_rate:g} allows, so the run ends. "
-                "See that reward.judge.base_url and reward.judge.model are right and that the server keeps up "
-                "(reward.judge.num_concurrent, reward.judge.timeout_s, reward.judge.max_retries)."
+                f"{text} That is more than {setting('max_error_rate', 'reward')}={self.max_error_rate:g} allows, so "
+                f"the run ends. See that {setting('base_url', 'judge')} and {setting('model', 'judge')} are right and "
+                f"that the server keeps up ({setting('num_concurrent', 'judge')}, {setting('timeout_s', 'judge')}, "
+                f"{setting('max_retries', 'judge')})."
             )
         _LOG.warning("%s These rows get no score.", text)
 

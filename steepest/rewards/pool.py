@@ -17,14 +17,16 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from steepest.config.reward_functions import GRADER, WeightedFunction
-from steepest.errors import ConfigError, DataError, RewardError
+from steepest.config.sections.reward import GRADER, WeightedFunction
+from steepest.errors import ConfigError, DataError, RewardError, setting
 from steepest.process.cores import usable_cores
 from steepest.registry import nearest
 from steepest.rewards.api import RewardRequest, RewardResult, match_name
 from steepest.rewards.process import Setup, WorkerProcess, end_all
 
 _LOG = logging.getLogger("steepest.rewards")
+_RATE, _TIMEOUT = setting("max_error_rate", "reward"), setting("timeout_s", "reward")
+_MODE, _CUSTOM = setting("mode", "reward"), setting("custom_reward_path")
 _MAX_CHUNK = 32
 _MAX_WORKERS = 8
 _SILENT_DEATHS = 3  # after so many workers died in one call with work that they had not begun, the call fails
@@ -64,11 +66,13 @@ class RewardPool:
         self.num_workers = min(_MAX_WORKERS, usable_cores()) if num_workers is None else num_workers
         problems = []
         if self.num_workers < 1:
-            problems.append(f"reward.num_workers={num_workers}: at least 1 is needed, or null for one a core.")
+            problems.append(
+                f"{setting('num_workers', 'reward')}={num_workers}: at least 1 is needed, or null for one a core."
+            )
         if not timeout_s > 0:
-            problems.append(f"reward.timeout_s={timeout_s}: a time limit in seconds above 0 is needed.")
+            problems.append(f"{_TIMEOUT}={timeout_s}: a time limit in seconds above 0 is needed.")
         if not 0 <= max_error_rate <= 1:
-            problems.append(f"reward.max_error_rate={max_error_rate}: a share from 0 to 1 is needed.")
+            problems.append(f"{_RATE}={max_error_rate}: a share from 0 to 1 is needed.")
         if problems:
             raise ConfigError(problems)
         self.mode, self.timeout_s, self.max_error_rate = mode, timeout_s, max_error_rate
@@ -115,7 +119,7 @@ class RewardPool:
         if self._custom is not None:
             if self.mode != "strict":
                 raise ConfigError(
-                    f"reward.mode={self.mode!r} has no effect with custom_reward_function.path, which scores "
+                    f"{_MODE}={self.mode!r} has no effect with {_CUSTOM}, which scores "
                     "every row. Leave one of the two out."
                 )
             return
@@ -135,14 +139,14 @@ class RewardPool:
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise DataError(
                 f"data_source {', '.join(map(repr, unknown))}: no reward of this name.{hint} Known: "
-                f"{', '.join(known)}. Change the data, or set custom_reward_function.path to a file with your function."
+                f"{', '.join(known)}. Change the data, or set {_CUSTOM} to a file with your function."
             )
         modes = {mode for name in names.values() for mode in known[str(name)]} or {"strict"}
         if self.mode not in modes:
             guess = nearest(self.mode, modes)
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise ConfigError(
-                f"reward.mode={self.mode!r}: the rewards of {', '.join(data_sources)} have no such mode.{hint} "
+                f"{_MODE}={self.mode!r}: the rewards of {', '.join(data_sources)} have no such mode.{hint} "
                 f"Allowed: {', '.join(sorted(modes))}."
             )
 
@@ -169,10 +173,10 @@ class RewardPool:
                 self.error_rate = len(call.failed) / max(1, len(requests))
             if call.hopeless:
                 raise RewardError(
-                    f"{call.failure_text()} That is more than reward.max_error_rate={self.max_error_rate:g} allows "
+                    f"{call.failure_text()} That is more than {_RATE}={self.max_error_rate:g} allows "
                     f"({call.allowed} of {len(requests)}), so the run ends; {call.num_left} samples were left "
-                    f"unscored. Fix the reward function; or raise reward.timeout_s (now {self.timeout_s:g}) or "
-                    "reward.max_error_rate."
+                    f"unscored. Fix the reward function; or raise {_TIMEOUT} (now {self.timeout_s:g}) or "
+                    f"{_RATE}."
                 )
         if call.failed:
             _LOG.warning("%s These rows get no score.", call.failure_text())
@@ -260,9 +264,7 @@ class RewardPool:
         self._workers.remove(worker)
         worker.end()
         if not worker.ready:
-            what = (
-                f"custom_reward_function.path={self._custom[0]!r}: importing it" if self._custom else "a reward worker"
-            )
+            what = f"{_CUSTOM}={self._custom[0]!r}: importing it" if self._custom else "a reward worker"
             raise ConfigError(f"{what} took more than {self.start_seconds:g} s to start.")
         if call is not None:
             self._take_back(worker, call, f"timeout after {self.timeout_s:g} s")

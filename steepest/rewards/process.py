@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from steepest.config.reward_functions import WeightedFunction
+from steepest.config.sections.reward import WeightedFunction
 
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 _WIRE_SECONDS = 10  # no read or write on the wire takes longer: a worker that was stopped cannot stop the trainer

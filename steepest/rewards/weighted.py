@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steepest.config.reward_functions import GRADER, KEY, WeightedFunction
-from steepest.errors import ConfigError
+from steepest.config.sections.reward import GRADER, WeightedFunction
+from steepest.errors import ConfigError, setting
 from steepest.registry import Entry
 from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, entry_for, read_outcome
 
@@ -69,9 +69,9 @@ def bind(wanted: Sequence[WeightedFunction]) -> tuple[BoundFunction, ...]:
             _check_options(entry, item.options)
             bound.append(BoundFunction(item.label, item.weight, entry, item.options))
         except ConfigError as error:
-            problems += error.problems
+            problems += error.marked_problems
         except (TypeError, ValueError) as error:
-            problems.append(f"{KEY}.{item.name}: {error}.")
+            problems.append(f"{setting('reward_functions')}.{item.name}: {error}.")
     if problems:
         raise ConfigError(problems)
     return tuple(bound)

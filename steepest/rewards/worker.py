@@ -30,14 +30,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 from steepest.registry import load_file, nearest
 from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, data_source_names, read_outcome
 from steepest.rewards.process import Setup
 from steepest.rewards.weighted import BY_DATA_SOURCE, bind, preparations, prepare_once, score_one
 
 _MAX_MESSAGE = 500
-_CUSTOM_KEY = "custom_reward_function"
+_PATH, _NAME = setting("custom_reward_path"), setting("custom_reward_name")
 
 
 class Scorer:
@@ -106,18 +106,18 @@ def load_custom(path: str, name: str) -> Callable[..., Any]:
     """Import the user's function and check that it takes the four keywords. Raises ConfigError."""
     sys.path.append(str(Path(path).parent))  # for helper modules in the same folder
     try:
-        module = load_file(path, f"{_CUSTOM_KEY}.path")
+        module = load_file(path, _PATH)
     except ConfigError:
         raise
     except BaseException as error:
-        raise ConfigError(f"{_CUSTOM_KEY}.path={path!r}: importing it raised {describe(error, path)}") from error
+        raise ConfigError(f"{_PATH}={path!r}: importing it raised {describe(error, path)}") from error
     function = getattr(module, name, None)
     if function is None:
         guess = nearest(name, vars(module))
         hint = f" Did you mean {guess!r}?" if guess else ""
-        raise ConfigError(f"{_CUSTOM_KEY}.name={name!r}: {path} defines no such function.{hint}")
+        raise ConfigError(f"{_NAME}={name!r}: {path} defines no such function.{hint}")
     if not callable(function):
-        raise ConfigError(f"{_CUSTOM_KEY}.name={name!r}: in {path} this is {type(function).__name__}, not a function.")
+        raise ConfigError(f"{_NAME}={name!r}: in {path} this is {type(function).__name__}, not a function.")
     try:
         signature = inspect.signature(function)
     except ValueError:
@@ -126,7 +126,7 @@ def load_custom(path: str, name: str) -> Callable[..., Any]:
         signature.bind(data_source="", solution_str="", ground_truth="", extra_info={})
     except TypeError as error:
         raise ConfigError(
-            f"{_CUSTOM_KEY}.name={name!r}: {name}{signature} in {path} cannot be called with the keywords data_source, "
+            f"{_NAME}={name!r}: {name}{signature} in {path} cannot be called with the keywords data_source, "
             f"solution_str, ground_truth, extra_info ({error}). Define it as "
             f"def {name}(data_source, solution_str, ground_truth, extra_info=None)."
         ) from error
@@ -193,7 +193,7 @@ def serve(wire: Connection) -> None:
     try:
         scorer = Scorer(setup)
     except ConfigError as error:
-        send(["refused", error.problems])
+        send(["refused", error.marked_problems])
         return
     send(["ready", {name: list(REWARDS.get(name).facts.get("modes", ())) for name in data_source_names()}])
     while True:

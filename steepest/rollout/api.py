@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from steepest.errors import RolloutError
+from steepest.errors import RolloutError, setting
 from steepest.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROLLOUT_ENGINES = Registry("rollout engine", "actor_rollout_ref.rollout.name")
+ROLLOUT_ENGINES = Registry("rollout engine", setting("rollout_engine"))
 """Factories: `factory(description, *, end_token_ids, pad_token_id, dtype, max_num_seqs, max_model_len,
 kv_memory_bytes)`, where `description` is a `rollout.weights.ModelDescription`. An engine has no weights until
 `load_weights`."""

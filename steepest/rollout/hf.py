@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from steepest.devices.api import device_of
-from steepest.devices.memory import GOES_ON, memory_guard
-from steepest.errors import RolloutError
+from steepest.devices.memory import RESUMES, memory_guard
+from steepest.errors import RolloutError, setting
 from steepest.models.attention import attention_implementation
 from steepest.models.causal_lm import CausalLM
 from steepest.models.hf_logging import quiet_transformers
@@ -46,8 +46,8 @@ class HFEngine:
         held = description.dtype
         if dtype != held:
             raise RolloutError(
-                f"actor_rollout_ref.rollout.name=hf generates in the weights' dtype, {held}, not in {dtype}. Set "
-                f"actor_rollout_ref.rollout.dtype={str(held).removeprefix('torch.')}, or use builtin."
+                f"{setting('rollout_engine')}=hf generates in the weights' dtype, {held}, not in {dtype}. Set "
+                f"{setting('dtype', 'rollout')}={str(held).removeprefix('torch.')}, or use builtin."
             )
         description.check_length(max_model_len)
         self._held, self._pad = EngineModel(description), pad_token_id
@@ -107,8 +107,8 @@ class HFEngine:
         """Text for an out-of-memory error: what `generate` was doing, and the key to lower."""
         return (
             f"rollout: {self._max_num_seqs} sequence(s) at once",
-            f"Lower actor_rollout_ref.rollout.max_num_seqs (now {self._max_num_seqs}) or data.max_response_length. "
-            f"{GOES_ON}",
+            f"Lower {setting('max_num_seqs')} (now {self._max_num_seqs}) or {setting('max_response_length')}. "
+            f"{RESUMES}",
         )
 
     @torch.no_grad()

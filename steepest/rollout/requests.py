@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from steepest.errors import RolloutError
+from steepest.errors import RolloutError, setting
 from steepest.rollout.api import Completion, GenerationRequest, SamplingParams
 
 
@@ -28,7 +28,7 @@ def check_requests(requests: Sequence[GenerationRequest], max_model_len: int, *,
         if len(request.token_ids) >= max_model_len:
             raise RolloutError(
                 f"{name} has a prompt of {len(request.token_ids)} tokens and max_model_len is {max_model_len}: no room "
-                "for a response. Raise actor_rollout_ref.rollout.max_model_len or lower data.max_prompt_length."
+                f"for a response. Raise {setting('max_model_len')} or lower {setting('max_prompt_length')}."
             )
 
 

@@ -21,16 +21,17 @@ from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from steepest.devices.api import Device, device_of
-from steepest.devices.memory import GOES_ON, memory_guard
-from steepest.errors import RolloutError
-from steepest.rollout import vllm_memory, vllm_versions, weight_check
+from steepest.devices.memory import RESUMES, memory_guard
+from steepest.errors import RolloutError, setting
+from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import Completion, GenerationRequest, SamplingParams, WeightSource
 from steepest.rollout.requests import check_requests
 from steepest.rollout.weights import Fingerprint, LocalWeights, ModelDescription, fingerprint
 
-ROLLOUT = "actor_rollout_ref.rollout"
+_ENGINE = setting("rollout_engine")
 _IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _ENVIRONMENT = {
     _IN_PROCESS: "0",  # the engine runs in this process: weights reach it without a copy
@@ -38,11 +39,17 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are this process's too
 }
-_LOWER = f"Lower {ROLLOUT}.gpu_memory_utilization, {ROLLOUT}.max_num_seqs or data.max_response_length. {GOES_ON}"
+_LOWER = (
+    f"Lower {setting('gpu_memory_utilization')}, {setting('max_num_seqs')} or {setting('max_response_length')}. "
+    f"{RESUMES}"
+)
 _PROBE_PROMPT, _PROBE_TOKENS = 8, 8
 """Numbers of prompt and response tokens of the sequence that is scored after each update."""
 _TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5}
 """Largest accepted mean difference of log-probs in that sequence, in nats. A wrong matrix gives 1 or more."""
+
+_BLOCK = 128
+"""Tokens of a KV block on the CPU; the last block of a sequence may be nearly empty."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,7 @@ class VLLMEngine:
                 if self._device.is_out_of_memory(error):
                     raise
                 raise RolloutError(
-                    f"vLLM failed while {doing}: {_words(error)} If it cannot run this model, "
-                    f"use {ROLLOUT}.name=builtin."
+                    f"vLLM failed while {doing}: {_words(error)} If it cannot run this model, use {_ENGINE}=builtin."
                 ) from error
 
     def _params(self, request: GenerationRequest, number: int) -> Any:
@@ -190,7 +196,7 @@ class VLLMEngine:
                 f"after the update to version {version}, vLLM's weights differ from the policy's in: "
                 f"{', '.join(wrong)}. It would sample from another model. This version of vLLM, or its class for "
                 f"{self._description.architecture.__name__}, does not take weights as expected; tested are "
-                f"{', '.join(vllm_versions.TESTED)}. Or use {ROLLOUT}.name=builtin."
+                f"{', '.join(vllm_versions.TESTED)}. Or use {_ENGINE}=builtin."
             )
 
     def _compare_log_probs(self, policy: LocalWeights) -> None:
@@ -210,7 +216,7 @@ class VLLMEngine:
             raise RolloutError(
                 f"after the update to version {self.version}, vLLM's log-probs differ from the policy's by "
                 f"{difference:.3g} nats a token on average (at most {limit:g}), with equal "
-                f"weights: it computes another model. Use {ROLLOUT}.name=builtin, and please report it."
+                f"weights: it computes another model. Use {_ENGINE}=builtin, and please report it."
             )
 
 
@@ -272,7 +278,7 @@ def _completion(output: Any, request: GenerationRequest, policy_version: int) ->
     if not all(math.isfinite(value) for value in log_probs):
         raise RolloutError(
             f"the policy gave NaN or infinite logits for request {name} in vLLM: its weights are damaged. Look at "
-            "actor/grad_norm before it, lower actor_rollout_ref.actor.optim.lr, and resume from a checkpoint."
+            f"actor/grad_norm before it, lower {setting('lr', 'actor')}, and resume from a checkpoint."
         )
     return Completion(ids, log_probs, answer.finish_reason, policy_version, name)
 
@@ -305,7 +311,7 @@ def start_engine(
     }
     if device.type == "cpu":
         rows = min(max_num_seqs, settings.usual_rows or max_num_seqs)
-        options["kv_cache_memory_bytes"] = vllm_memory.cpu_kv_bytes(
+        options["kv_cache_memory_bytes"] = _cpu_kv_bytes(
             description.config, dtype, rows, max_model_len, kv_memory_bytes
         )
         notes.append("vLLM has no sleep mode on the CPU: its weights and KV cache stay in memory while models train.")
@@ -325,17 +331,14 @@ def check_install(device: Device) -> str:
     """
     found = vllm_versions.installed()
     if found is None:
-        raise RolloutError(
-            f"{ROLLOUT}.name=vllm: vLLM is not installed; {device.vllm_install}, or use {ROLLOUT}.name=builtin."
-        )
+        raise RolloutError(f"{_ENGINE}=vllm: vLLM is not installed; {device.vllm_install}, or use {_ENGINE}=builtin.")
     refusal = vllm_versions.refusal(found[1])
     if refusal is not None:
-        raise RolloutError(f"{ROLLOUT}.name=vllm: {refusal}, or use {ROLLOUT}.name=builtin.")
+        raise RolloutError(f"{_ENGINE}=vllm: {refusal}, or use {_ENGINE}=builtin.")
     unfit = device.vllm_problem(*found)
     if unfit is not None:
         raise RolloutError(
-            f"{ROLLOUT}.name=vllm: {found[0]} {found[1]} cannot run on {device.name}: {unfit}, or use "
-            f"{ROLLOUT}.name=builtin."
+            f"{_ENGINE}=vllm: {found[0]} {found[1]} cannot run on {device.name}: {unfit}, or use {_ENGINE}=builtin."
         )
     if os.environ.get(_IN_PROCESS, "0") != "0":
         raise RolloutError(
@@ -365,8 +368,8 @@ def _start(description: ModelDescription, options: dict[str, Any], environment: 
             )  # fmt: skip
         except Exception as error:  # every layer of vLLM raises its own types, and so do the packages it imports
             raise RolloutError(
-                f"{ROLLOUT}.name=vllm: vLLM could not start: {_words(error)} Look at `steepest doctor`, or use "
-                f"{ROLLOUT}.name=builtin."
+                f"{_ENGINE}=vllm: vLLM could not start: {_words(error)} Look at `steepest doctor`, or use "
+                f"{_ENGINE}=builtin."
             ) from error
 
 
@@ -375,9 +378,22 @@ def _check_class(llm: Any, description: ModelDescription) -> None:
     place, so that the trainer's own model of that class can no longer run (seen in 0.32.0 with OLMo 2)."""
     if any(name.startswith("Transformers") for name in llm.apply_model(lambda held: type(held).__name__)):
         raise RolloutError(
-            f"{ROLLOUT}.name=vllm: this vLLM has no class of its own for {description.architecture.__name__}. "
-            f"Use {ROLLOUT}.name=builtin."
+            f"{_ENGINE}=vllm: this vLLM has no class of its own for {description.architecture.__name__}. "
+            f"Use {_ENGINE}=builtin."
         )
+
+
+def _cpu_kv_bytes(
+    config: PretrainedConfig, dtype: torch.dtype, rows: int, max_model_len: int, limit: int | None
+) -> int:  # fmt: skip
+    """Bytes for `rows` sequences of max_model_len tokens, at most `limit`."""
+    config = config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * size * dtype.itemsize
+    blocks = -(-max_model_len // _BLOCK) + 1
+    wanted = per_token * rows * blocks * _BLOCK
+    return wanted if limit is None else min(wanted, limit)
 
 
 def _words(error: Exception) -> str:

@@ -4,6 +4,7 @@ Each estimator is one function: `AdvantageInputs` in, `(advantages, returns)` ou
 It is registered against its spec in config/algorithms.py, which states what it reads and which keys set its options.
 """
 
+from steepest.core.advantages.estimator_call import EstimatorCall
 from steepest.core.advantages.gae import gae
 from steepest.core.advantages.gdpo import gdpo
 from steepest.core.advantages.groups import gpg, grpo, grpo_passk, opo, reinforce_plus_plus_baseline, rloo
@@ -15,6 +16,7 @@ from steepest.core.advantages.token_baseline import optimal_token_baseline
 __all__ = [
     "ADVANTAGE_ESTIMATORS",
     "AdvantageInputs",
+    "EstimatorCall",
     "gae",
     "gdpo",
     "gpg",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steepest.core.advantages.inputs import ADVANTAGE_ESTIMATORS, AdvantageInputs
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def refuse_groups_of_one(size: Tensor, reader: str) -> None:
     """Raise ConfigError if a group has only one row, which has no other row to compare with."""
     if bool((size == 1).any()):
         raise ConfigError(
-            f"actor_rollout_ref.rollout.n=1 with algorithm.adv_estimator={reader}: a group of one has no baseline, "
-            "so every advantage would be 0. Use actor_rollout_ref.rollout.n >= 2, or adv_estimator=gae."
+            f"{setting('n')}=1 with {setting('adv_estimator')}={reader}: a group of one has no baseline, "
+            f"so every advantage would be 0. Use {setting('n')} >= 2, or adv_estimator=gae."
         )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from steepest.core.policy_losses.inputs import POLICY_LOSSES, LossInputs, ratio_stats
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 
 
 @POLICY_LOSSES.register("vanilla")
@@ -30,7 +30,7 @@ def ppo_clip(
     """
     if clip_ratio_c <= 1.0:
         raise ConfigError(
-            f"actor_rollout_ref.actor.clip_ratio_c={clip_ratio_c}: must be greater than 1 (default 3.0), "
+            f"{setting('clip_ratio_c')}={clip_ratio_c}: must be greater than 1 (default 3.0), "
             "else the dual clip cuts tokens of a policy that has not moved."
         )
     log_ratio, advantages = x.log_ratio(), x.true_advantages()

@@ -10,8 +10,9 @@ from torch import Tensor
 from steepest.config.algorithms import LOSSES
 from steepest.core.masked import masked_mean
 from steepest.core.registration import Algorithms
+from steepest.errors import setting
 
-POLICY_LOSSES = Algorithms("policy loss", "actor_rollout_ref.actor.policy_loss.loss_mode", LOSSES)
+POLICY_LOSSES = Algorithms("policy loss", setting("loss_mode"), LOSSES)
 """Facts that an entry may declare: `choose`, the function that picks tokens over the whole mini-batch."""
 
 MAX_LOG_RATIO = 20.0

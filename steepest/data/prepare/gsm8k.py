@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from steepest.config.environment import default_hub
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.data.files import Table, WrittenFile, read_tables, write_parquet
 from steepest.errors import ConfigError, DataError
 from steepest.hub import Source, find

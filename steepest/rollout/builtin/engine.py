@@ -8,8 +8,8 @@ from functools import partial
 import torch
 
 from steepest.devices.api import device_of
-from steepest.devices.memory import GOES_ON, memory_guard, readable
-from steepest.errors import RolloutError
+from steepest.devices.memory import RESUMES, memory_guard, readable
+from steepest.errors import RolloutError, setting
 from steepest.process.malloc import given_back_when_freed
 from steepest.rollout.api import Completion, GenerationRequest, WeightSource
 from steepest.rollout.builtin.choose_network import choose_network
@@ -22,12 +22,11 @@ from steepest.rollout.weights import EngineModel, Fingerprint, ModelDescription
 
 DEFAULT_KV_MEMORY_BYTES = 4 * 2**30
 _SHARE = (
-    "Set actor_rollout_ref.rollout.dtype=float32, which generates with the trained weights and no copy, or take a "
+    f"Set {setting('dtype', 'rollout')}=float32, which generates with the trained weights and no copy, or take a "
     "smaller model."
 )
 _GIVE_BACK = (
-    "Set actor_rollout_ref.rollout.free_cache_engine=true, which gives it back while the models train, or take a "
-    "smaller model."
+    f"Set {setting('free_cache_engine')}=true, which gives it back while the models train, or take a smaller model."
 )
 
 
@@ -163,8 +162,8 @@ class BuiltinEngine:
         size = 0 if self._cache is None else slots * capacity * self._cache.bytes_per_token
         return (
             f"rollout: {slots} sequence(s) at once, each of at most {capacity} tokens, KV cache {readable(size)}",
-            f"Lower actor_rollout_ref.rollout.max_num_seqs below {slots} (now {self._max_num_seqs}), "
-            f"actor_rollout_ref.rollout.gpu_memory_utilization or data.max_response_length. {GOES_ON}",
+            f"Lower {setting('max_num_seqs')} below {slots} (now {self._max_num_seqs}), "
+            f"{setting('gpu_memory_utilization')} or {setting('max_response_length')}. {RESUMES}",
         )
 
     def _start(self, network: Network, group: SamplingGroup) -> Generation:

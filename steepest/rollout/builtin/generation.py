@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steepest.errors import RolloutError
+from steepest.errors import RolloutError, setting
 from steepest.rollout.api import Completion
 from steepest.rollout.builtin.kv_cache import Chunk, DecodeContext, KVCache, PrefillContext, Prefix, chunks_of
 from steepest.rollout.builtin.network import Network
@@ -227,7 +227,7 @@ class Generation:
             row = int((real & ~torch.isfinite(log_probs)).any(1).nonzero()[0])
             raise RolloutError(
                 f"the policy gave NaN or infinite logits for request {self._group.requests[row // n].request_id}: its "
-                "weights are damaged. Look at actor/grad_norm before it, lower actor_rollout_ref.actor.optim.lr, and "
+                f"weights are damaged. Look at actor/grad_norm before it, lower {setting('lr', 'actor')}, and "
                 "resume from a checkpoint."
             )
         last = tokens.gather(1, (self._lengths.cpu() - 1)[:, None])[:, 0]

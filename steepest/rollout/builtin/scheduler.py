@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steepest.errors import RolloutError
+from steepest.errors import RolloutError, setting
 
 _WORTH_SHARING = 256
 """A common prefix is shared if it saves at least this number of prompt tokens."""
@@ -86,7 +86,7 @@ def num_slots_for(capacity: int, num_rows: int, max_num_seqs: int, bytes_per_tok
         raise RolloutError(
             f"the KV cache may take {kv_memory_bytes / 2**20:.1f} MiB, but one sequence of {capacity} tokens needs "
             f"{capacity * bytes_per_token / 2**20:.1f} MiB ({bytes_per_token} bytes a token). Raise "
-            "actor_rollout_ref.rollout.gpu_memory_utilization, or lower data.max_response_length, "
-            "data.max_prompt_length or actor_rollout_ref.rollout.max_model_len."
+            f"{setting('gpu_memory_utilization')}, or lower {setting('max_response_length')}, "
+            f"{setting('max_prompt_length')} or {setting('max_model_len')}."
         )
     return min(fit, num_rows, max_num_seqs)

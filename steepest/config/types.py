@@ -1,6 +1,7 @@
 """The small vocabulary the schema is written in: bounds, paths, required keys, names of functions.
 
-A field's annotation says all that is checked about its value alone; what keys must be to each other is in rules.py.
+A field's annotation says all that is checked about its value alone; what keys must be to each other is in the rules of
+the sections.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class NameOf:
 
 
 DERIVED: Any = None
-"""Default of a field that may be left null and is filled in by resolve.py: in a loaded Config it has its type."""
+"""Default of a field that may be left null and is filled in by its section: in a loaded Config it has its type."""
 
 
 Positive = Annotated[int, Bounds(low=1)]
@@ -83,3 +84,7 @@ RequiredFile = Annotated[str, IsPath(), Required()]
 RequiredFiles = Annotated[tuple[str, ...], IsPath(), Required()]
 Mapping = dict[str, Any]
 LossAggMode = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+ComputeDtype = Literal["auto", "bfloat16", "float32"]
+Hub = Literal["huggingface", "modelscope"]
+DeviceName = Literal["cpu", "cuda", "npu"]
+LoggerName = Literal["console", "brief", "jsonl", "tensorboard", "wandb", "mlflow", "swanlab"]
