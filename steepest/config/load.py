@@ -61,19 +61,20 @@ class Job(Generic[ConfigT]):
         return [rule for section in self.sections for rule in section.rules]
 
 
-_PPO = (data, model, actor, rollout, batch_sizes, critic, kl, advantages, correction, row_selection, reward, trainer)
-_SFT = (sft,)
+PPO = (data, model, actor, rollout, batch_sizes, critic, kl, advantages, correction, row_selection, reward, trainer)
+SFT = (sft,)
+"""The subjects of each job."""
 PPO_JOB = Job(
     Config,
     "steepest.trainer.main_ppo",
     KeyBook(tree.leaves(Config), verl_keys.REFUSED, verl_keys.NO_EFFECT, verl_keys.ALIASES),
-    tuple(subject.SECTION for subject in _PPO),
+    tuple(subject.SECTION for subject in PPO),
 )
 SFT_JOB = Job(
     SFTConfig,
     "steepest.trainer.main_sft",
     KeyBook(tree.leaves(SFTConfig), verl_keys.SFT_REFUSED, verl_keys.SFT_NO_EFFECT),
-    tuple(subject.SECTION for subject in _SFT),
+    tuple(subject.SECTION for subject in SFT),
 )
 
 
