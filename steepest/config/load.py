@@ -97,14 +97,14 @@ def config_dict(config: Config | SFTConfig) -> dict[str, Any]:
 
 
 def save_config(config: Config | SFTConfig, path: Path) -> None:
-    """Write the effective values as YAML, each that is no default with where it came from in a comment.
+    """Write the effective values as YAML; a comment says where a value that is not the default came from.
 
-    The file can be given back by `--config-name path`. Written beside and renamed, so it is whole or not there.
+    `--config-name path` loads it again. It is written under another name and renamed, so it is whole or not there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(describe.to_yaml(config, with_sources=True), encoding="utf-8")
-    beside.replace(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(describe.to_yaml(config, with_sources=True), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _load(job: Job[ConfigT], argv: list[str]) -> ConfigT:
@@ -172,7 +172,7 @@ class _Loading(Generic[ConfigT]):
                 self._blame(origin, source, f"{origin}{found}: {key}={_shown(value)} is derived from it, and {problem}")
 
     def _assign(self, a: Assignment) -> None:
-        """Store one assignment, or say why not."""
+        """Store one assignment, or report why it cannot be stored."""
         key = self.book.aliases.get(a.key, a.key)
         if a.value == MISSING and not a.delete:
             return
@@ -267,7 +267,7 @@ class _Loading(Generic[ConfigT]):
         return value
 
     def _check_required(self, values: dict[str, Any]) -> None:
-        """Required keys that are missing; not said of a key that the user plainly meant by a misspelt one."""
+        """Required keys that are missing; one that the user misspelt is not reported a second time."""
         for leaf in self.book.leaves.values():
             if not leaf.required or tree.get(values, leaf.key):
                 continue
@@ -299,7 +299,7 @@ class _Loading(Generic[ConfigT]):
         return self.sources.get(key, DEFAULT)
 
     def _asks(self, key: str, values: dict[str, Any], given: dict[str, Any]) -> bool:
-        """Whether the user asked for something by this key: a file that repeats what is so anyway does not."""
+        """True for a key of the command line, or of a file if the other keys imply another value than it gives."""
         if self.sources[key] == COMMAND_LINE:
             return True
         leaf = self.book.leaves[key]
