@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steepest.checks import Check
+from steepest.devices.checks import DEV
 from steepest.errors import ConfigError, DeviceError
 from steepest.registry import Registry
 
@@ -123,8 +125,11 @@ class Device(ABC):
         """Why the vLLM that this package brought cannot run here: the reason, a semicolon, the remedy."""
         return None
 
-    def expected(self) -> str | None:
-        """What on this machine points to this device, usable or not; None where nothing does. For `steepest doctor`."""
+    def expected(self, dev: Path = DEV) -> str | None:
+        """What on this machine points to this device, usable or not; None where nothing does. For `steepest doctor`.
+
+        `dev` is the folder of device files.
+        """
         return None
 
     def version_checks(self) -> list[Check]:
@@ -239,21 +244,21 @@ PREFERENCE = ("cuda", "npu", "cpu")
 """The order in which an unset `trainer.device` looks for the best device."""
 
 
-def select_device(name: str | None = None) -> Device:
-    """The device called `name`; with None, the best one present, and why in `Device.chosen_because`.
+def select_device(name: str | None = None, table: Registry = DEVICES) -> Device:
+    """The device called `name` in `table`; with None, the best one present, and why in `Device.chosen_because`.
 
     Raises DeviceError when a named device is not there: a named device is never replaced by another.
     Raises ConfigError for a name that no device has.
     """
     if name is not None:
-        device = _make(name)
+        device = _make(name, table)
         reason = device.availability()
         if reason is not None:
             raise DeviceError(f"trainer.device={name}: {reason}")
         return device
     missing: list[str] = []
     for candidate in PREFERENCE:
-        device = _make(candidate)
+        device = _make(candidate, table)
         reason = device.quick_look() or device.availability()
         if reason is None:
             device.chosen_because = "; ".join(["trainer.device is unset: the best device present", *missing])
@@ -272,13 +277,13 @@ def device_of(place: torch.device | str) -> Device:
     raise DeviceError(f"torch device {str(place)!r}: no such device here; known: {', '.join(DEVICES.names())}.")
 
 
-def _make(name: str) -> Device:
+def _make(name: str, table: Registry = DEVICES) -> Device:
     kind, colon, index = name.partition(":")
-    if colon and kind in DEVICES.names():
-        variable = _make(kind).visible_devices_variable
+    if colon and kind in table.names():
+        variable = _make(kind, table).visible_devices_variable
         remedy = f"use trainer.device={kind}" + (f" with {variable}={index} in the environment" if variable else "")
         raise ConfigError(f"trainer.device={name!r}: a device is named without an index; {remedy}.")
-    made: Any = DEVICES.get(name).value()
+    made: Any = table.get(name).value()
     if not isinstance(made, Device):
         raise ConfigError(f"trainer.device={name!r}: it gave a {type(made).__name__}, which is no Device.")
     return made
