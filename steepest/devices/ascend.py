@@ -100,7 +100,7 @@ def has_torch_npu() -> bool:
 
 
 def source_command(scripts: Sequence[str] = SCRIPTS) -> str:
-    """How CANN gets into the environment on this machine: by the first of `scripts` that is there, or just the first."""
+    """How CANN gets into the environment on this machine: by the first of `scripts` that is there (none: the first)."""
     return f"source {next((script for script in scripts if Path(script).is_file()), scripts[0])}"
 
 

@@ -14,7 +14,6 @@ from steepest.errors import RolloutError
 from steepest.models.attention import attention_implementation
 from steepest.models.packing import pack_batch, scatter
 from steepest.rollout.api import SamplingParams
-from steepest.rollout.builtin import choose_network
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.weights import LocalWeights
 from tests.rollout.asking import loaded, requests_of
@@ -247,11 +246,10 @@ def test_after_an_update_greedy_tokens_are_those_of_a_fresh_engine(dtype):
     assert after == engine_for(model, dtype=dtype, version=1).generate(requests_of(PROMPTS, sampling))
 
 
-def test_stale_weights_are_refused_by_an_engine_with_a_copy_and_impossible_without(monkeypatch):
+def test_stale_weights_are_refused_by_an_engine_with_a_copy_and_impossible_without():
     model, sampling = tiny_lm(), SamplingParams(2)
     copying = [engine_for(model, dtype=torch.bfloat16), engine_for(model)]
-    monkeypatch.setattr(choose_network, "PACKED_SHARE", 0.0)  # no room for packed weights
-    sharing = engine_for(model)
+    sharing = engine_for(model, packed_share=0.0)
     assert sharing.shares_weights and not any(engine.shares_weights for engine in copying)
     for engine in copying:
         engine.load_weights(LocalWeights(model), 3)

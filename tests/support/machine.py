@@ -1,11 +1,14 @@
-"""Another machine than this one: which packages are installed on it, and how much room its disk has."""
+"""Another machine than this one: which packages are installed on it, and how much its disk holds."""
 
 from __future__ import annotations
 
 import importlib
+import resource
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,17 @@ def only_installed(patch: pytest.MonkeyPatch, site: Path) -> None:
     library += [entry for entry in sys.path if Path(entry).name == "lib-dynload"]
     patch.setattr(sys, "path", [str(site), *library, str(ROOT)])
     importlib.invalidate_caches()
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Within the `with` block no file of this process can grow beyond `size` bytes: the system refuses the write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def disk_of(patch: pytest.MonkeyPatch, *, total: float, free: float) -> list[Path]:
