@@ -215,5 +215,5 @@ def test_an_engine_in_another_process_generates_the_same_bits():
             update(model)
     finally:
         here.close()
-        child.join(30)
+        child.join(300)
     assert child.exitcode == 0
