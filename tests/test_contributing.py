@@ -110,7 +110,7 @@ from steepest.core.batch import Batch
 from steepest.core.policy_losses import LossInputs
 from steepest.trainer.build_step import build_advantages
 from steepest.assembly.policy_loss import build_policy_loss
-from steepest.trainer.experience.greedy_baseline import FILLS
+from steepest.trainer.experience.extras import FILLS
 
 REQUIRED = ["data.train_files=a", "data.val_files=b", "actor_rollout_ref.model.path=m"]
 

@@ -9,8 +9,8 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from steepest.config.schema import TrainerConfig
-from steepest.config.schema_sft import SFTTrainerConfig
+from steepest.config.sections.sft import SFTTrainerConfig
+from steepest.config.sections.trainer import TrainerConfig
 from steepest.devices import DEVICES
 
 ROOT = Path(__file__).parents[1]
@@ -79,11 +79,11 @@ def test_what_only_looks_like_one_is_let_through(code: str) -> None:
 
 
 def test_devices_and_the_listed_names_of_the_schemas_are_let_through(tmp_path: Path) -> None:
-    for file in ("devices/cuda.py", "config/schema.py"):
+    for file in ("devices/cuda.py", "config/types.py"):
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).write_text("device = 'cuda'\n")
     assert CHECK.problems(tmp_path) == []
-    (tmp_path / "config" / "schema.py").write_text("backend = 'nccl'\n")
+    (tmp_path / "config" / "types.py").write_text("backend = 'nccl'\n")
     assert len(CHECK.problems(tmp_path)) == 1
 
 

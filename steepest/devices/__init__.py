@@ -1,4 +1,4 @@
-"""Devices: the only home of vendor names. A new device is one file here and one line below."""
+"""Devices. Names of vendors occur only in this folder. A new device is one file here and one line below."""
 
 from steepest.devices.api import DEVICES, Accelerator, Device, MemoryStats, device_of, select_device
 from steepest.devices.cpu import CPUDevice

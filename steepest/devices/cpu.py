@@ -1,4 +1,4 @@
-"""The CPU: always there."""
+"""The CPU, which is always available."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class CPUDevice(Device):
         return False, "this CPU has neither AVX512-BF16 nor AMX, so fp32 is faster than bf16"
 
     def memory(self, index: int = 0) -> MemoryStats:
-        """As in Device; the peak is the largest resident set of this process, without its child processes."""
+        """See Device. The peak is the largest resident set of this process, without its child processes."""
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         available = _meminfo_available(self._root) or total
         limit, used = _container_limit(self._root)
@@ -74,7 +74,7 @@ class CPUDevice(Device):
         return None
 
     def synchronize(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing: operations on the CPU have finished when they return."""
 
     def empty_cache(self) -> None:
         give_back_freed()
@@ -90,7 +90,7 @@ class CPUDevice(Device):
 def processor_flags(root: Path = _ROOT) -> set[str]:
     """The instruction set names of proc/cpuinfo in `root` (`flags` on x86, `Features` on Arm).
 
-    Where that file is absent torch is asked, which knows fewer of them.
+    If that file does not exist, torch is asked, which knows fewer of them.
     """
     for line in (_read(root / "proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
@@ -116,7 +116,8 @@ def _meminfo_available(root: Path) -> int | None:
 
 
 def _container_limit(root: Path) -> tuple[int | None, int]:
-    """(limit, used) of the container in bytes; (None, 0) without one. "max" and absurdly large numbers mean none."""
+    """(limit, used) of the container in bytes; (None, 0) without a limit. "max" and extremely large numbers mean no
+    limit."""
     for limit_file, used_file in _CGROUP_FILES:
         limit, used = _read(root / limit_file), _read(root / used_file)
         if limit is not None and used is not None and limit.strip().isdigit():

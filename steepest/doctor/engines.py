@@ -1,4 +1,4 @@
-"""The rollout engines: which of them can run here, and why another cannot. No engine is imported."""
+"""Lines about the rollout engines: which can run here, and why others cannot. No engine is imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INSTALL_VLLM = "see docs/vllm.md"
 
 
 def engines(answers: Answers) -> list[Check]:
-    """One line an engine that `actor_rollout_ref.rollout.name` takes."""
+    """One line for each engine that `actor_rollout_ref.rollout.name` accepts."""
     return [_builtin(answers), _hf(answers), _vllm(answers)]
 
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl, the run's own record, and samples.jsonl, answers to be read by people."""
+"""Writes metrics.jsonl, the record of a run, and samples.jsonl, responses for people to read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from steepest.loggers.rows import RowFile, read_rows
 
 @LOGGERS.register("jsonl", essential=True)
 class JsonlLogger:
-    """`metrics.jsonl` in the run folder: {"step": N, "time": seconds since 1970, "name": value, ...} a line.
+    """Writes `metrics.jsonl` in the run folder, one line per step: {"step": N, "time": seconds since 1970, "name":
+    value}.
 
     Numbers keep full precision. A value that is not finite is null, and "_nonfinite" says what it was.
     """
@@ -31,7 +32,7 @@ class JsonlLogger:
 
 
 class SampleLog:
-    """`samples.jsonl`: one line a logged response, so that anyone can read what the model wrote and what it earned."""
+    """Writes `samples.jsonl`, one line per logged response: what the model wrote and its score."""
 
     def __init__(self, path: str | Path, *, start_step: int = 0) -> None:
         self._rows = RowFile(path, start_step=start_step)
@@ -61,7 +62,7 @@ class SampleLog:
 
 
 def read_metrics(path: str | Path) -> dict[int, dict[str, float]]:
-    """Step -> metrics of a metrics.jsonl. Several rows of one step (training and validation) are joined."""
+    """Step -> metrics of a metrics.jsonl. Rows of the same step (training and validation) are merged."""
     steps: dict[int, dict[str, float]] = {}
     for row in read_rows(path):
         step = row.pop("step")

@@ -1,6 +1,6 @@
-"""Generation: the engine protocol, the engines, and the table that names them.
+"""Generation: the interface of engines, the engines, and the table of their names.
 
-Factories import their engine when called, so asking for the names loads neither torch nor an engine's own packages.
+A factory imports its engine when it is called, so reading the names loads neither torch nor an engine's packages.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def builtin(description: Any, **options: Any) -> RolloutEngine:
 
 @ROLLOUT_ENGINES.register("hf")
 def hf(description: Any, **options: Any) -> RolloutEngine:
-    """transformers' generate, slow and independent; see hf.HFEngine."""
+    """transformers' generate, which is slow and shares no code with ours; see hf.HFEngine."""
     from steepest.rollout.hf import HFEngine
 
     return HFEngine(description, **options)
