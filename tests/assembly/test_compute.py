@@ -21,8 +21,8 @@ from steepest.trainer.main_ppo import main
 from steepest.trainer.main_sft import main as main_sft
 from steepest.trainer.run.metrics import memory_metrics
 from tests.support.machine import only_installed
+from tests.support.toy_run import make_toy, toy_overrides
 from tests.trainer.run.test_resume import weights
-from tests.trainer.toy import make_toy, toy_overrides
 
 KEY = "actor_rollout_ref.model.override_config.attn_implementation"
 SHORT = (

@@ -14,8 +14,8 @@ from bench.drafts import DraftEngine, noise_keys, parting, race
 from bench.long_tail import Cost, Steps, play
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.weights import LocalWeights
-from tests.rollout.asking import loaded, requests_of
-from tests.tiny import END, FAMILIES, OTHER_END, VOCABULARY, random_ids, tiny_lm
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import END, FAMILIES, OTHER_END, VOCABULARY, random_ids, tiny_lm
 
 PROMPTS = random_ids([3, 9, 1, 6, 4, 2, 12])
 N = 2

@@ -20,8 +20,17 @@ from steepest.models.flops import WORK, generation_flops
 from steepest.rollout import GenerationRequest, SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.trainer.algorithm.advantages import Advantages
-from tests.learner.helpers import CPU, make_actor, make_batch, make_critic, policy, same_bits, weights, with_log_probs
-from tests.rollout.asking import loaded
+from tests.support.learner_parts import (
+    CPU,
+    make_actor,
+    make_batch,
+    make_critic,
+    policy,
+    same_bits,
+    weights,
+    with_log_probs,
+)
+from tests.support.rollout_requests import loaded
 
 RETURNS = Advantages(partial(gae, gamma=1.0, lam=0.9), whitened=False).returns_of
 

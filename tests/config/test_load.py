@@ -17,7 +17,7 @@ from steepest.config.checks import ROLLOUT
 from steepest.config.load import config_dict, load_config, load_sft_config, save_config
 from steepest.config.schema import Config, SFTConfig
 from steepest.errors import ConfigError
-from tests.config.commands import GRPO, REFERENCE, REQUIRED
+from tests.support.commands import GRPO, REFERENCE, REQUIRED
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ from steepest.data.chat import EncodeReport, cut, encode_prompts, render
 from steepest.data.prompts import Prompt, load_prompts
 from steepest.errors import ConfigError, DataError, ModelError
 from tests.data.conftest import CHATML, byte_tokenizer
-from tests.data.templates import FAMILIES, Family
+from tests.support.chat_templates import FAMILIES, Family
 
 TALK = [
     {"role": "user", "content": "What is 2 + 3?"},

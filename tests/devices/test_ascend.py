@@ -12,7 +12,7 @@ import pytest
 
 from steepest.devices import CPUDevice, CUDADevice, NPUDevice, ascend
 from steepest.devices.checks import Check
-from tests.doctor.installs import package
+from tests.support.installs import package
 from tests.support.machine import only_installed
 
 WHOLE = {

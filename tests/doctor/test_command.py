@@ -13,7 +13,7 @@ import pytest
 from steepest import __version__
 from steepest.rollout import ROLLOUT_ENGINES
 from tests.doctor import documents
-from tests.doctor.installs import ROOT, TORCH, Ran, doctor, environment
+from tests.support.installs import ROOT, TORCH, Ran, doctor, environment
 
 GROUPS = ["machine", "device", "versions", "engines", "extras", "hubs", "environment"]
 

@@ -17,7 +17,7 @@ from steepest.doctor import device, engines, environment, hubs, machine, package
 from steepest.doctor.machine import GIB
 from steepest.doctor.probe_client import Answers
 from steepest.rollout.vllm_versions import TESTED
-from tests.doctor.installs import ROOT, package
+from tests.support.installs import ROOT, package
 from tests.support.machine import disk_of, only_installed
 
 if sys.version_info >= (3, 11):

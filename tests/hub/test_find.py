@@ -12,8 +12,8 @@ import pytest
 from steepest.config.types import Hub
 from steepest.errors import DataError, ModelError, render
 from steepest.hub import TOKENIZER_FILES, Source, find
-from tests.hub.fake_hub import FakeHub, Fault
-from tests.hub.world import (
+from tests.support.fake_hub import FakeHub, Fault
+from tests.support.hub_world import (
     HUBS,
     MODEL,
     NEEDED,

@@ -19,7 +19,7 @@ from steepest.learner.shared_critic import AdapterCritic, HeadCritic
 from steepest.learner.trainable import ComputeSettings
 from steepest.models.lora import LoraSettings, adapter_parameters
 from steepest.models.lora_models import CRITIC, FrozenValueModel, LoraCausalLM
-from tests.learner.helpers import (
+from tests.support.learner_parts import (
     CPU,
     VANILLA,
     make_actor,

@@ -7,7 +7,7 @@ import torch
 
 from steepest.errors import ModelError
 from steepest.models.self_check import check_backbone, check_causal_lm
-from tests.tiny import FAMILIES, tiny_critic, tiny_lm
+from tests.support.tiny_models import FAMILIES, tiny_critic, tiny_lm
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,8 +18,8 @@ from steepest.learner.critic import Critic
 from steepest.learner.trainable import ComputeSettings
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from tests.learner.helpers import make_actor, make_batch, make_critic, policy, with_log_probs
-from tests.rollout.asking import loaded, requests_of
+from tests.support.learner_parts import make_actor, make_batch, make_critic, policy, with_log_probs
+from tests.support.rollout_requests import loaded, requests_of
 
 pytestmark = pytest.mark.npu
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from steepest.errors import ConfigError, DataError, RewardError
 from steepest.rewards import RewardPool, RewardRequest, RewardResult
 from steepest.rewards.pool import allowed_failures
-from tests.rewards.helpers import FUNCTIONS, custom_pool, requests
+from tests.support.reward_pools import FUNCTIONS, custom_pool, requests
 
 
 @pytest.fixture(scope="module")

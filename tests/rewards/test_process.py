@@ -15,8 +15,8 @@ import pytest
 from steepest.errors import RewardError
 from steepest.rewards import RewardResult
 from steepest.rewards.process import describe_exit
-from tests.rewards.helpers import FUNCTIONS, custom_pool, requests
 from tests.support.processes import alive, gone_within
+from tests.support.reward_pools import FUNCTIONS, custom_pool, requests
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,8 +16,8 @@ from steepest.models.packing import pack_batch, scatter
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.weights import LocalWeights
-from tests.rollout.asking import loaded, requests_of
-from tests.tiny import END, FAMILIES, OTHER_END, random_ids, tiny_critic, tiny_lm
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import END, FAMILIES, OTHER_END, random_ids, tiny_critic, tiny_lm
 
 PROMPTS = random_ids([3, 9, 1, 6, 4, 2, 12, 5])
 
@@ -323,7 +323,7 @@ def test_no_prompts_no_completions():
 def test_ids_reach_the_trainer_although_their_text_encodes_otherwise(tmp_path):
     """A tokenizer under which decode and encode is not the identity: the engine's ids are what is trained on."""
     from steepest.models.load import load_causal_lm, load_tokenizer
-    from tests.tiny import tiny_folder
+    from tests.support.tiny_models import tiny_folder
 
     folder = tiny_folder(tmp_path)
     tokenizer, model = load_tokenizer(folder), load_causal_lm(folder)

@@ -13,8 +13,8 @@ from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.builtin.layout import UnknownLayout, read_layout
 from steepest.rollout.builtin.network import FusedNetwork, ModelNetwork
 from steepest.rollout.weights import LocalWeights
-from tests.rollout.asking import loaded, requests_of
-from tests.tiny import END, random_ids, randomise, tiny_lm
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import END, random_ids, randomise, tiny_lm
 
 PROMPTS = random_ids([3, 9, 1, 6, 70])
 GREEDY = SamplingParams(12, temperature=0.0, ignore_eos=True)

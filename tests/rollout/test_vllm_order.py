@@ -19,11 +19,11 @@ from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.vllm import VLLMEngine, _words, check_install, row_seed, start_engine
 from steepest.rollout.weights import LocalWeights, ModelDescription
-from tests.doctor.installs import package
-from tests.rollout.asking import requests_of
 from tests.rollout.fake_vllm import FakeLLM, FakeParams, OutOfOrder
+from tests.support.installs import package
 from tests.support.machine import only_installed
-from tests.tiny import END, OTHER_END, random_ids, tiny_lm
+from tests.support.rollout_requests import requests_of
+from tests.support.tiny_models import END, OTHER_END, random_ids, tiny_lm
 
 PROMPTS = random_ids([3, 9, 5])
 TIED = {"tie_word_embeddings": True}

@@ -20,7 +20,7 @@ from steepest.loggers.rows import read_rows
 from steepest.trainer.jobs.export import export
 from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.jobs.sft import run_sft
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 VERL = (
     "actor_rollout_ref.model.lora_rank=8",

@@ -17,7 +17,7 @@ from steepest.process.entry import run_entry
 from steepest.trainer.jobs.sft import run_sft
 from steepest.trainer.main_sft import main
 from tests.support.full_memory import FullMemory
-from tests.trainer.toy import make_toy
+from tests.support.toy_run import make_toy
 
 
 @pytest.fixture(scope="module")

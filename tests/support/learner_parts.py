@@ -1,4 +1,4 @@
-"""Two-layer models and hand-made batches for the tests of this folder."""
+"""Two-layer models and hand-made batches for the tests of the learner."""
 
 from __future__ import annotations
 

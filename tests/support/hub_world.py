@@ -11,7 +11,7 @@ import pytest
 
 from steepest.config.types import Hub
 from steepest.hub import Source
-from tests.hub.fake_hub import FakeHub, Files
+from tests.support.fake_hub import FakeHub, Files
 
 HUBS: tuple[Hub, ...] = ("huggingface", "modelscope")
 MODEL: Files = {

@@ -1,4 +1,7 @@
-"""What goes wrong with a hub and what the user reads: `python -m tests.hub.faults` prints the table of docs/hubs.md."""
+"""What goes wrong with a hub and what the user reads.
+
+`python -m tests.support.hub_faults` prints the table of docs/hubs.md.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ import pytest
 from steepest.config.types import Hub
 from steepest.errors import ModelError
 from steepest.hub import Source, find
-from tests.hub.fake_hub import FakeHub, Fault
-from tests.hub.world import (
+from tests.support.fake_hub import FakeHub, Fault
+from tests.support.hub_world import (
     HUBS,
     file_path,
     hub_with_model,
