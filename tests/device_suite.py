@@ -19,8 +19,8 @@ from steepest.models.varlen import VarlenContext, choose_attention
 from steepest.process.entry import run_entry
 from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.main_ppo import main
-from tests.learner.helpers import make_actor, make_batch, policy
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.learner_parts import make_actor, make_batch, policy
+from tests.support.toy_run import make_toy, toy_overrides
 
 LENGTHS = (70, 3, 50, 1, 33, 68)
 SHORT = (

@@ -18,8 +18,17 @@ from steepest.learner.reference import Reference
 from steepest.models.flops import generation_flops
 from steepest.rollout import GenerationRequest, SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from tests.learner.helpers import CPU, make_actor, make_batch, make_critic, policy, same_bits, weights, with_log_probs
-from tests.rollout.asking import loaded
+from tests.support.learner_parts import (
+    CPU,
+    make_actor,
+    make_batch,
+    make_critic,
+    policy,
+    same_bits,
+    weights,
+    with_log_probs,
+)
+from tests.support.rollout_requests import loaded
 
 GAE = EstimatorCall("gae", {"gamma": 1.0, "lam": 0.9})
 

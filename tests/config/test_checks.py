@@ -13,8 +13,8 @@ from steepest.config import checks, tree
 from steepest.config import load as load_module
 from steepest.config.checks import Deriver, NoEffect, Section
 from steepest.config.load import PPO_JOB, SFT_JOB, load_config
-from tests.config.commands import GRPO, REQUIRED
 from tests.config.test_errors import WARNINGS
+from tests.support.commands import GRPO, REQUIRED
 
 PACKAGE = Path(checks.__file__).parents[1]
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"

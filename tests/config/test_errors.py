@@ -18,7 +18,7 @@ from steepest.config.checks import Deriver, Section
 from steepest.config.load import PPO_JOB, SFT_JOB, load_config, load_sft_config
 from steepest.config.schema import Config
 from steepest.errors import ConfigError
-from tests.config.commands import GRPO, REQUIRED
+from tests.support.commands import GRPO, REQUIRED
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 

@@ -29,8 +29,8 @@ from steepest.trainer.experience.greedy_baseline import GreedyBaseline
 from steepest.trainer.experience.scoring import Finished, Scorer
 from steepest.trainer.experience.single_turn import SingleTurn, StepRollouts
 from steepest.trainer.loop import Timer
-from tests.config.commands import REQUIRED
-from tests.trainer.fakes import EchoEngine, FakeCluster, FakePool, NumberTokenizer, exact, prompt
+from tests.support.commands import REQUIRED
+from tests.support.fake_parts import EchoEngine, FakeCluster, FakePool, NumberTokenizer, exact, prompt
 
 ACTOR, CORRECTION = "actor_rollout_ref.actor", "algorithm.rollout_correction"
 ONE = ("data.train_batch_size=8", f"{ACTOR}.ppo_mini_batch_size=8", "critic.ppo_mini_batch_size=8")

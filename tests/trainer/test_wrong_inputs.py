@@ -16,7 +16,7 @@ from steepest.models.tiny import build_tiny_model
 from steepest.process.entry import run_entry
 from steepest.trainer.main_ppo import main
 from steepest.trainer.run.folder import hold
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 MODEL = "actor_rollout_ref.model.path"
 

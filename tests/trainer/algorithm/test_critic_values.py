@@ -9,8 +9,8 @@ from steepest.core.batch import Batch
 from steepest.trainer.algorithm.advantages import Advantages
 from steepest.trainer.algorithm.critic_values import NoCritic, Values, ValuesFromPass, ValuesFromUpdate
 from steepest.trainer.algorithm.kl_rewards import plain_rewards
-from tests.learner.helpers import make_critic, same_bits, weights
-from tests.trainer.fakes import FakeCluster
+from tests.support.fake_parts import FakeCluster
+from tests.support.learner_parts import make_critic, same_bits, weights
 
 GAE = EstimatorCall("gae", {"gamma": 1.0, "lam": 0.9})
 

@@ -11,7 +11,7 @@ from steepest.models.causal_lm import CausalLM
 from steepest.models.lora import BaseModel, LoraSettings
 from steepest.models.lora_models import LoraCausalLM
 from steepest.trainer.jobs.export import export
-from tests.tiny import tiny_hf
+from tests.support.tiny_models import tiny_hf
 
 
 def test_a_base_with_code_of_its_own_names_the_option_of_the_command(tmp_path):
