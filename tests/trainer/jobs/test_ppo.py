@@ -7,9 +7,9 @@ import json
 
 import pytest
 import torch
-from steepest.config.reward_functions import functions_of
 
 from steepest.config.load import load_config
+from steepest.config.sections.reward import functions_of
 from steepest.core.batch import Batch
 from steepest.data.prompts import Prompt
 from steepest.errors import CheckpointError, DataError
