@@ -225,7 +225,8 @@ def test_the_comparison_is_over_the_rows_that_the_trainer_computed():
     batch.recomputed = torch.tensor([True, False])
     assert described(True)["mismatch/max_abs_diff"] == 0.5 and described(True)["mismatch/rows_compared"] == 0.5
     assert not [name for name in described(False) if name.startswith("mismatch/")]
-    assert described(False)["tokens"] == 6.0 and described(False)["response_tokens"] == 4.0
+    assert described(False)["perf/total_num_tokens"] == 6.0
+    assert described(False)["perf/total_num_response_tokens"] == 4.0
     batch.old_log_probs = None
     assert "mismatch/rows_compared" not in described(True), "nothing to compare with"
 

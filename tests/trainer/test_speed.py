@@ -52,8 +52,8 @@ def test_tokens_a_second_are_those_of_the_timings(finished):
         assert row["perf/throughput"] == pytest.approx(tokens / row["timing_s/step"])
         update = row["timing_s/update_critic"] + row["timing_s/update_actor"]
         assert row["perf/throughput/update"] == pytest.approx(tokens / update)
-        assert 0 < row["perf/throughput/gen"] * row["timing_s/gen"] < tokens
-        assert "tokens" not in row and "response_tokens" not in row
+        responses = row["perf/throughput/gen"] * row["timing_s/gen"]
+        assert responses == pytest.approx(row["perf/total_num_response_tokens"]) and 0 < responses < tokens
 
 
 def test_the_share_of_the_limit_counts_every_pass(finished):
@@ -76,8 +76,7 @@ def test_shares_by_hand_and_none_of_what_did_not_run():
 
 def test_tokens_a_second_by_hand():
     times = {"timing_s/step": 10.0, "timing_s/gen": 4.0, "timing_s/update_critic": 2.0, "timing_s/update_actor": 3.0}
-    assert speed_metrics(1000, 400, times) == {
-        "perf/total_num_tokens": 1000.0,
+    assert speed_metrics({**times, "perf/total_num_tokens": 1000.0, "perf/total_num_response_tokens": 400.0}) == {
         "perf/time_per_step": 10.0,
         "perf/throughput": 100.0,
         "perf/throughput/gen": 100.0,
