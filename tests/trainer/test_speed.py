@@ -157,9 +157,9 @@ BOTH = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
 @pytest.mark.parametrize("given, ours, cores, text", [
     ({"OMP_WAIT_POLICY": "PASSIVE"}, {}, 7, "waiting threads sleep (OMP_WAIT_POLICY=PASSIVE)"),
     ({"OMP_WAIT_POLICY": "active"}, {}, 7, "waiting threads keep their core busy (OMP_WAIT_POLICY=active)"),
-    ({}, {}, 7, "waiting threads do as the OpenMP library likes (OMP_WAIT_POLICY is unset)"),
-    ({"GOMP_SPINCOUNT": "5"}, {}, 7, "waiting threads do as told (GOMP_SPINCOUNT=5)"),
-    (BOTH, {}, 7, "waiting threads do as told (OMP_WAIT_POLICY=PASSIVE, GOMP_SPINCOUNT=20000)"),
+    ({}, {}, 7, "waiting threads follow the OpenMP library's own default (OMP_WAIT_POLICY is unset)"),
+    ({"GOMP_SPINCOUNT": "5"}, {}, 7, "waiting threads follow GOMP_SPINCOUNT=5"),
+    (BOTH, {}, 7, "waiting threads follow OMP_WAIT_POLICY=PASSIVE, GOMP_SPINCOUNT=20000"),
     (BOTH, BOTH, 7, "waiting threads spin for a moment, and sleep where others use the cores (our default)"),
     (BOTH, BOTH, 2, "waiting threads sleep (OMP_WAIT_POLICY=PASSIVE, our default)"),  # more threads than cores
     ({"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}, 7,
