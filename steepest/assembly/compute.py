@@ -34,7 +34,7 @@ def compute_settings(
     trained: bool = True,
     shares_prompts: bool = False,
 ) -> ComputeSettings:
-    """Of the model in `section`. One that is only read has no backward pass and so no gradient checkpointing."""
+    """How the model in `section` computes. One that is only read has no backward pass, so no gradient checkpointing."""
     return ComputeSettings(
         device=device.torch_device(),
         dtype=cast(Any, compute_dtype(dtype, device)),

@@ -50,7 +50,7 @@ def sizes(models: Models) -> Mapping[str, Size]:
 
 
 def size_of(part: Any, seen: set[int] | None = None, *, only_saved: bool = False) -> Size:
-    """Of one model; `seen` are the ids of parameters that are counted already, and takes those counted here."""
+    """The size of one model. `seen` has the ids of parameters that are counted already, and gets those counted here."""
     seen = set() if seen is None else seen
     saved = dict(part.model.saved_parameters())
     held = [p for p in (saved.values() if only_saved else part.model.parameters()) if id(p) not in seen]

@@ -76,7 +76,7 @@ def _make_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, dev
         dtype=getattr(torch, compute_dtype(rollout.dtype, device)),
         max_num_seqs=rollout.max_num_seqs,
         max_model_len=longest_sequence(config),
-        # Of the memory there is, not of the memory that is free: a resumed run must batch as the first one did.
+        # A share of all memory, not of the free memory: a resumed run must batch as the first one did.
         kv_memory_bytes=int(rollout.gpu_memory_utilization * device.memory().total),
         **more,
     )

@@ -1,4 +1,4 @@
-"""LoRA in a run: which models get an adapter, who shares the base, and how they start or go on from a checkpoint."""
+"""LoRA in a run: which models get an adapter, who shares the base, and how they start or resume from a checkpoint."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def halves_base(config: Config, dtype: str, device: Device) -> bool:
 
 
 def _require_whole(folder: Path) -> None:
-    """A run that trains all weights cannot go on from an adapter."""
+    """Raises CheckpointError for an adapter: a run that trains all weights cannot resume from one."""
     if lora.is_adapter(folder) or not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{folder} holds what a run with LoRA trained, and {setting('lora_rank')} is 0 now. Go on with the "

@@ -276,7 +276,7 @@ def build_reference(
 
 
 def build_reader(config: Config, policy: CausalLM, device: Device) -> ReadingReference:
-    """For a value head in a run whose reward and loss need no reference."""
+    """Builds what a value head reads, in a run whose reward and loss need no reference."""
     assert isinstance(policy, LoraCausalLM), "checked by config.sections.model"
     return ReadingReference(policy, compute=_reading(config, device), forward=_critic_forward(config.critic))
 

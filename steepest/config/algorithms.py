@@ -110,7 +110,7 @@ class LossSpec(Spec):
     idle_at_ratio_one: str = "clip"
     """What does nothing while the policy has not moved."""
     pointless_in_one_update: bool = False
-    """With one update a step nothing is left of it but the plain policy gradient."""
+    """It equals the plain policy gradient in a run with one update a step."""
     widest_clip: float | None = None
     """A clip range wider than this hardly ever acts."""
     draws: bool = False

@@ -95,7 +95,7 @@ class Section:
         return add
 
     def no_effect(self, function: Callable[[], list[NoEffect]]) -> Callable[[], list[NoEffect]]:
-        """The keys without effect. Of two entries that cover a key, the first whose `when` is true is reported."""
+        """The keys without effect. Where two entries cover a key, the first whose `when` is true is reported."""
         self.tables.append(function)
         return function
 

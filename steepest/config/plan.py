@@ -142,7 +142,7 @@ def _old_log_probs(
     use = "serve the KL in the reward" if updates == 1 else "are the old ones"
     return "engine", (
         f"The engine's log-probs {use}, checked on a sample of rows in each step; beyond the bound all are computed "
-        f"anew. Always anew: {key}=recompute."
+        f"again. Always again: {key}=recompute."
     )
 
 
@@ -212,7 +212,7 @@ def _with_notes(plan: Plan, config: Config, num_samples: int, old_log_probs: str
     if config.trainer.save_freq < 0 and not config.trainer.val_only:
         notes.append(
             "No checkpoint is written (trainer.save_freq=-1): the trained model is not kept, and a killed run starts "
-            "anew. To keep it: trainer.save_freq=N, which also saves at the end."
+            "again. To keep it: trainer.save_freq=N, which also saves at the end."
         )
     if actor.use_kl_loss:
         notes.append(f"KL in the loss is on: {actor.kl_loss_type}, coefficient {actor.kl_loss_coef:g}.")

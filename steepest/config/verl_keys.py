@@ -162,7 +162,7 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     (f"{{{ACTOR},critic}}.megatron", "Megatron is not part of this version.", ()),
     # model
     (f"{{{MODEL},critic.model}}.use_shm", "Weights are read once; nothing is copied to /dev/shm.", _OFF),
-    (f"{{{MODEL},critic.model}}.hf_config_path", "The config.json beside the weights: override_config.", (None,)),
+    (f"{{{MODEL},critic.model}}.hf_config_path", "The config.json next to the weights: override_config.", (None,)),
     (f"{{{MODEL},critic.model}}.external_lib", "No foreign import at start; see trust_remote_code.", (None,)),
     (f"{{{MODEL},critic.model}}.enable_activation_offload", "Use enable_gradient_checkpointing.", _OFF),
     (f"{{{MODEL},critic.model}}.lora_adapter_path", f"{_FROM_ADAPTER}.", (None,)),

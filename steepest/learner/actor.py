@@ -243,7 +243,7 @@ class _MiniBatchLoss:
     first: bool
     """The mini-batch before whose step the policy is still the old one."""
     seed: int
-    """Of the loss's random choices."""
+    """Seed of the loss's random choices."""
     own: Tensor | None
     """(B, T) f32 on the CPU, takes the log-probs where the batch has no old ones; None where it has."""
     loss: ActorLossSettings = field(init=False)

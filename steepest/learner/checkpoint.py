@@ -45,7 +45,7 @@ _WRITING, _REPLACED, _DELETING = ".tmp-", ".old-", ".del-"
 
 @dataclass(frozen=True)
 class Start:
-    """Step 0 and no checkpoint, or the step and folder to go on from."""
+    """Step 0 and no checkpoint, or the step and folder to resume from."""
 
     step: int
     checkpoint: Path | None
@@ -88,7 +88,7 @@ FROM_NOTHING = Start(0, None, {})
 class CheckpointStore:
     """The checkpoints in one run folder. One process writes at a time.
 
-    `keep` newest checkpoints stay, and the best one beside them; None keeps all. "Newest" is the order of saving,
+    `keep` newest checkpoints stay, and the best one in addition; None keeps all. "Newest" is the order of saving,
     not of step numbers: a run that went back to step 4 and saves step 6 must not be shadowed by an older step 10.
     `warn` takes the sentence about a damaged checkpoint; by default it is logged.
     """
@@ -136,7 +136,7 @@ class CheckpointStore:
             seal(beside, {"step": step, "serial": self._next_serial()})
             scores = self._scores()
             if target.exists() and scores.pop(step, None) is not None:
-                self._write_best(scores)  # first: the old weights' score must never stand beside the new ones
+                self._write_best(scores)  # first: the old weights' score must never stand next to the new ones
             self._put_in_place(beside, target)
             self._own.add(target)
             write_text_atomic(self.folder / LATEST, f"{step}\n")
@@ -204,7 +204,7 @@ class CheckpointStore:
         self._own.add(path)
 
     def holds(self, step: int) -> bool:
-        """Whether the folder of this step holds this run's weights: saved here, or what the run goes on from.
+        """Whether the folder of this step holds this run's weights: saved here, or what the run resumed from.
 
         A folder of the same step may also lie there from before a run went back to an earlier step. What is measured
         now says nothing about it.
@@ -255,7 +255,7 @@ class CheckpointStore:
 
     def _newest_first(self) -> list[tuple[int, Path]]:
         """(step, path) of every checkpoint folder, last saved first; one without a readable manifest comes first,
-        so that it is told about."""
+        so that it is reported."""
         found = [(int(m[1]), p) for p in self._entries() if (m := _STEP.fullmatch(p.name)) and p.is_dir()]
         return sorted(found, key=lambda item: (_serial(item[1]), item[0]), reverse=True)
 

@@ -32,7 +32,7 @@ class ValuesAndGradient(NamedTuple):
     final_values: Tensor
     """(B,) f32 on the CPU."""
     metrics: Metrics
-    """Of the loss whose gradient was taken; empty where no row has a token of trained_mask."""
+    """Metrics of the loss whose gradient was taken; empty where no row has a token of trained_mask."""
 
 
 @dataclass(frozen=True)

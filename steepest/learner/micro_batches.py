@@ -36,7 +36,7 @@ class MicroBatches:
         return split(lengths, rows=self.rows) if self.rows is not None else split(lengths, tokens=self.tokens)
 
     def split_groups(self, prompts: Sequence[int], responses: Sequence[int], groups: Sequence[int]) -> list[list[int]]:
-        """The same for rows whose group shares a prompt. See `split_groups`."""
+        """The micro-batches of rows whose group shares a prompt. See `split_groups`."""
         if self.tokens is None or self.rows is not None:
             return self.split([*responses])
         return split_groups(prompts, responses, groups, tokens=self.tokens)

@@ -25,7 +25,7 @@ class UpdateSettings:
     shuffle: bool = False
     """False: contiguous rows in order. True: a new order per epoch."""
     seed: int = 42
-    """Of the shuffle."""
+    """Seed of the shuffle."""
 
     def __post_init__(self) -> None:
         if self.mini_batch_rows < 1 or self.epochs < 1:

@@ -32,7 +32,7 @@ _SMALLER = "Take a smaller model, or a device with more memory."
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """Where and in which precision a model computes. Weights, gradients and moments are float32 in any case."""
+    """Where and in which precision a model computes. Weights, gradients and moments are always float32."""
 
     device: torch.device | str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -188,7 +188,7 @@ class Trainable(Generic[ModelT]):
     # -- files ----------------------------------------------------------------------------------------------
 
     def save(self, folder: Path, tokenizer: Any) -> None:
-        """Weights and tokenizer as a Hugging Face folder, and beside them the optimizer's state, into `folder`."""
+        """Write weights and tokenizer as a Hugging Face folder, and the optimizer's state, into `folder`."""
         self.model.save(folder, tokenizer)  # type: ignore[operator]
         if self.optimizer is not None:
             save_optimizer(self.optimizer, folder)

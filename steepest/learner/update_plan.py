@@ -35,9 +35,9 @@ class MiniBatch:
     micro: Cut
     """This rank's rows with a token of loss_mask, in micro-batches."""
     denominators: LossDenominators
-    """Of the whole mini-batch, over all ranks."""
+    """Numbers of rows and tokens in the whole mini-batch, over all ranks."""
     seed: int
-    """Of the random choices of a loss."""
+    """Seed of the random choices of a loss."""
 
 
 @dataclass(frozen=True)

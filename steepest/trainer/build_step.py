@@ -99,8 +99,8 @@ def build_reward_shaping(config: Config, plan: Plan, controller: KLController) -
 
 
 def compares_engines(config: Config, plan: Plan) -> bool:
-    """Whether the finished batch tells how far engine and trainer are apart: both speak of one distribution, have
-    log-probs of their own, and nothing has been taken out of the batch for being too far."""
+    """Whether the distance of engine and trainer is measured on the finished batch: both have log-probs of their own,
+    of one distribution, and nothing has been taken out of the batch because it was too far."""
     bypass = config.algorithm.rollout_correction.bypass_mode
     return unfiltered(train_sampling(config)) and not bypass and not plan.corrects
 

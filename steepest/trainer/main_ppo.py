@@ -16,7 +16,7 @@ from steepest.process.start_timing import Laps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job that the overrides describe. Returns 0; raises SteepestError for what the user can mend."""
+    """Run the job that the overrides describe. Returns 0; raises SteepestError for what the user can fix."""
     laps = Laps(LOADED)
     config = load_config(list(sys.argv[1:] if argv is None else argv))
     from steepest.devices import hide_unusable

@@ -413,10 +413,10 @@ RULES = [
      "it. Remove one."),
     ([f"{CORRECTION}.rollout_is=token", f"{ROLLOUT}.top_p=0.9"],
      f"{CORRECTION}.rollout_is with {ROLLOUT}.top_p=0.9, top_k=-1: the engine's log-probs are those of the filtered "
-     "choice, which never draws some tokens, so no weight can mend it. Use top_p=1 and top_k=-1."),
+     "choice, which never draws some tokens, so no weight can correct it. Use top_p=1 and top_k=-1."),
     ([f"{CORRECTION}.bypass_mode=True", f"{ROLLOUT}.top_k=20"],
      f"{CORRECTION}.bypass_mode with {ROLLOUT}.top_p=1, top_k=20: the engine's log-probs are those of the filtered "
-     "choice, which never draws some tokens, so no weight can mend it. Use top_p=1 and top_k=-1."),
+     "choice, which never draws some tokens, so no weight can correct it. Use top_p=1 and top_k=-1."),
     (["reward.functions={mth: 1}"],
      "reward.functions: no such reward: mth. Did you mean math? Known: grader, exact, format, gsm8k, length, math, "
      "multiple_choice, numeric, reward_model, judge, or file.py:function of your own."),
@@ -429,7 +429,7 @@ RULES = [
     (["reward.functions={grader: {weight: 1, mode: flexible}}"],
      "reward.functions.grader: takes no option (mode). What can be set is reward.mode."),
     (["reward.functions={'a.py:mine': 1, 'b.py:mine': 1}"],
-     "reward.functions: two rewards are called mine, so their scores could not be told apart. Rename one."),
+     "reward.functions: two rewards are called mine, so their scores could not be distinguished. Rename one."),
     (["custom_reward_function.path=/tmp/mine.py", "reward.functions={math: 1}"],
      "custom_reward_function.path=/tmp/mine.py: it scores every row, and reward.functions says otherwise. Remove one; "
      "in a sum your function is {'/tmp/mine.py:compute_score': 1.0}."),

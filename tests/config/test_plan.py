@@ -24,7 +24,7 @@ def test_the_reference_run_has_435_steps_of_four_updates() -> None:
         "KL in the reward is on (derived from algorithm.kl_ctrl.kl_coef): kl, fixed coefficient 0.001; "
         "off: algorithm.use_kl_in_reward=False.",
         "The engine's log-probs are the old ones, checked on a sample of rows in each step; beyond the bound all are "
-        "computed anew. Always anew: actor_rollout_ref.actor.old_log_probs=recompute.",
+        "computed again. Always again: actor_rollout_ref.actor.old_log_probs=recompute.",
         "29 steps an epoch; the last 49 of 7473 rows of each epoch are left out.",
     )
 

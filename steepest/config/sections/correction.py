@@ -167,8 +167,8 @@ def correction_needs_the_whole_distribution(c: Config, is_set: IsSet) -> Iterato
         name = "bypass_mode" if correction.bypass_mode else "rollout_is" if correction.rollout_is else "rollout_rs"
         yield (
             f"{CORRECTION}.{name} with {ROLLOUT}.top_p={rollout.top_p:g}, top_k={rollout.top_k}: the engine's "
-            "log-probs are those of the filtered choice, which never draws some tokens, so no weight can mend it. Use "
-            "top_p=1 and top_k=-1."
+            "log-probs are those of the filtered choice, which never draws some tokens, so no weight can correct it. "
+            "Use top_p=1 and top_k=-1."
         )
 
 

@@ -60,7 +60,7 @@ class CriticModelConfig:
     target_modules: tuple[str, ...] = DERIVED
     """Linear layers that get the adapter, by name; null: the actor's."""
     exclude_modules: tuple[str, ...] | None = None
-    """Of those, the ones left out, by name; null: the actor's."""
+    """Names of those that are left out; null: the actor's."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class ModelConfig:
     target_modules: tuple[str, ...] = ("all-linear",)
     """Linear layers that get the adapter, by name, e.g. `[q_proj,v_proj]`; all-linear: all but the head."""
     exclude_modules: tuple[str, ...] | None = None
-    """Of those, the ones left out, by name."""
+    """Names of those that are left out."""
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ class RewardModelConfig:
     revision: str | None = None
     """Branch, tag or commit of `model_path` on the hub; null: the newest."""
     label: str | None = None
-    """Of a model with several labels, the one whose probability is the score; null: the model has one output, which
-    is the score as it is. Ours, not verl's."""
+    """The label whose probability is the score, for a model with several; null: the model has one output, which is the
+    score as it is. Ours, not verl's."""
     micro_batch_size_per_gpu: Positive = 8
     """Responses scored in one pass."""
     dtype: ComputeDtype = DERIVED
@@ -163,7 +163,9 @@ def function_problems(value: ReadOnlyMapping[str, Any]) -> list[str]:
     problems = [problem for name, entry in value.items() for problem in _entry_problems(str(name), entry)]
     labels = [str(name).rpartition(":")[2] for name in value]
     for label in sorted({label for label in labels if labels.count(label) > 1}):
-        problems.append(f"{KEY}: two rewards are called {label}, so their scores could not be told apart. Rename one.")
+        problems.append(
+            f"{KEY}: two rewards are called {label}, so their scores could not be distinguished. Rename one."
+        )
     return problems
 
 

@@ -108,7 +108,7 @@ class SFTTrainerConfig:
     default_local_dir: File = DERIVED
     """Run folder; null: checkpoints/<project_name>/<experiment_name>."""
     resume_mode: Literal["auto", "disable", "resume_path"] = "auto"
-    """auto: go on from the newest good checkpoint of the run folder, if any."""
+    """auto: resume from the newest good checkpoint of the run folder, if any."""
     resume_from_path: File | None = None
     """Checkpoint folder (global_step_N) for resume_mode=resume_path."""
     max_ckpt_to_keep: Positive | None = None

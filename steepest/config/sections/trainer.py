@@ -51,7 +51,7 @@ class TrainerConfig:
     default_local_dir: File = DERIVED
     """Run folder; null: checkpoints/<project_name>/<experiment_name>."""
     resume_mode: Literal["auto", "disable", "resume_path"] = "auto"
-    """auto: go on from the newest good checkpoint of the run folder, if any."""
+    """auto: resume from the newest good checkpoint of the run folder, if any."""
     resume_from_path: File | None = None
     """Checkpoint folder (global_step_N) for resume_mode=resume_path."""
     max_actor_ckpt_to_keep: Positive | None = None
@@ -145,7 +145,7 @@ def keys_without_effect() -> list[NoEffect]:
 
 
 def resume_path_without_effect() -> NoEffect:
-    """Of both jobs."""
+    """An entry that both jobs have."""
     return NoEffect(
         ("trainer.resume_from_path",),
         lambda c: c.trainer.resume_mode != "resume_path",

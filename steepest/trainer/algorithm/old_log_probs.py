@@ -146,7 +146,7 @@ class FromEngine:
         self.warn_once(
             f"the rollout engine's log-probs differ from the actor's by {float(difference.max()):.2g} nats at a "
             f"token (bound {self.bound:g}): the actor's are computed for all rows, in each step where they do. "
-            "mismatch/* tells how far they are apart; actor_rollout_ref.actor.old_log_probs=recompute leaves the "
+            "mismatch/* has the distance; actor_rollout_ref.actor.old_log_probs=recompute leaves the "
             "check out."
         )
         return False

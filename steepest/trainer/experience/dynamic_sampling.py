@@ -128,8 +128,8 @@ class DynamicSampling:
         self.warn_once(
             f"warning: dynamic sampling found {found} of {self.num_groups} prompts whose responses differ in "
             f"{self.metric} in {rounds} rounds (algorithm.filter_groups.max_num_gen_batches): the batch is filled with "
-            "prompts that were dropped. filter_groups/filled counts them; this is told once. Prompts that are too easy "
-            "or too hard, or too few responses a prompt, are the usual reasons."
+            "prompts that were dropped. filter_groups/filled counts them; this is printed once. Prompts that are too "
+            "easy or too hard, or too few responses a prompt, are the usual reasons."
         )
 
 

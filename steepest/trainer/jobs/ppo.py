@@ -113,7 +113,7 @@ def check_ground_truths(prompts: Sequence[Prompt], functions: Sequence[WeightedF
         problem = ground_truth_problem(prompt.data_source, prompt.ground_truth, functions)
         if problem is not None:
             raise DataError(
-                f"row {prompt.uid} (file:row, from 0), column reward_model: {problem}. Mend the row, or score it with "
+                f"row {prompt.uid} (file:row, from 0), column reward_model: {problem}. Fix the row, or score it with "
                 "a function of your own (custom_reward_function.path)."
             )
 

@@ -32,7 +32,7 @@ NEXT = """What to do next
 
 PPO = "ppo"
 RESPONSES = 256
-"""Of a step, whatever the size of groups; half of them make an update."""
+"""Responses of a step, whatever the size of groups; half of them make an update."""
 
 
 @dataclass(frozen=True)

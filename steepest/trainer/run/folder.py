@@ -94,7 +94,7 @@ def open_tokenizer(
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a run folder. The lock lies beside it and ends with the process, however that ends.
+    """Keep other runs out of a run folder. The lock file lies next to it and ends with the process, however that ends.
 
     Raises CheckpointError when another run holds it: two runs in one folder would write over each other.
     """

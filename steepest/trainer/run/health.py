@@ -1,4 +1,4 @@
-"""Health checks: what a curve would show an expert, said in words, once until it mends."""
+"""Health checks: what a curve would show an expert, as sentences. Each is printed once, and again after it passed."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Run:
     writers: Mapping[str, Callable[[Path], None]]
     """Sub-folder of a checkpoint -> what writes it."""
     state: Callable[[], dict[str, Any]]
-    """What a resumed run needs beside the folders of `writers`."""
+    """What a resumed run needs in addition to the folders of `writers`."""
     checkpoint_bytes: int
     """About how much disk one checkpoint takes."""
     evaluator: Evaluator
@@ -107,7 +107,7 @@ def changed_values(path: Path, new: Any) -> list[str]:
     try:
         before, after = flatten(OmegaConf.to_container(OmegaConf.load(path))), flatten(new)
     except (YAMLError, OmegaConfBaseException):
-        say(f"{path} cannot be read, so what changed since the run's last start is not known; it is written anew.")
+        say(f"{path} cannot be read, so what changed since the run's last start is not known; it is written again.")
         return []
     return [f"{key}: {before.get(key)} -> {value}" for key, value in after.items() if before.get(key, value) != value]
 

@@ -66,7 +66,7 @@ class ModelSources:
 
 
 def sources_of(trainer: TrainerConfig | SFTTrainerConfig) -> ModelSources:
-    """With the pins of the run that this start goes on from, if it does.
+    """The sources of this start's models, with the pins of the run that it resumes, if it does.
 
     Raises CheckpointError for a `models.json` that cannot be read: without it the reference might be another model.
     """
@@ -90,5 +90,5 @@ def read_pins(folder: Path) -> dict[str, Pin]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder / FILE} says which models this run began with, and it cannot be read ({error!r}). Restore it, or "
-            "delete it: then the models are looked up anew, and the reference may be another one."
+            "delete it: then the models are looked up again, and the reference may be another one."
         ) from error

@@ -44,9 +44,9 @@ def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | Non
 
 
 def _is_of_the_run(folder: Path, checkpoint: Path) -> bool:
-    """Whether a run that goes on from `checkpoint` may go on in the records of `folder`.
+    """Whether a run that resumes from `checkpoint` may continue the records of `folder`.
 
-    Either the checkpoint lies in it, or the run there went on from the same checkpoint and is started again.
+    Either the checkpoint lies in it, or the run there resumed from the same checkpoint and is started again.
     """
     if folder.resolve() in checkpoint.resolve().parents:
         return True
