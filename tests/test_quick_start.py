@@ -23,10 +23,10 @@ from steepest.loggers.rows import read_rows
 from steepest.models.tiny import build_tiny_model
 from steepest.rewards.gsm8k import gsm8k
 from steepest.rollout.vllm_versions import TESTED, refusal, warning
-from tests.config.commands import REFERENCE
 from tests.fakes import fake_npu_build
-from tests.hub.fake_hub import FakeHub, folder_files
 from tests.manual import LANGUAGES, ROOT, Shell, blocks, commands, page, table, with_words
+from tests.support.commands import REFERENCE
+from tests.support.fake_hub import FakeHub, folder_files
 
 NAMES = ("quick_start", "ascend_install")
 QUICK_START, ASCEND = (commands(page("en", name)) for name in NAMES)

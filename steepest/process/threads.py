@@ -41,7 +41,7 @@ def _waiting() -> str:
         given = [f"{name}={os.environ[name]}" for name in (WAIT_POLICY, SPIN_COUNT) if name in os.environ]
         return f"waiting threads follow {', '.join(given)}"
     if policy is None:
-        return f"waiting threads do as the OpenMP library likes ({WAIT_POLICY} is unset)"
+        return f"waiting threads follow the OpenMP library's own default ({WAIT_POLICY} is unset)"
     what = {"PASSIVE": "sleep", "ACTIVE": "keep their core busy"}.get(policy.upper(), "follow it")
     return f"waiting threads {what} ({WAIT_POLICY}={policy}{', our default' if OUR_WAITING else ''})"
 

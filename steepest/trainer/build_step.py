@@ -114,8 +114,8 @@ def describe_batch(batch: Batch, *, device: Device, compare_engines: bool) -> Me
         mask = batch.loss_mask & own[:, None]
         metrics |= compare(batch.rollout_log_probs, batch.old_log_probs, mask)
         metrics["mismatch/rows_compared"] = own.float().mean().item()
-    metrics["tokens"] = float(batch.lengths.sum())
-    metrics["response_tokens"] = float(batch.response_lengths.sum())
+    metrics["perf/total_num_tokens"] = float(batch.lengths.sum())
+    metrics["perf/total_num_response_tokens"] = float(batch.response_lengths.sum())
     return metrics | memory_metrics(device)
 
 

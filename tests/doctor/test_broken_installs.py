@@ -11,7 +11,7 @@ import pytest
 
 from steepest.rollout.vllm_versions import TESTED
 from tests.doctor import documents
-from tests.doctor.installs import INSTALLS, NEXT, NUMBER, TORCH, Ran
+from tests.support.installs import INSTALLS, NEXT, NUMBER, TORCH, Ran
 
 pytestmark = pytest.mark.skipif(
     util.find_spec("torch_npu") is not None or util.find_spec("vllm") is not None, reason="builds these packages itself"

@@ -18,7 +18,7 @@ from steepest.process.start_timing import Laps
 from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.loop import Timer
 from steepest.trainer.run.metrics import mfu_metrics, speed_metrics
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 PARTS = ["gen", "reward", "old_log_prob", "ref", "values", "adv", "update_critic", "update_actor", "update_weights",
          "describe"]  # fmt: skip
@@ -52,8 +52,8 @@ def test_tokens_a_second_are_those_of_the_timings(finished):
         assert row["perf/throughput"] == pytest.approx(tokens / row["timing_s/step"])
         update = row["timing_s/update_critic"] + row["timing_s/update_actor"]
         assert row["perf/throughput/update"] == pytest.approx(tokens / update)
-        assert 0 < row["perf/throughput/gen"] * row["timing_s/gen"] < tokens
-        assert "tokens" not in row and "response_tokens" not in row
+        responses = row["perf/throughput/gen"] * row["timing_s/gen"]
+        assert responses == pytest.approx(row["perf/total_num_response_tokens"]) and 0 < responses < tokens
 
 
 def test_the_share_of_the_limit_counts_every_pass(finished):
@@ -76,8 +76,7 @@ def test_shares_by_hand_and_none_of_what_did_not_run():
 
 def test_tokens_a_second_by_hand():
     times = {"timing_s/step": 10.0, "timing_s/gen": 4.0, "timing_s/update_critic": 2.0, "timing_s/update_actor": 3.0}
-    assert speed_metrics(1000, 400, times) == {
-        "perf/total_num_tokens": 1000.0,
+    assert speed_metrics({**times, "perf/total_num_tokens": 1000.0, "perf/total_num_response_tokens": 400.0}) == {
         "perf/time_per_step": 10.0,
         "perf/throughput": 100.0,
         "perf/throughput/gen": 100.0,
@@ -158,9 +157,9 @@ BOTH = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
 @pytest.mark.parametrize("given, ours, cores, text", [
     ({"OMP_WAIT_POLICY": "PASSIVE"}, {}, 7, "waiting threads sleep (OMP_WAIT_POLICY=PASSIVE)"),
     ({"OMP_WAIT_POLICY": "active"}, {}, 7, "waiting threads keep their core busy (OMP_WAIT_POLICY=active)"),
-    ({}, {}, 7, "waiting threads do as the OpenMP library likes (OMP_WAIT_POLICY is unset)"),
-    ({"GOMP_SPINCOUNT": "5"}, {}, 7, "waiting threads do as told (GOMP_SPINCOUNT=5)"),
-    (BOTH, {}, 7, "waiting threads do as told (OMP_WAIT_POLICY=PASSIVE, GOMP_SPINCOUNT=20000)"),
+    ({}, {}, 7, "waiting threads follow the OpenMP library's own default (OMP_WAIT_POLICY is unset)"),
+    ({"GOMP_SPINCOUNT": "5"}, {}, 7, "waiting threads follow GOMP_SPINCOUNT=5"),
+    (BOTH, {}, 7, "waiting threads follow OMP_WAIT_POLICY=PASSIVE, GOMP_SPINCOUNT=20000"),
     (BOTH, BOTH, 7, "waiting threads spin for a moment, and sleep where others use the cores (our default)"),
     (BOTH, BOTH, 2, "waiting threads sleep (OMP_WAIT_POLICY=PASSIVE, our default)"),  # more threads than cores
     ({"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}, 7,

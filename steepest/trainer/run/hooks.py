@@ -70,7 +70,7 @@ class Run:
         """Warnings first, then the step's line. Metrics are written even when saving the step failed."""
         metrics["training/global_step"] = float(step)
         metrics.setdefault("training/epoch", float((step - 1) // self.steps_per_epoch))
-        metrics |= speed_metrics(int(metrics.pop("tokens")), int(metrics.pop("response_tokens")), metrics)
+        metrics |= speed_metrics(metrics)
         for message in self.health(metrics):
             say(f"warning: step {step}: {message}.")
         self.loggers.log(step, metrics)

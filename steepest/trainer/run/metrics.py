@@ -71,15 +71,18 @@ def equal_groups(batch: Batch) -> float:
     return (high == low)[present].float().mean().item()
 
 
-def speed_metrics(num_tokens: int, num_response_tokens: int, timings: Metrics) -> Metrics:
-    """Tokens a second: over one whole step and in its updates prompts included, in generation the responses'."""
-    seconds = timings["timing_s/step"]
-    update = timings["timing_s/update_critic"] + timings["timing_s/update_actor"]
+def speed_metrics(metrics: Metrics) -> Metrics:
+    """Tokens a second, from a step's numbers of tokens and its timings.
+
+    `perf/throughput` and `/update` count prompts and responses, over the step and over its updates; `/gen` counts
+    responses, over generation.
+    """
+    num_tokens, seconds = metrics["perf/total_num_tokens"], metrics["timing_s/step"]
+    update = metrics["timing_s/update_critic"] + metrics["timing_s/update_actor"]
     return {
-        "perf/total_num_tokens": float(num_tokens),
         "perf/time_per_step": seconds,
         "perf/throughput": num_tokens / seconds if seconds > 0 else 0.0,
-        "perf/throughput/gen": num_response_tokens / timings["timing_s/gen"],
+        "perf/throughput/gen": metrics["perf/total_num_response_tokens"] / metrics["timing_s/gen"],
         "perf/throughput/update": num_tokens / update,
     }
 
