@@ -58,8 +58,9 @@ SENTENCES = {
 }
 """The start of a sentence in a docstring, a comment or Markdown -> what to write instead."""
 
-WHOLE = {r"(?:For|To|With|Without) [^,:;.]*\.?": "a subject and a verb"}
-"""A docstring that is this phrase and nothing else -> what to write instead."""
+VERB = r"\b(?:is|are|was|were|has|have|had|can|cannot|may|must|will|would|does|do|did)\b"
+WHOLE = {rf"(?:For|To|With|Without) (?!.*{VERB})[^,:;.]*\.?": "a subject and a verb"}
+"""A docstring that is this phrase, without a verb of VERB, and nothing else -> what to write instead."""
 
 
 class Prose(NamedTuple):

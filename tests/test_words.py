@@ -73,6 +73,7 @@ FINE = [
     '"""For two rows, it returns both."""',
     '"""To the console it writes one line, to the file all."""',
     '"""As in `f`, every row counts."""',
+    '"""With one update nothing is left of it."""',
     '"""By default all rows count."""',
     "# besides, amended and recommended are other words; so is endear",
     "# the run goes on; goes on with the next step",
