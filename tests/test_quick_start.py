@@ -21,7 +21,7 @@ from steepest.devices import DEVICES
 from steepest.devices.ascend import CANN, MATRIX
 from steepest.loggers.rows import read_rows
 from steepest.models.tiny import build_tiny_model
-from steepest.rewards.gsm8k import gsm8k
+from steepest.rewards.graders.gsm8k import gsm8k
 from steepest.rollout.vllm_versions import TESTED, refusal, warning
 from tests.config.commands import REFERENCE
 from tests.fakes import fake_npu_build

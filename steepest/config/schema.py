@@ -24,6 +24,7 @@ from steepest.config.schema_reward import CustomRewardConfig, RewardConfig
 from steepest.config.schema_rollout import RolloutConfig
 from steepest.config.schema_types import (
     DERIVED,
+    DeviceName,
     File,
     LossAggMode,
     Mapping,
@@ -152,7 +153,7 @@ class TrainerConfig:
     """Folder and logger run. Another name starts another run."""
     logger: tuple[LoggerName, ...] = ("console",)
     """Where metrics go, one name or a list. metrics.jsonl is always written."""
-    device: Literal["cpu", "cuda", "npu"] | None = None
+    device: DeviceName | None = None
     """null: the best one present."""
     nnodes: Positive = 1
     """Machines."""

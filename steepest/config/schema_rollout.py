@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from steepest.config.schema_model import ComputeDtype
 from steepest.config.schema_types import (
     DERIVED,
+    EngineName,
     Mapping,
     MinusOneOr,
     NonNegativeFloat,
@@ -45,7 +46,7 @@ class ValKwargsConfig:
 class RolloutConfig:
     """`actor_rollout_ref.rollout`: generation, and the pass that computes old log-probs."""
 
-    name: Literal["builtin", "hf", "vllm"] = "builtin"
+    name: EngineName = "builtin"
     """Engine: builtin (the actor's own weights), vllm (a copy of them in vLLM, in process), hf (transformers, slow)."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature in training, above 0; log-probs everywhere are those at this temperature."""

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 from steepest.config.schema import LoggerName, Provenance
 from steepest.config.schema_model import ComputeConfig, ModelConfig, OptimConfig
-from steepest.config.schema_types import DERIVED, File, Files, Mapping, MinusOneOr, Positive, RequiredFiles, Seed
+from steepest.config.schema_types import (
+    DERIVED,
+    DeviceName,
+    File,
+    Files,
+    Mapping,
+    MinusOneOr,
+    Positive,
+    RequiredFiles,
+    Seed,
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class SFTTrainerConfig:
     """Folder and logger run."""
     logger: tuple[LoggerName, ...] = ("console",)
     """Where metrics go, one name or a list. metrics.jsonl is always written."""
-    device: Literal["cpu", "cuda", "npu"] | None = None
+    device: DeviceName | None = None
     """null: the best one present."""
     nnodes: Positive = 1
     """Machines."""

@@ -1,4 +1,4 @@
-"""What the rest of the code may ask a device, and the choice of one. The only names of vendors are in this folder."""
+"""What the rest of the code may ask a device, and the choice of one. The names of vendors are in backends/."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from steepest.checks import Check
 from steepest.errors import ConfigError, DeviceError
-from steepest.registry import Registry
+from steepest.registry import ModuleRegistry
 
-DEVICES = Registry("device", "trainer.device")
+DEVICES = ModuleRegistry("device", "trainer.device", package="steepest.devices.backends")
 
 VARLEN = "flash_attention_2"
 """Transformers' and verl's name for a fused attention over packed sequences."""
@@ -58,6 +58,8 @@ class Device(ABC):
 
     name: ClassVar[str]
     """The value of `trainer.device`."""
+    preference: ClassVar[int] = 0
+    """An unset `trainer.device` takes the device with the highest number among those present."""
     type: ClassVar[str]
     """The type of `torch.device`."""
     distributed_backend: ClassVar[str]
@@ -82,6 +84,10 @@ class Device(ABC):
     @abstractmethod
     def availability(self) -> str | None:
         """None when this machine has the device; else one sentence: why it cannot be used, a semicolon, the remedy."""
+
+    def hide_unusable(self, wanted: str | None) -> None:
+        """Keep a package of this device that cannot work here out of the process; see the function of this name."""
+        return
 
     @abstractmethod
     def supports_bf16(self) -> tuple[bool, str]:
@@ -192,6 +198,8 @@ class Accelerator(Device):
     2.12 has no allocator that the latter accepts.
     """
 
+    preference = 1
+
     @property
     def module(self) -> ModuleType:
         return torch.get_device_module(self.type)
@@ -235,8 +243,16 @@ class Accelerator(Device):
                 self.module.set_rng_state(state[f"{self.type}:{i}"], i)
 
 
-PREFERENCE = ("cuda", "npu", "cpu")
-"""The order in which an unset `trainer.device` looks for the best device."""
+def by_preference() -> list[Device]:
+    """One of each device, in the order in which an unset `trainer.device` looks for the best one."""
+    return sorted(map(_make, DEVICES.names()), key=lambda device: -device.preference)
+
+
+def hide_unusable(wanted: str | None = None) -> None:
+    """Let every device keep a package of its own that cannot work here out of this process. Call it before transformers
+    is imported, which imports such packages. `wanted` is trainer.device."""
+    for device in by_preference():
+        device.hide_unusable(wanted)
 
 
 def select_device(name: str | None = None) -> Device:
@@ -252,13 +268,12 @@ def select_device(name: str | None = None) -> Device:
             raise DeviceError(f"trainer.device={name}: {reason}")
         return device
     missing: list[str] = []
-    for candidate in PREFERENCE:
-        device = _make(candidate)
+    for device in by_preference():
         reason = device.quick_look() or device.availability()
         if reason is None:
             device.chosen_because = "; ".join(["trainer.device is unset: the best device present", *missing])
             return device
-        missing.append(f"no {candidate}: {reason.split(';')[0]}")
+        missing.append(f"no {device.name}: {reason.split(';')[0]}")
     raise DeviceError("No device at all can be used: " + "; ".join(missing))
 
 

@@ -18,7 +18,7 @@ from steepest.registry import Entry, Registry
 #   check_options       called with the options of `reward.functions`, raises ValueError for those that cannot be
 #   prepare             called once in a process before the first call, and not on the sample's time
 #   part                True: only a part of a sum; no data_source chooses it
-REWARDS = Registry("reward", "reward.functions")
+REWARDS = Registry("reward", "reward.functions", package="steepest.rewards.graders")
 
 
 def match_name(data_source: str, names: Iterable[str]) -> str | None:

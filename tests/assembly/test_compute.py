@@ -10,7 +10,8 @@ import torch
 from steepest.assembly.compute import check_attention
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
-from steepest.devices import CPUDevice, MemoryStats
+from steepest.devices import MemoryStats
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.models.causal_lm import CausalLM
 from steepest.process.entry import run_entry
 from steepest.rollout import vllm_versions

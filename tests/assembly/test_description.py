@@ -8,7 +8,7 @@ from steepest.trainer.run.sizes import sizes
 from steepest.assembly.roles import build_models
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.checkpoint import FROM_NOTHING
 from steepest.trainer.run.summary import count, start_summary
 from tests.trainer.toy import make_toy, toy_overrides

@@ -8,7 +8,10 @@ from types import ModuleType
 
 import pytest
 
-from steepest.devices import CPUDevice, CUDADevice, NPUDevice, ascend
+from steepest.devices import ascend
+from steepest.devices.backends.cpu import CPUDevice
+from steepest.devices.backends.cuda import CUDADevice
+from steepest.devices.backends.npu import NPUDevice
 from steepest.devices.checks import Check
 
 WHOLE = {
@@ -192,7 +195,7 @@ def test_a_vllm_for_other_hardware_does_not_fit(monkeypatch: pytest.MonkeyPatch)
     assert "it is built for CPUs; " in str(CUDADevice().vllm_problem("vllm", "0.32.0+cpu"))
     assert CUDADevice().vllm_problem("vllm", "0.32.0") is None
     plug_in: dict[str, str] = {}
-    monkeypatch.setattr("steepest.devices.npu.installed", plug_in.get)
+    monkeypatch.setattr("steepest.devices.backends.npu.installed", plug_in.get)
     assert "it needs the plug-in vllm-ascend" in str(NPUDevice().vllm_problem("vllm", "0.23.0"))
     plug_in["vllm-ascend"] = "0.23.0"
     assert NPUDevice().vllm_problem("vllm", "0.23.0") is None

@@ -129,7 +129,7 @@ def test_a_torch_built_for_another_accelerator(install, reason) -> None:
 def test_no_card(install) -> None:
     code = """
         import os
-        from steepest.devices import NPUDevice
+        from steepest.devices.backends.npu import NPUDevice
         print(NPUDevice().availability())
         for value in ("7", " "):
             os.environ["ASCEND_RT_VISIBLE_DEVICES"] = value

@@ -17,7 +17,7 @@ from steepest.models.value_head import ValueModel
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.builtin.network import FusedNetwork
-from steepest.rollout.hf import HFEngine
+from steepest.rollout.engines.hf import HFEngine
 from tests.learner.helpers import make_actor, make_batch, make_critic, policy, with_log_probs
 from tests.rollout.asking import loaded, requests_of
 

@@ -8,14 +8,14 @@ from types import ModuleType
 import pytest
 import torch
 
-from steepest.devices import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.errors import DeviceMemoryError, RolloutError
 from steepest.models.attention import PackedContext
 from steepest.models.packing import pack_sequences
 from steepest.models.varlen import Attention
 from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import SamplingParams
-from steepest.rollout.vllm import VLLMEngine, _words, check_install, row_seed, start_engine
+from steepest.rollout.engines.vllm import VLLMEngine, _words, check_install, row_seed, start_engine
 from steepest.rollout.weights import LocalWeights, ModelDescription
 from tests.rollout.asking import requests_of
 from tests.rollout.fake_vllm import FakeLLM, FakeParams, OutOfOrder
@@ -166,7 +166,7 @@ def test_a_tied_head_that_the_reload_leaves_behind_is_put_right(family):
 
 
 def test_without_the_repair_a_stale_head_is_found(monkeypatch):
-    monkeypatch.setattr("steepest.rollout.vllm._finish_head", lambda model: None)
+    monkeypatch.setattr("steepest.rollout.engines.vllm._finish_head", lambda model: None)
     model = tiny_lm("llama", **TIED)
     engine, _ = engine_for(model, keeps_old_head=True)
     with pytest.raises(RolloutError, match="differ from the policy's in: head"):
@@ -286,8 +286,8 @@ def test_a_model_that_vllm_would_run_by_transformers_class_is_refused(monkeypatc
     """vLLM changes that class in place, and the trainer's model is of it."""
     model = tiny_lm()
     fake = FakeLLM(model, torch.float32)
-    monkeypatch.setattr("steepest.rollout.vllm.check_install", lambda device: "fine")
-    monkeypatch.setattr("steepest.rollout.vllm._start", lambda *args: fake)
+    monkeypatch.setattr("steepest.rollout.engines.vllm.check_install", lambda device: "fine")
+    monkeypatch.setattr("steepest.rollout.engines.vllm._start", lambda *args: fake)
     options = {"end_token_ids": [END], "pad_token_id": 0, "max_model_len": 16}
     assert start_engine(ModelDescription.of(model), **options).notes[0] == "fine"
     fake.model = type("TransformersForCausalLM", (torch.nn.Module,), {})()

@@ -64,10 +64,11 @@ def test_a_run_is_the_same_to_the_last_bit(toy, tmp_path, monkeypatch, capsys, w
 
 
 def test_it_takes_less_memory(toy, tmp_path):
-    from steepest.config.plan import make_plan
-    from steepest.devices.cpu import CPUDevice
-    from steepest.learner.checkpoint import FROM_NOTHING
     from steepest.trainer.run.sizes import sizes
+
+    from steepest.config.plan import make_plan
+    from steepest.devices.backends.cpu import CPUDevice
+    from steepest.learner.checkpoint import FROM_NOTHING
 
     matrices = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 32 * 64 * 3)
     for words in ((), (LORA, "critic.share_base=head")):

@@ -36,11 +36,12 @@ class NPUDevice(Accelerator):
 
     With torch-npu installed and CANN's libraries missing, plain `import torch` fails unless the environment has
     TORCH_DEVICE_BACKEND_AUTOLOAD=0 before that import (`steepest/__init__.py` sets it), and so does
-    `import transformers` (see `hide_unusable`).
+    `import transformers` (see `hide_unusable` below).
     """
 
     name = "npu"
     type = "npu"
+    preference = 2
     distributed_backend = "cpu:gloo,npu:hccl"
     visible_devices_variable = "ASCEND_RT_VISIBLE_DEVICES"
     ray_resource = "NPU"
@@ -68,6 +69,19 @@ class NPUDevice(Accelerator):
             return self.quick_look()
         reason = _wrong_version() or _cannot_import()
         return reason or self._no_card()
+
+    def hide_unusable(self, wanted: str | None) -> None:
+        """Keep a torch-npu that cannot work here out of this process; call it before transformers is imported.
+
+        transformers imports torch_npu wherever it is installed and does not catch what that raises, so a broken one
+        would end a CPU run too. `wanted` is trainer.device: a run that names another device does without torch_npu
+        altogether. Hidden means that `import torch_npu` finds nothing. `availability` looks behind it.
+        """
+        if PACKAGE in sys.modules or not hide_torch_npu.present():
+            return
+        others = wanted is not None and wanted.partition(":")[0] != self.name
+        if others or self.quick_look() is not None or _cannot_import() is not None:
+            hide_torch_npu.hide()
 
     def _no_card(self) -> str | None:
         try:
@@ -146,20 +160,6 @@ def _causal_mask(device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         # triu on the CPU: which data types a card's own takes is not known here
         return torch.ones(_MASK_SIZE, _MASK_SIZE, dtype=torch.bool).triu_(1).to(device)
-
-
-def hide_unusable(wanted: str | None = None) -> None:
-    """Keep a torch-npu that cannot work here out of this process; call it before transformers is imported.
-
-    transformers imports torch_npu wherever it is installed and does not catch what that raises, so a broken one would
-    end a CPU run too. `wanted` is trainer.device: a run that names another device does without torch_npu altogether.
-    Hidden means that `import torch_npu` finds nothing. `NPUDevice.availability` looks behind it.
-    """
-    if PACKAGE in sys.modules or not hide_torch_npu.present():
-        return
-    others = wanted is not None and wanted.partition(":")[0] != NPUDevice.name
-    if others or NPUDevice().quick_look() is not None or _cannot_import() is not None:
-        hide_torch_npu.hide()
 
 
 def _wrong_version() -> str | None:
