@@ -22,7 +22,7 @@ from steepest.data.files import WrittenFile, write_parquet
 from steepest.data.prepare.gsm8k import math_row, row_schema
 from steepest.data.prompts import load_prompts
 from steepest.devices import DEVICES
-from steepest.loggers import LOGGERS, LoggerContext, make_loggers
+from steepest.loggers import LOGGERS
 from steepest.rewards.api import REWARDS
 from steepest.rollout import ROLLOUT_ENGINES
 
@@ -34,6 +34,7 @@ NEW_FILES = {
     "reward": "steepest/rewards/graders/my_dataset.py",
     "rollout engine": "steepest/rollout/engines/uniform.py",
     "device": "steepest/devices/backends/xpu.py",
+    "logger": "steepest/loggers/outputs/csv.py",
 }
 """Kinds of parts that are one file: the recipe makes this one and touches no other."""
 TABLES = (ADVANTAGE_ESTIMATORS, POLICY_LOSSES, REWARDS, ROLLOUT_ENGINES, DEVICES, LOGGERS)
@@ -186,7 +187,9 @@ from steepest.config.load import load_config, load_sft_config
 from steepest.errors import ConfigError
 
 REQUIRED = ["data.train_files=a", "data.val_files=b", "actor_rollout_ref.model.path=m"]
-config = load_config([*REQUIRED, "trainer.device=xpu", "actor_rollout_ref.rollout.name=uniform"])
+NEW = ["trainer.device=xpu", "actor_rollout_ref.rollout.name=uniform", "trainer.logger=[console,csv]"]
+config = load_config([*REQUIRED, *NEW])
+assert config.trainer.logger == ("console", "csv")
 assert (config.trainer.device, config.actor_rollout_ref.rollout.name) == ("xpu", "uniform")
 assert load_sft_config(["data.train_files=a", "model.path=m", "trainer.device=xpu"]).trainer.device == "xpu"
 try:
@@ -202,6 +205,10 @@ outcome = entry_for("my/dataset").value(data_source="my/dataset", solution_str="
 assert read_outcome(outcome) == (1.0, {"length": 3.0})
 from steepest.rollout import ROLLOUT_ENGINES
 assert ROLLOUT_ENGINES.names() == ["builtin", "hf", "uniform", "vllm"]
+from steepest.loggers import make_loggers
+with make_loggers(["csv"], "run", "p", "e", {}) as loggers:
+    loggers.log(3, {"a": 0.5})
+assert open("run/metrics.csv").read() == "3,a,0.5\\n"
 assert not {"torch", "transformers"} & set(sys.modules)
 """
 
@@ -235,7 +242,7 @@ assert {(answer.finish_reason, answer.policy_version, answer.request_id) for ans
 """
 
 
-def test_a_reward_an_engine_and_a_device_are_one_new_file_each(tmp_path: Path) -> None:
+def test_a_reward_an_engine_a_device_and_a_logger_are_one_new_file_each(tmp_path: Path) -> None:
     """On a copy of the package, in processes of their own."""
     shutil.copytree(ROOT / "steepest", tmp_path / "steepest", ignore=shutil.ignore_patterns("__pycache__"))
     for kind, file in NEW_FILES.items():
@@ -243,13 +250,6 @@ def test_a_reward_an_engine_and_a_device_are_one_new_file_each(tmp_path: Path) -
         assert perform(BLOCKS[kind], tmp_path) == {file}
     run_in(tmp_path, NAMES)
     run_in(tmp_path, USES)
-
-
-def test_logger(tmp_path: Path) -> None:
-    run("logger", LOGGERS=LOGGERS, LoggerContext=LoggerContext)
-    with make_loggers(["csv"], tmp_path, "p", "e", {}) as loggers:
-        loggers.log(3, {"a": 0.5})
-    assert (tmp_path / "metrics.csv").read_text() == "3,a,0.5\n"
 
 
 def test_data_set(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from steepest.config.schema_types import (
     DERIVED,
     DeviceName,
     File,
+    LoggerName,
     LossAggMode,
     Mapping,
     MinusOneOr,
@@ -35,8 +36,6 @@ from steepest.config.schema_types import (
     RequiredFiles,
     Seed,
 )
-
-LoggerName = Literal["console", "brief", "jsonl", "tensorboard", "wandb", "mlflow", "swanlab"]
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from steepest.config.schema import LoggerName, Provenance
+from steepest.config.schema import Provenance
 from steepest.config.schema_model import ComputeConfig, ModelConfig, OptimConfig
 from steepest.config.schema_types import (
     DERIVED,
     DeviceName,
     File,
     Files,
+    LoggerName,
     Mapping,
     MinusOneOr,
     Positive,

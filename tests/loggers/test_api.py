@@ -6,19 +6,23 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from steepest.config import schema
+from steepest.config.schema import Config
+from steepest.config.schema_sft import SFTConfig
+from steepest.config.tree import leaves
 from steepest.errors import ConfigError, SteepestError
 from steepest.loggers import LOGGERS, api, check_loggers, make_loggers
 
 
 def test_the_configuration_knows_the_same_names() -> None:
-    assert sorted(get_args(schema.LoggerName)) == LOGGERS.names()
+    for schema in (Config, SFTConfig):
+        assert leaves(schema)["trainer.logger"].choices == tuple(LOGGERS.names())
+    assert LOGGERS.names() == ["brief", "console", "jsonl", "mlflow", "swanlab", "tensorboard", "wandb"]
 
 
 def test_jsonl_is_always_there_and_first(tmp_path: Path) -> None:

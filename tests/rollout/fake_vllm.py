@@ -100,7 +100,7 @@ def engine_model(weights: dict[str, Tensor], config: Any) -> nn.Module:
 
 
 class FakeLLM:
-    """`vllm.LLM` as rollout/engines/vllm.py uses it. `keeps_old_head` behaves as vLLM 0.32 does with tied embeddings."""
+    """`vllm.LLM` as engines/vllm.py uses it. `keeps_old_head` behaves as vLLM 0.32 does with tied embeddings."""
 
     def __init__(
         self, policy: CausalLM, dtype: torch.dtype, *, keeps_old_head: bool = False, has_reload: bool = True
