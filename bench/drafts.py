@@ -1,16 +1,16 @@
-"""A prototype that did not pay (docs/long_tail.md): the last epoch's answers as drafts of the builtin engine.
+"""A prototype that did not save time (docs/long_tail.md): the last epoch's answers as drafts of the builtin engine.
 
-With noise that belongs to (prompt, sample, place), a draft sampled with the same noise from a policy a little different
-is what this policy would sample too, up to some place. One pass over the draft's tokens gives this policy's logits at
-each of them; tokens sampled there equal the draft's up to the first that differs, which is itself the sample, and from
-there the row goes on as any other. So tokens and log-probs are those of a run without drafts, up to rounding.
+The random noise belongs to (prompt, sample, place). So a draft that a slightly different policy sampled with the same
+noise equals this policy's own sample up to some place. One pass over the draft's tokens gives this policy's logits at
+each of them. The tokens sampled there equal the draft's up to the first difference; that token is itself a sample, and
+from there the row is decoded like any other. So tokens and log-probs are those of a run without drafts, up to rounding.
 
-The noise is a race: word j runs for E_j / p_j, with E_j from the exponential distribution; the first to arrive is the
-token, a sample of p. Two policies with the same E_j choose the same word with probability at least
-1 - 2 TV / (1 + TV), TV being half the sum of |p - q|. One uniform number in an inverse CDF moves the interval of every
-unlikely word instead, and parts 20 to 80 times as often (`parting`).
+The noise works like a race: word j arrives at the time E_j / p_j, with E_j from the exponential distribution; the first
+word to arrive is the token, which is a sample of p. Two policies with the same E_j choose the same word with
+probability at least 1 - 2 TV / (1 + TV), where TV is half the sum of |p - q|. With one uniform number and an inverse
+CDF, a changed policy moves the interval of every unlikely word, and tokens differ 20 to 80 times as often (`parting`).
 
-It serves the benchmark alone: temperature 1, no filters, processors only.
+Only the benchmark uses it: temperature 1, no filters, CPU only.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from steepest.rollout.builtin.sampler import _mix
 from steepest.rollout.builtin.scheduler import Group
 
 Drafts = Sequence[Sequence[Sequence[int]]]
-"""For each prompt a draft for each of its samples; an empty one is no draft."""
+"""A draft for each sample of each prompt; an empty one means that there is no draft."""
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _AT_ONCE = 1 << 17
-"""Numbers of a racing pass: a few rows stay in the processor's cache through all operations on them."""
+"""Numbers in one pass of the race, so few that its rows stay in the processor's cache."""
 PASS_TOKENS = 1024
-"""Draft tokens of a pass over all rows: enough for large products, and no more, since those behind a row's first
-difference are computed for nothing."""
+"""Draft tokens in one pass over all rows: enough for large products, but not more, because tokens after a row's first
+difference are computed in vain."""
 LEAST = 16
-"""Draft tokens of a row in a pass, at least."""
+"""Least number of draft tokens of a row in a pass."""
 
 
 def noise_keys(seeds: Tensor, num_columns: int) -> Tensor:
-    """(R,) int64 seeds -> (R, num_columns) int64, number [r, t] a hash of (seeds[r], t)."""
+    """(R,) int64 seeds -> (R, num_columns) int64; number [r, t] is a hash of (seeds[r], t)."""
     return _mix(_mix(seeds)[:, None] + torch.arange(1, num_columns + 1) * _GOLDEN)
 
 
@@ -66,8 +66,8 @@ def race(logits: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 def exponentials(keys: Tensor, num_words: int) -> Tensor:
     """(n, V) f32 from the exponential distribution: a hash of key and word, in 31 bits.
 
-    Two rounds of multiply and xor-shift; a half of the key goes in before each. Small numbers decide a race, so they
-    are the exact ones: log1p, not the log of one minus.
+    The hash has two rounds of multiply and xor-shift; half of the key is added before each. Small numbers decide the
+    race, so they must be exact: log1p(-x) is used, not log(1 - x).
     """
     low, high = (half.to(torch.int32)[:, None] for half in (keys << 32 >> 32, keys >> 32))
     x = torch.arange(num_words, dtype=torch.int32)[None] * (0x9E3779B1 - (1 << 32)) + low
@@ -81,8 +81,8 @@ def exponentials(keys: Tensor, num_words: int) -> Tensor:
 
 
 def parting(p: Tensor, q: Tensor) -> dict[str, Tensor]:
-    """For (n, V) f64 distributions of two policies: how probable it is that the same noise gives another token, by
-    inverse CDF and by race, and half their distance, below which no two samplers can go."""
+    """For (n, V) f64 distributions of two policies: the probability that the same noise gives another token, by inverse
+    CDF and by race, and half their distance, which is the lower bound for every sampler."""
     zero = torch.zeros(len(p), 1, dtype=p.dtype)
     (p_low, p_high), (q_low, q_high) = ((torch.cat([zero, x[:, :-1]], 1), x) for x in (p.cumsum(1), q.cumsum(1)))
     shared = (torch.minimum(p_high, q_high) - torch.maximum(p_low, q_low)).clamp(min=0)
@@ -93,7 +93,7 @@ def parting(p: Tensor, q: Tensor) -> dict[str, Tensor]:
 
 
 class ExtendContext:
-    """Several next tokens for some slots, which attend to the slot and to each other up to their own positions."""
+    """Attention of several next tokens for some slots: each attends to its slot and the new tokens before it."""
 
     def __init__(self, cache: KVCache, slots: Tensor, starts: Tensor, counts: Tensor) -> None:
         """slots, starts (the first new position) and counts are (n,)."""
@@ -101,9 +101,9 @@ class ExtendContext:
         self._cache, self._slots = cache, slots
         self._width = int(counts.max())
         self.row = torch.arange(len(slots)).repeat_interleave(counts)
-        """(N,) which of the slots a packed token belongs to."""
+        """(N,) index of the slot of each packed token."""
         self.place = torch.arange(len(self.row)) - (counts.cumsum(0) - counts)[self.row]
-        """(N,) which of its slot's new tokens it is."""
+        """(N,) number of each packed token among the new tokens of its slot."""
         self.positions = starts[self.row] + self.place
         self._index = _WriteIndices(cache, slots[self.row], self.positions)
         seen = starts[:, None] + torch.arange(self._width)
@@ -146,20 +146,21 @@ class DraftRun(Generation):
         first = self._n
         super()._prefill(groups)
         slots = torch.arange(first, self._n)
-        # Of its draft a row has sampled the first token so far.
+        # Each row has sampled the first token of its draft so far.
         slots = slots[self._token[slots] == self._draft[self._cursor[slots] - 1]]
         while len(slots := slots[self._left(slots) > 0]):
             slots = self._check(slots)
         self._max_position = int(self._position[: self._n].max())
 
     def _left(self, slots: Tensor) -> Tensor:
-        """How many tokens of a slot's draft are still to be compared; 0 for a row that has ended."""
+        """Number of tokens of each slot's draft that are not compared yet; 0 for a row that has ended."""
         row, cursor = self._row[slots], self._cursor[slots]
         end = torch.minimum(row * self._width + self._draft_lengths[row], self._limit[slots])
         return (end - cursor).clamp(min=0) * self._alive[slots]
 
     def _check(self, slots: Tensor) -> Tensor:
-        """Compare a block of each slot's draft, and take what was sampled; returns the slots that still follow it."""
+        """Compare a block of each slot's draft and keep the sampled tokens; returns the slots that still follow their
+        draft."""
         counts = self._left(slots).clamp(max=max(LEAST, PASS_TOKENS // len(slots)))
         context = ExtendContext(self._cache, slots, self._position[slots], counts)
         row, place = context.row, context.place
@@ -185,15 +186,15 @@ class DraftRun(Generation):
 
 
 class DraftEngine(engine_module.BuiltinEngine):
-    """The builtin engine, which can also be given seeds and drafts."""
+    """The builtin engine, with seeds and drafts as further arguments."""
 
     run: DraftRun
 
     def generate_from(
         self, requests: Sequence[GenerationRequest], seeds: Sequence[int], drafts: Drafts
     ) -> list[list[Completion]]:
-        """A seed and drafts for each request, all of equal sampling: with equal seeds, the same sample gets the same
-        noise. What the drafts did is in `run`."""
+        """Generate with a seed and drafts for each request, all of equal sampling. With equal seeds the same sample
+        gets the same noise. `run` holds the counts of the drafts."""
 
         def make(*args: Any) -> DraftRun:
             self.run = DraftRun(*args, seeds=seeds, drafts=drafts)

@@ -1,4 +1,4 @@
-"""Arithmetic of a step: how many floating-point operations its passes cannot do without.
+"""The arithmetic of a step: the number of floating-point operations that its passes need at least.
 
 A decoder-only model of L layers, hidden size H, query width Q (heads x head size), key-value width K, intermediate size
 I and vocabulary V. A product of (m, k) and (k, n) is 2mkn operations. One forward pass costs
@@ -7,9 +7,9 @@ I and vocabulary V. A product of (m, k) and (k, n) is 2mkn operations. One forwa
     attention       2 L Q T (T + 1)                     a sequence of T tokens: scores and values, causal half
     vocabulary      2 H V                               a position that is scored
 
-and a backward pass twice that: once for the inputs' gradient, once for the weights'. Where weights are frozen (LoRA) it
-is once, and an adapter of rank r adds 2 r (inputs + outputs) a token to a forward pass and twice that to a backward.
-Norms, softmax, sampling and the optimizer are left out: they are bound by memory, not by arithmetic.
+and a backward pass costs twice that: once for the inputs' gradient, once for the weights'. With frozen weights (LoRA)
+it costs it once, and an adapter of rank r adds 2 r (inputs + outputs) per token to a forward pass and twice that to a
+backward pass. Norms, softmax, sampling and the optimizer are left out: memory limits them, not arithmetic.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 Critic = Literal["none", "full", "adapter", "head"]
-"""adapter and head: the critic stands on the actor's frozen base (`critic.share_base`)."""
+"""adapter and head: the critic uses the actor's frozen base (`critic.share_base`)."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ def step_flops(
 ) -> dict[str, int]:
     """Operations of each pass of a step with one update.
 
-    `old_log_probs`, `values`: what the actor and the critic say before the update has a pass of its own.
-    `share_prompts`: the training passes compute a group's prompt once. A value head alone (critic "head") costs nothing
-    that counts: it reads the hidden states of the reference's pass.
+    `old_log_probs`, `values`: true if the actor's log-probs, or the critic's values, have their own pass before the
+    update. `share_prompts`: the training passes compute a group's prompt once. A value head alone (critic "head") is
+    not counted, because it reads the hidden states of the reference's pass.
     """
     trunk = body(shape, groups, share_prompts=share_prompts)
     scored = trunk + vocabulary(shape, groups)

@@ -1,4 +1,4 @@
-"""What every benchmark is given: a model, GSM8K rows, threads, a dtype, a folder for results."""
+"""The inputs of every benchmark: a model, GSM8K rows, threads, a dtype, a folder for results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Inputs:
-    """What to run on, checked."""
+    """The checked inputs of a benchmark."""
 
     model: Path
     data: Path
@@ -44,14 +44,15 @@ class Inputs:
 
     @property
     def env(self) -> dict[str, str]:
-        """Of a peer, and of a rollout engine of ours without the trainer."""
+        """The environment of a peer, and of our rollout engine without the trainer."""
         threads = str(self.threads)
         quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **SPINNING, **quiet}
 
     @property
     def own_env(self) -> dict[str, str | None]:
-        """Of our trainer: the same, but what waiting threads do it sees for itself. None: not set."""
+        """The environment of our trainer: as `env`, but it sets waiting threads up itself. None: the variable is
+        unset."""
         return {**self.env, **dict.fromkeys(SPINNING)}
 
     @cached_property
@@ -60,9 +61,9 @@ class Inputs:
 
     @cached_property
     def limits(self) -> dict[str, float]:
-        """This machine's rates at the model's shapes, kept in the results folder.
+        """This machine's rates at the model's shapes, stored in the results folder.
 
-        Rates measured while others used the cores are measured again by the next benchmark, and the higher ones count.
+        Rates measured while others used the cores are measured again by the next benchmark; the higher rates are kept.
         """
         rates = _kept(self.out / "limits.json", self)
         if rates is None or rates["others_share"] > _QUIET:
@@ -75,7 +76,7 @@ class Inputs:
 
     @property
     def rate(self) -> float:
-        """FLOP/s of products with many rows in the run's dtype: the limit that shares are of."""
+        """FLOP/s of products with many rows in the run's dtype. Shares in the results are shares of this limit."""
         return self.limits[f"training_{self.dtype}"] * 1e9
 
     def machine(self) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class Inputs:
 
 
 def merged(old: dict[str, float], new: dict[str, float]) -> dict[str, float]:
-    """The higher of each rate; of the disturbance the lower."""
+    """The higher value of each rate, and the lower value of the disturbance."""
     return {name: (min if name == "others_share" else max)(value, old[name]) for name, value in new.items()}
 
 
@@ -116,7 +117,7 @@ def parser(about: str | None, *, rounds: int = 1, steps: int = 2) -> argparse.Ar
 
 
 def inputs_of(args: argparse.Namespace) -> Inputs:
-    """Check what was given; raises BenchError with the remedy."""
+    """Check the arguments; raises BenchError with the remedy."""
     out = args.out.resolve()
     if args.tiny:
         model, data = tiny_inputs(out / "tiny")
@@ -174,7 +175,7 @@ def write_prompts(path: Path, rows: Sequence[dict[str, str]]) -> Path:
 
 
 def guarded_main(main: Any) -> None:
-    """Run `main()`; what a person has to mend is one message and exit code 2. Asked to end, it ends its child first."""
+    """Run `main()`. A BenchError becomes one message and exit code 2. On SIGTERM it ends its child process first."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()

@@ -1,11 +1,11 @@
-"""What this machine can do: rates of matrix products by dtype, and memory bandwidth.
+"""Measures the limits of this machine: rates of matrix products by dtype, and memory bandwidth.
 
     python -m bench.limits                       the shapes of SmolLM2-135M
     python -m bench.limits --model DIR --threads 2
 
-Products have a model's own shapes: many rows, as in training and prompt reading, and 32 rows, as in decoding. There
-every weight is read once a step, so those products go round copies larger than the last cache. The best of some
-repetitions counts: a limit is what the machine can do when it is left alone.
+Products have a model's own shapes: many rows, as in training and prefill, and 32 rows, as in decoding. Decoding reads
+every weight once per step, so its products use copies that together are larger than the last cache. The best of several
+repetitions counts, because other programs may have used the machine in the others.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def best(function: Callable[[], object], seconds: float) -> float:
 
 
 def copy_bandwidth(seconds: float = 0.5) -> float:
-    """GB/s of a copy of 256 MiB, read and written bytes both counted."""
+    """GB/s of a copy of 256 MiB; both read and written bytes count."""
     source = torch.ones(2**26)
     target = torch.empty_like(source)
     return 2 * source.numel() * 4 / best(lambda: target.copy_(source), seconds) / 1e9
@@ -102,8 +102,9 @@ def _time(ring: list[Tensor], rows: int, seconds: float) -> float:
 def measure(
     shape: Shape, threads: int, *, seconds: float = 0.25, dtypes: tuple[str, ...] = tuple(_DTYPES)
 ) -> dict[str, float]:
-    """GFLOP/s as `training_DTYPE` and `decoding_DTYPE`, copy_gb_s, and others_share: how much of the cores others used
-    meanwhile. Where that is far from 0, these are no limits, and shares of them are too large. About ten seconds."""
+    """GFLOP/s as `training_DTYPE` and `decoding_DTYPE`, copy_gb_s, and others_share: the share of the cores that other
+    programs used meanwhile. If it is far from 0, the true limits are higher and shares of them smaller. It takes about
+    ten seconds."""
     torch.set_num_threads(threads)
     began, own, everybody = time.perf_counter(), time.process_time(), machine_seconds()
     rates = {"copy_gb_s": copy_bandwidth(2 * seconds)}

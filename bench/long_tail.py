@@ -1,14 +1,14 @@
-"""The long tail of generation: what stopping early and resuming could save, and what drafts from the last epoch save.
+"""The long tail of generation: the time that stopping early and resuming could save, and that drafts save.
 
     python -m bench.long_tail --model DIR --data DIR                 about 20 minutes on a core with SmolLM2-135M
     python -m bench.long_tail --model DIR --data DIR --parts drafts --draft-rows 32
     python -m bench.long_tail --tiny                                 shows that it runs
 
-tail: responses to their natural end. Each decoding step is timed and a step's cost fitted as a + b rows + c rows *
-position. `a` is what a step costs without any row: a batch that were always full, for which partial responses are a
-means, would pay it less often, and no scheme saves more. Over-sampling is then played through with that cost and the
-lengths seen: f times the rows start, a step ends when as many as the batch needs have ended, and the others go on in
-the next, after a pass over what they have. It is compared with a batch that starts as many and waits for all.
+tail: responses to their natural end. Each decoding step is timed, and the cost of a step is fitted as a + b rows + c
+rows * position. `a` is the cost of a step without any row. A batch that is always full, which partial responses make
+possible, pays it less often, and no scheme saves more. Over-sampling is then simulated with this cost and the lengths
+seen: f times the rows start, a step ends when as many as the batch needs have ended, and the others resume in the next
+step, after a pass over their tokens. It is compared with a batch that starts as many rows and waits for all.
 
 drafts: generate; change the policy by some updates (policy gradient on those responses with random advantages, AdamW at
 --lr); generate again, plainly, with racing noise, and with the first responses as drafts, in alternation. The prototype
@@ -47,7 +47,7 @@ Answers = list[list[Completion]]
 
 @dataclass
 class Steps:
-    """Decoding steps as they come: active rows, their mean position, processor seconds."""
+    """Records decoding steps: active rows, their mean position, processor seconds."""
 
     seen: list[tuple[int, float, float]] = field(default_factory=list)
 
@@ -72,7 +72,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Cost:
-    """The fit, and seconds of a prefilled token."""
+    """The fitted cost of a decoding step, and the seconds per prefilled token."""
 
     step: float
     row: float
@@ -110,7 +110,7 @@ class Bench:
 
 
 def tail(bench: Bench, rows: int, steps: Steps) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What a full batch would save at most; and the same for some factors of over-sampling, played through."""
+    """The most that a full batch could save, and the simulated savings for some factors of over-sampling."""
     steps.seen.clear()
     answers, seconds = bench.generate(rows)
     lengths = [len(group[0].token_ids) for group in answers]
@@ -187,7 +187,7 @@ def update(model: CausalLM, optimizer: torch.optim.Optimizer, rows: Sequence[tup
 
 @torch.no_grad()
 def distributions(bench: Bench, pairs: Sequence[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
-    """The policy's, at each token of some responses."""
+    """The policy's distributions at each token of some responses."""
     model, found = bench.model, []
     for prompt, response in pairs:
         ids = torch.tensor(prompt + response[:-1])
@@ -197,7 +197,7 @@ def distributions(bench: Bench, pairs: Sequence[tuple[list[int], list[int]]]) ->
 
 
 def parting_row(before: list[torch.Tensor], after: list[torch.Tensor]) -> dict[str, float]:
-    """How often the tokens part, and what share of a response comes before."""
+    """How often the tokens differ, and the share of a response before the first difference."""
     made: dict[str, float] = {}
     apart = [parting(p.double(), q.double()) for p, q in zip(before, after, strict=True)]
     tokens = sum(len(p) for p in before)
@@ -210,7 +210,7 @@ def parting_row(before: list[torch.Tensor], after: list[torch.Tensor]) -> dict[s
 def drafts_rows(
     bench: Bench, rows: int, updates: Sequence[int], args: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """After so many updates: how far the tokens part, and the three ways to generate, in alternation."""
+    """After some updates: how often the tokens differ, and the times of the three ways to generate, in alternation."""
     engine, rng, none = bench.engine, random.Random(0), [[[]]] * rows
     first, _ = bench.generate(rows, none)
     drafts = [[answer.token_ids for answer in group] for group in first]
@@ -232,7 +232,7 @@ def drafts_rows(
 
 
 def speed_row(bench: Bench, rows: int, drafts: Drafts, rounds: int) -> dict[str, Any]:
-    """The three ways in alternation. Raises BenchError when drafts changed a response."""
+    """Times of the three ways to generate, in alternation. Raises BenchError if drafts changed a response."""
     engine = bench.engine
     times: dict[str, list[float]] = {"plain": [], "racing": [], "drafts": []}
     for _ in range(rounds):

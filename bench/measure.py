@@ -14,11 +14,11 @@ from pathlib import Path
 GIB = 2**30
 _TICK = os.sysconf("SC_CLK_TCK")
 _PSS_GROWTH = 1.01
-"""The proportional size is read when the resident size has grown by this: the kernel walks every page for it."""
+"""The proportional size is read if the resident size has grown by this factor, because the kernel walks every page."""
 
 
 class BenchError(Exception):
-    """Something a person has to mend before a benchmark can run."""
+    """A problem that the user has to fix before a benchmark can run."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Sample:
     cpu: float
     """Processor seconds used so far, by living processes and by those they waited for."""
     machine: float
-    """Processor seconds that everybody on this machine used so far."""
+    """Processor seconds that all processes of this machine have used so far."""
     rss: int
     """Resident bytes, summed; a page that several processes share counts for each of them."""
 
@@ -45,17 +45,17 @@ class Measured:
     seconds: float
     peak_rss: int
     peak_pss: int
-    """As peak_rss, but a shared page counts once."""
+    """Like peak_rss, but a shared page counts once."""
     processes: int
     samples: list[Sample] = field(default_factory=list)
 
     @property
     def peak(self) -> int:
-        """Bytes at most: the sampled proportional size where several processes share pages, else the resident size."""
+        """Peak memory in bytes: the sampled proportional size if processes share pages, else the resident size."""
         return self.peak_rss if self.processes == 1 else max(self.peak_pss, 1)
 
     def cpu_between(self, start: float, end: float) -> tuple[float, float]:
-        """(processor seconds of the tree, those of everybody else) between two moments, to a sample's precision."""
+        """(processor seconds of the tree, of all other processes) between two times, as exact as the samples."""
         one, other = self._at(start), self._at(end)
         own = other.cpu - one.cpu
         return own, max(0.0, other.machine - one.machine - own)
@@ -74,9 +74,9 @@ def run_measured(
     timeout: float = 3600,
     interval: float = 0.25,
 ) -> Measured:
-    """Run `command` with its output in `log`. Beyond `timeout` seconds it is ended, and `timed_out` says so.
+    """Run `command` with its output in `log`. After `timeout` seconds it is ended, and `timed_out` is true.
 
-    `env` is put over this process's environment; None takes a variable away.
+    `env` changes this process's environment; None removes a variable.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.time()
@@ -156,7 +156,7 @@ def _kib(path: str, key: str) -> int:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Ask what is left of the child's own process group to go, then make it."""
+    """Ask the remaining processes of the child's process group to end, then kill them."""
     for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 30.0)):
         if child.poll() is None:
             os.killpg(child.pid, sign)

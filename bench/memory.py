@@ -1,12 +1,12 @@
-"""Peak memory: of the log-prob and entropy head as vocabulary and tokens grow, and of a PPO step of a 0.5B shape.
+"""Peak memory of the log-prob and entropy head as vocabulary and tokens grow, and of a PPO step of a 0.5B shape.
 
     python -m bench.memory                          both, about ten minutes
     python -m bench.memory --only head
     python -m bench.memory --tiny                   small sizes: shows in a minute that it runs
 
-The head runs forward and backward, each size in a fresh process; what counts is what it adds to the memory its inputs
-and their gradients take. The step is 8 prompts of 100 tokens with 64 response tokens each, on random weights of
-Qwen2.5-0.5B's shape, trained in full and by LoRA; the trainer's own estimate, from its start summary, stands beside it.
+The head runs forward and backward, each size in a new process; the result is the memory that it needs in addition to
+its inputs and their gradients. The step has 8 prompts of 100 tokens with 64 response tokens each, on random weights of
+Qwen2.5-0.5B's shape, trained in full and by LoRA; the table also shows the trainer's own estimate from its summary.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _KINDS: dict[str, Kind] = {"full": "full", "LoRA, critic an adapter": "adapter",
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the step."""
+    """The sizes of the step."""
 
     model: dict[str, Any]
     prompts: int = 8
@@ -54,7 +54,7 @@ class Sizes:
 
 
 def head(vocabulary: int, tokens: int, hidden: int = HIDDEN) -> dict[str, float]:
-    """Forward and backward of the head in this process: MiB before, at most, and what the full logits would take."""
+    """Forward and backward of the head in this process: MiB before, at the peak, and the size of the full logits."""
     import torch
 
     from steepest.core.log_probs import token_log_probs
@@ -64,7 +64,7 @@ def head(vocabulary: int, tokens: int, hidden: int = HIDDEN) -> dict[str, float]
     weight = (torch.randn(vocabulary, hidden, generator=generator) * 0.02).requires_grad_()
     targets = torch.randint(0, vocabulary, (tokens,), generator=generator)
     states.grad, weight.grad = torch.zeros_like(states), torch.zeros_like(weight)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: making the inputs took more than they do
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak: making the inputs took more memory than the inputs
     before = _peak()
     log_probs, entropies = token_log_probs(states, weight, None, targets, with_entropy=True)
     assert entropies is not None
@@ -78,7 +78,7 @@ def _peak() -> int:
 
 
 def head_rows(threads: int, vocabularies: tuple[int, ...], tokens: tuple[int, ...]) -> list[dict[str, Any]]:
-    """One fresh process a size."""
+    """One row per size, each measured in a new process."""
     rows = []
     for vocabulary in vocabularies:
         for number in tokens:
@@ -99,7 +99,7 @@ def head_rows(threads: int, vocabularies: tuple[int, ...], tokens: tuple[int, ..
 
 
 def random_model(folder: Path, config: dict[str, Any]) -> Path:
-    """A Qwen2 of that shape with random weights and the tokenizer of made-up problems, whose ids are below V."""
+    """A Qwen2 of that shape with random weights and the tokenizer of generated problems, whose ids are below V."""
     if (folder / "model.safetensors").is_file():
         return folder
     import torch
@@ -121,7 +121,7 @@ def random_model(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def step_row(inputs: Inputs, sizes: Sizes, title: str, kind: Kind) -> dict[str, Any]:
-    """One PPO step and what it took, beside the trainer's own estimate."""
+    """The memory of one PPO step, with the trainer's own estimate."""
     from steepest.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(inputs.model)
@@ -144,7 +144,7 @@ def step_row(inputs: Inputs, sizes: Sizes, title: str, kind: Kind) -> dict[str, 
 
 
 def estimate(log: str) -> str:
-    """The memory line of a start summary, up to what the machine has."""
+    """The estimate in the memory line of a start summary, without the machine's memory."""
     found = re.search(r"^\s*memory\s+(.+?)(?:;|$)", log, flags=re.MULTILINE)
     return found[1] if found else "-"
 

@@ -1,4 +1,4 @@
-"""Steepest's own step, measured by running the real trainer and reading its metrics.jsonl."""
+"""Measures Steepest's own step: runs the real trainer and reads its metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from bench.inputs import ROOT, Inputs
 from bench.measure import GIB, BenchError, Measured, run_measured
 
 Kind = Literal["full", "adapter", "head"]
-"""full: every weight trains. adapter, head: a LoRA actor, and the critic on its base (`critic.share_base`)."""
+"""full: every weight is trained. adapter, head: a LoRA actor, and the critic on its base (`critic.share_base`)."""
 MICRO_TOKENS: dict[Kind, int] = {"full": 960, "adapter": 576, "head": 576}
-"""Of a micro-batch, at most. Small ones cost time, 7 % of an update's and more (weights' gradients are summed often,
-products have fewer rows), and activations are most of what a run holds beside the weights."""
+"""Largest number of tokens in a micro-batch. Small micro-batches cost at least 7 % of an update's time (the gradients
+of weights are added more often, products have fewer rows); activations are most of a run's memory next to the
+weights."""
 LORA_RANK = 16
 FREES_ENGINE = "actor_rollout_ref.rollout.free_cache_engine=True"
-"""While models train, the engine gives back its packed weights, which are as large as a model."""
+"""With this key the engine frees its packed weights while models train; they are as large as a model."""
 _A_PASS = 0.5
-"""Old log-probs that took less than this share of the reference's time had no pass of all rows."""
+"""If old log-probs took less than this share of the reference's time, they had no pass over all rows."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,17 @@ class Step:
     cpu: float
     """Processor seconds of the process tree."""
     others: float
-    """Processor seconds that everybody else used meanwhile."""
+    """Processor seconds that all other processes used meanwhile."""
     parts: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Run:
-    """The measured steps of one process, its first step left out."""
+    """The measured steps of one process, without its first step."""
 
     steps: tuple[Step, ...]
     peak: int
-    """Bytes of the process tree at most."""
+    """Peak memory of the process tree, in bytes."""
     log: Path
 
     @property
@@ -60,12 +61,12 @@ class Run:
 
     @property
     def reads_values(self) -> bool:
-        """Whether the values have a pass of their own: else the critic's update computes them, and only its optimizer
-        step is left in `update_critic`."""
+        """True if the values have their own pass. Otherwise the critic's update computes them, and `update_critic`
+        holds only its optimizer step."""
         return self.parts.get("update_critic", 0.0) > self.parts.get("values", 0.0)
 
     def row(self, who: str, tokens: int) -> dict[str, Any]:
-        """For a table: times, response tokens a processor second, memory, and how much others disturbed."""
+        """A row of a table: times, response tokens per processor second, memory, and the use of the cores by others."""
         cpu = statistics.median(step.cpu for step in self.steps)
         others = sum(step.others for step in self.steps) / max(1e-9, sum(s.cpu + s.others for s in self.steps))
         parts = self.parts
@@ -98,7 +99,7 @@ def overrides(
     steps: int,
     budget: int = MICRO_TOKENS["full"],
 ) -> list[str]:
-    """The trainer's keys of a run on `prompts` rows, the same in every step: responses of exactly `response` tokens,
+    """The trainer's keys of a run on `prompts` rows, which are the same in every step: responses of `response` tokens,
     one update a step, micro-batches of at most `budget` tokens."""
     model = inputs.model
     return [
@@ -117,7 +118,7 @@ def overrides(
 
 
 def ppo(kind: Kind) -> list[str]:
-    """GAE with a critic, and KL to the reference in the reward."""
+    """Keys for GAE with a critic, and the KL to the reference in the reward."""
     kl = ["algorithm.use_kl_in_reward=True", "algorithm.kl_ctrl.kl_coef=0.001"]
     keys = ["algorithm.adv_estimator=gae", *kl, FREES_ENGINE]
     if kind != "full":
@@ -128,11 +129,11 @@ def ppo(kind: Kind) -> list[str]:
 GRPO = [
     "algorithm.adv_estimator=grpo", "actor_rollout_ref.actor.use_kl_loss=True", "algorithm.use_kl_in_reward=False",
 ]  # fmt: skip
-"""Groups instead of a critic, and KL to the reference in the loss."""
+"""Keys for groups instead of a critic, and the KL to the reference in the loss."""
 
 
 def run_ours(inputs: Inputs, keys: Sequence[str], folder: Path, log: Path) -> Run:
-    """Train by the command that a user would type. Raises BenchError with the end of its output when it fails."""
+    """Train by the command that a user would type. Raises BenchError with the end of its output if it fails."""
     if folder.exists():
         shutil.rmtree(folder)
     command = [sys.executable, "-m", "steepest.trainer.main_ppo", *keys]
@@ -154,7 +155,7 @@ def run_ours(inputs: Inputs, keys: Sequence[str], folder: Path, log: Path) -> Ru
 
 
 def make_run(records: Sequence[Mapping[str, Any]], measured: Measured, log: Path) -> Run:
-    """Join the steps' own records with what was seen from outside; the first step is left out."""
+    """Join the trainer's records of the steps with the measurements from outside, without the first step."""
     if len(records) < 2:
         raise BenchError(f"{log}: {len(records)} step(s) recorded; the first is left out, so two are needed.")
     steps = []
@@ -173,7 +174,8 @@ def check(measured: Measured, log: Path) -> None:
 
 
 def operations(inputs: Inputs, run: Run, groups: Sequence[Group], *, critic: Critic, lora: bool) -> dict[str, int]:
-    """Arithmetic of the passes that this run made: one for old log-probs or values counts where its time shows it.
+    """The arithmetic of this run's passes. Passes for old log-probs or values count if their time shows that they
+    exist.
 
     A group's prompt counts once where it has several responses: training shares it on the CPU, as generation does.
     """

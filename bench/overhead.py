@@ -1,12 +1,12 @@
-"""How much of a small model's PPO step is not model arithmetic: the quickstart's step, split part by part.
+"""Measures how much of a small model's PPO step is not model arithmetic: the quickstart's step, part by part.
 
     python -m bench.overhead                         prepares the quickstart's model once, then measures
     python -m bench.overhead --folder DIR --steps 10 --threads 1
 
-In the models counts the time inside their calls: forward passes, heads, backward passes, optimizer steps, and the
-rollout engine's forward passes. All else is overhead: packing and batches, sampling and its bookkeeping, decoding to
-text, the round trip to the reward workers, statistics, and after the step the loggers. Both clocks are shown: seconds
-on the wall, and processor seconds of this process, which hardly change when the machine has other work.
+Time "in the models" is the time within their calls: forward passes, heads, backward passes, optimizer steps, and the
+rollout engine's forward passes. All other time is overhead: packing and batches, sampling and its bookkeeping, decoding
+to text, the round trip to the reward workers, statistics, and after the step the loggers. Two clocks are shown: wall
+time, and processor seconds of this process, which hardly change when the machine has other work.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from bench import SPINNING, STARTED_WITH
 PARTS = ("gen", "reward", "old_log_prob", "ref", "values", "adv", "update_critic", "update_actor", "update_weights",
          "describe", "log", "step")  # fmt: skip
 TARGET = 0.15
-"""The most that overhead may be of a step."""
+"""The largest accepted share of overhead in a step."""
 
 
 class Clock:
-    """Wall and processor seconds within the outermost of the functions it is put around."""
+    """Measures wall and processor seconds within the outermost of the functions that it wraps."""
 
     def __init__(self) -> None:
         self.spent = (0.0, 0.0)
         self._depth = 0
 
     def around(self, owner: Any, name: str) -> None:
-        """Replace `owner.name` by itself, timed."""
+        """Replace `owner.name` by a timed version of itself."""
         function = getattr(owner, name)
 
         @functools.wraps(function)
@@ -68,7 +68,7 @@ def plus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
 
 
 class Split:
-    """Seconds of each part of the step, whole and in the models; the first `skip` steps do not count."""
+    """Sums the seconds of each part of the step, in total and in the models; the first `skip` steps do not count."""
 
     def __init__(self, models: Clock, skip: int) -> None:
         self.models, self.skip = models, skip
@@ -89,12 +89,12 @@ class Split:
             self.steps += name == "step"
 
     def share(self, clock: int) -> float:
-        """Overhead, logging included, of a step and its logging."""
+        """The share of overhead, with logging, in a step and its logging."""
         whole = self.whole["step"][clock] + self.whole["log"][clock]
         return 1.0 - self.inside["step"][clock] / whole
 
     def table(self) -> str:
-        """Milliseconds a step."""
+        """A table in milliseconds per step."""
         lines = [f"{'part':<16}{'wall ms':>10}{'models':>10}{'rest':>10}{'cpu ms':>12}{'models':>10}{'rest':>10}"]
         for name in PARTS:
             columns = []
@@ -106,7 +106,7 @@ class Split:
 
 
 def put_clock_around_models(clock: Clock) -> None:
-    """Every way into a model, and out of it backwards."""
+    """Time every call that enters a model, forward and backward."""
     import torch
 
     from steepest.learner.optim import Optimizer
@@ -115,8 +115,8 @@ def put_clock_around_models(clock: Clock) -> None:
 
     for module in (causal_lm, value_head):
         clock.around(module, "run_backbone")
-    clock.around(causal_lm.CausalLM, "score")
-    clock.around(value_head.ValueModel, "head_values")
+    clock.around(causal_lm.CausalLM, "_score")
+    clock.around(value_head.ValueModel, "_head_values")
     clock.around(torch.Tensor, "backward")
     clock.around(Optimizer, "step")
     for kind in vars(network).values():
@@ -154,7 +154,7 @@ def measure(overrides: list[str], skip: int) -> Split:
 
 
 def as_started() -> None:
-    """Undo what `bench` set: this process is a run of ours."""
+    """Restore the environment that `bench` changed, because this process is a run of ours."""
     for name in SPINNING.keys() - STARTED_WITH.keys():
         os.environ.pop(name, None)
 

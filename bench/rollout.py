@@ -1,4 +1,4 @@
-"""Tokens a second of the rollout engines.
+"""Measures tokens per second of the rollout engines.
 
     python -m bench.rollout --tiny --rows 256 --max-tokens 64
     python -m bench.rollout --model DIR --rows 16 --max-tokens 64 --engines builtin hf
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-import bench  # noqa: F401 - sets what waiting threads do, and refuses to be run as a file
+import bench  # noqa: F401 - sets waiting threads up, and refuses to be run as a file
 import steepest.rollout
 from steepest.models.load import end_token_ids, load_causal_lm, load_tokenizer
 from steepest.models.tiny import build_tiny_model

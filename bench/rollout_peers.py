@@ -1,10 +1,10 @@
-"""Ours beside vLLM and transformers' generate, in alternation, each run in a process of its own.
+"""Compares our engine with vLLM and transformers' generate, in alternation, each run in its own process.
 
     python -m bench.rollout_peers --model DIR --data DIR          32 GSM8K prompts x 128 tokens; to their natural end
     python -m bench.rollout_peers --tiny --peers hf --rounds 1    shows in seconds that it runs
 
-Figures are response tokens a second of wall time, after a warm-up. vLLM's Python is .venv-vllm/bin/python (make makes
-it), or the one that BENCH_VLLM names; transformers runs in the environment of ours.
+Figures are response tokens per second of wall time, after a warm-up. vLLM's Python is .venv-vllm/bin/python (`make
+bench` creates it), or the one that BENCH_VLLM names; transformers runs in our own environment.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.ours import check
 from bench.workload import write_questions
 
 MODES = {"fixed": 128, "natural": 256}
-"""Most tokens of a response."""
+"""Largest number of tokens of a response."""
 NAMES = {
     ("fixed", "vllm"): "rollout_vs_vllm",
     ("fixed", "hf"): "rollout_vs_hf",
@@ -37,7 +37,7 @@ TITLES = {"builtin": "ours", "vllm": "vLLM", "vllm-compiled": "vLLM, compiled", 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One process's timed generation."""
+    """The timed generation of one process."""
 
     seconds: float
     cpu: float
@@ -88,7 +88,7 @@ def generate(inputs: Inputs, data: Path, engine: str, mode: str, args: argparse.
 
 
 def share(inputs: Inputs, runs: list[Rollout]) -> float:
-    """Of the rate of this machine's matrix products, how much generation reaches."""
+    """The share of this machine's rate of matrix products that generation reaches."""
     return statistics.median(
         rollout_flops(inputs.shape, groups_of(run.prompts, [[size] for size in run.responses]))
         / inputs.rate
@@ -143,7 +143,7 @@ def main() -> None:
     args = options.parse_args()
     inputs = inputs_of(args)
     for engine in args.peers:
-        python_of(engine)  # what is missing is told before anything runs
+        python_of(engine)  # a missing engine is reported before anything runs
     data = write_questions(inputs.out / "work" / "rollout.jsonl", inputs.questions(args.prompts))
     lines, table = [], []
     for mode in args.modes:

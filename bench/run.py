@@ -1,11 +1,12 @@
-"""The benchmarks that are asked for, one after the other: what `make bench` runs.
+"""Runs the named benchmarks one after the other; `make bench` calls it.
 
     python -m bench.run rollout ppo grpo --model DIR --data DIR
     python -m bench.run limits memory overhead threads               these need no model and no data
     python -m bench.run --tiny --peers hf                            small sizes: shows that everything runs
 
-Results lie in --out as one JSON file each; `python -m bench.table OUT docs/performance.md` makes the page of them. A
-benchmark that fails does not stop the others; the exit code is then 1. The comparisons' lines come again at the end.
+Results are written to --out, one JSON file each; `python -m bench.table OUT docs/performance.md` puts them into the
+page. A benchmark that fails does not stop the others; the exit code is then 1. The comparisons' lines are repeated at
+the end.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MODULES = {
 DEFAULT = ("rollout", "ppo", "grpo", "memory", "startup")
 """About an hour on two cores with SmolLM2-135M, estimated from its parts."""
 _PRINT_ONLY = ("startup", "overhead", "threads")
-"""What these print is kept as it is."""
+"""Benchmarks whose output is stored as it is."""
 _NEED_MODEL = ("rollout", "ppo", "grpo", "scaling", "startup", "long_tail")
 _TINY = {
     "limits": ["--seconds", "0.02"],
@@ -49,7 +50,7 @@ _TINY = {
     "overhead": ["--steps", "1"],
     "threads": ["--steps", "1", "--busy", "0"],
 }
-"""Sizes of --tiny."""
+"""The sizes of --tiny."""
 
 
 def arguments() -> argparse.Namespace:
@@ -68,7 +69,7 @@ def arguments() -> argparse.Namespace:
 
 
 def checked(args: argparse.Namespace) -> Inputs | None:
-    """Everything that is missing is told before anything runs. Raises BenchError. None: no model is needed."""
+    """Report everything that is missing before anything runs. Raises BenchError. None: no model is needed."""
     if "rollout" in args.names and not args.check:
         for peer in args.peers:
             python_of(peer)
@@ -78,7 +79,7 @@ def checked(args: argparse.Namespace) -> Inputs | None:
 
 
 def command(name: str, args: argparse.Namespace, inputs: Inputs | None) -> list[str]:
-    """The command of one benchmark; rounds and steps are its own defaults unless given."""
+    """The command of one benchmark. Rounds and steps have its own defaults unless they are given."""
     made = [sys.executable, "-m", *MODULES[name], *(_TINY.get(name, []) if args.tiny else [])]
     if name == "startup":
         assert inputs is not None
@@ -101,7 +102,7 @@ def command(name: str, args: argparse.Namespace, inputs: Inputs | None) -> list[
 
 
 def run(name: str, args: argparse.Namespace, inputs: Inputs | None) -> tuple[int, list[str]]:
-    """Run one benchmark and pass on what it prints; its exit code and its lines."""
+    """Run one benchmark and print its output; returns its exit code and its lines."""
     said: list[str] = []
     words = command(name, args, inputs)
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=STARTED_WITH) as child:
@@ -115,7 +116,7 @@ def run(name: str, args: argparse.Namespace, inputs: Inputs | None) -> tuple[int
 
 
 def kept(name: str, said: list[str]) -> str:
-    """What belongs on a page: a table as it is; of the overhead's run what comes after the trainer's own lines."""
+    """The part of the output for the page: a table as it is; for `overhead` the part after the trainer's own lines."""
     start = next((i for i, line in enumerate(said) if line.startswith("Mean of ")), 0) if name == "overhead" else 0
     return "\n".join(said[start:]).strip()
 

@@ -1,10 +1,11 @@
-"""Is the time of a step linear in its tokens, and its memory flat?
+"""Measures whether the time of a step is linear in its tokens and its memory constant.
 
     python -m bench.scaling --model DIR --data DIR      batch x1 x2 x4 x8, then prompt and response lengths
     python -m bench.scaling --tiny                      shows in a minute that it runs
 
-PPO steps of the real trainer with micro-batches of at most --budget tokens, each in a process of its own; all prompts
-of a run have exactly the same length. Memory is models, Adam and one micro-batch: it should not grow with the batch.
+It runs PPO steps of the real trainer with micro-batches of at most --budget tokens, each in its own process; all
+prompts of a run have exactly the same length. Memory is models, Adam and one micro-batch: it should not grow with the
+batch.
 """
 
 from __future__ import annotations
@@ -81,13 +82,13 @@ def row(inputs: Inputs, point: Point, run: Run) -> dict[str, Any]:
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """How far the batches are from linear, and how much memory grew."""
+    """How far the times of the batches are from linear, and how much memory grew."""
     batches = [row for row in rows if row["grows"] == "batch"]
     costs = [row["ms a token"] for row in batches]
     peaks = [row["peak GiB"] for row in batches]
     return (
-        f"scaling: batch x{FACTORS[-1]} costs {costs[-1] / costs[0] - 1:+.1%} a token against x1, the dearest batch "
-        f"{max(costs) / min(costs) - 1:.1%} more than the cheapest; peak memory {peaks[-1] / peaks[1] - 1:+.1%} "
+        f"scaling: batch x{FACTORS[-1]} costs {costs[-1] / costs[0] - 1:+.1%} a token against x1, the slowest batch "
+        f"{max(costs) / min(costs) - 1:.1%} more than the fastest; peak memory {peaks[-1] / peaks[1] - 1:+.1%} "
         f"from x2 to x{FACTORS[-1]}"
     )
 

@@ -1,11 +1,11 @@
-"""From the command to the first rollout: where the seconds go.
+"""Measures the seconds from the command to the first rollout, part by part.
 
     python -m bench.startup --model DIR --data FOLDER          FOLDER holds train.parquet and test.parquet
     python -m bench.startup --model DIR --data FOLDER --imports
 
-The run's own start summary names its stretches; this adds what comes before them (the interpreter) and after them (the
-first rollout, of few short answers). The fastest of some starts counts, file caches warm. `--imports` lists the modules
-that take longest to import.
+The run's own start summary has the times of its parts; this adds the time before them (the interpreter) and after them
+(the first rollout, of few short answers). The fastest of several starts counts, with warm file caches. `--imports`
+lists the modules that take longest to import.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bench import STARTED_WITH
 
 _START = re.compile(r"^  start-up +[\d.]+ s \((.*)\)$", re.MULTILINE)
 TARGET = 10.0
-"""Seconds from the command to the first rollout, for SmolLM2-135M on two cores."""
+"""The goal, in seconds from the command to the first rollout, for SmolLM2-135M on two cores."""
 
 
 def command(model: Path, data: Path, folder: Path) -> list[str]:
@@ -38,7 +38,7 @@ def command(model: Path, data: Path, folder: Path) -> list[str]:
 
 
 def start(words: list[str], folder: Path, environment: dict[str, str]) -> dict[str, float]:
-    """Seconds of each stretch of one start."""
+    """The seconds of each part of one start."""
     began = time.perf_counter()
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
@@ -53,7 +53,7 @@ def start(words: list[str], folder: Path, environment: dict[str, str]) -> dict[s
 
 
 def slowest_imports(number: int = 25) -> str:
-    """Modules whose import, with all that it imports, takes longest."""
+    """A list of the modules that take longest to import, with everything that they import."""
     code = "import steepest.trainer.main_ppo, steepest.trainer.jobs.ppo"
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True)
     rows = [line.removeprefix("import time:").split("|") for line in done.stderr.splitlines() if "|" in line]

@@ -1,11 +1,12 @@
-"""One training step of ours beside TRL's, in alternation, on the same prompts and lengths.
+"""Compares one training step of ours with TRL's, in alternation, on the same prompts and lengths.
 
     python -m bench.steps ppo  --model DIR --data DIR      W1: 16 prompts x 1 response, actor, critic, reference
     python -m bench.steps grpo --model DIR --data DIR      W2: 4 prompts x 4 responses, actor, reference
     python -m bench.steps ppo --tiny --rounds 1            shows in a minute that everything runs
 
-Every response has exactly --response tokens, every step the same prompts and one update. Ours keeps weights and Adam in
-float32; TRL holds both in --dtype. TRL 1.12.0 (the last with PPO) and 1.16.0 run in an environment of their own.
+Every response has exactly --response tokens, every step has the same prompts and one update. Ours keeps weights and
+Adam in float32; TRL holds both in --dtype. TRL 1.12.0 (the last with PPO) and 1.16.0 run in an environment of their
+own.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Workload:
     response: int
     kinds: tuple[Kind, ...] = ("full",)
     lengths: tuple[int, ...] = ()
-    """Tokens of each prompt."""
+    """The number of tokens of each prompt."""
     files: dict[str, Path] = field(default_factory=dict)
 
     @property
@@ -109,7 +110,7 @@ def run_trl(inputs: Inputs, work: Workload, name: str) -> Run:
 
 
 def compare(inputs: Inputs, work: Workload) -> tuple[list[Comparison], list[dict[str, Any]]]:
-    """Rounds of every kind of ours, then the peer; the lines and the table."""
+    """Run rounds of every kind of ours and of the peer; returns the comparisons and the table."""
     ours: dict[Kind, list[Run]] = {kind: [] for kind in work.kinds}
     theirs: list[Run] = []
     for number in range(1, inputs.rounds + 1):
@@ -133,7 +134,7 @@ def compare(inputs: Inputs, work: Workload) -> tuple[list[Comparison], list[dict
 
 
 def joined(runs: Sequence[Run]) -> Run:
-    """All measured steps as one run; the highest peak."""
+    """All measured steps as one run, with the highest peak."""
     return Run(tuple(step for run in runs for step in run.steps), max(run.peak for run in runs), runs[-1].log)
 
 
@@ -142,7 +143,7 @@ def seconds(runs: Sequence[Run]) -> tuple[float, ...]:
 
 
 def share(inputs: Inputs, work: Workload, kind: Kind, runs: Sequence[Run]) -> float:
-    """Of the rate of this machine's matrix products, how much the step reaches."""
+    """The share of this machine's rate of matrix products that the step reaches."""
     critic: Critic = "none" if work.algo == "grpo" else kind
     run = joined(runs)
     needed = operations(inputs, run, work.groups, critic=critic, lora=kind != "full")

@@ -1,10 +1,10 @@
-"""Put the tables of a results folder into a page, between its marks.
+"""Puts the tables of a results folder into a page, between its marks.
 
     python -m bench.table outputs/bench docs/performance.md
     python -m bench.table outputs/bench                       prints them
 
-A block of the page starts with `<!-- bench:NAME -->` and ends with `<!-- /bench:NAME -->`. A block without a result is
-left as it is, and named.
+A block of the page starts with `<!-- bench:NAME -->` and ends with `<!-- /bench:NAME -->`. A block without a result
+stays as it is, and its name is printed.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _median(values: list[float]) -> float:
 
 
 def machine(results: list[dict[str, Any]]) -> str:
-    """What the results were measured on. Raises BenchError when they come from several machines."""
+    """The machine of the results. Raises BenchError if they come from several machines."""
     facts: dict[str, Any] = {}
     for result in results:
         for key in ("processor", "cores", "torch"):

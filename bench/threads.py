@@ -1,10 +1,10 @@
-"""Thread settings and a busy neighbour: the quickstart's PPO step with one thread and all, and ways to wait.
+"""Times the quickstart's PPO step with several thread settings, alone and next to busy processes.
 
     python -m bench.threads                        prepares the quickstart's model once, then measures
     python -m bench.threads --folder DIR --busy 0 1 2
 
-Each row is a run of its own, whose environment sets OMP_NUM_THREADS and, but for the first way, OMP_WAIT_POLICY. Beside
-it run processes that compute without end. Milliseconds a step, on the wall.
+Each row is one run, whose environment sets OMP_NUM_THREADS and, except for our default, OMP_WAIT_POLICY. Next to it run
+processes that compute without end. The numbers are milliseconds of wall time per step.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from bench import SPINNING, STARTED_WITH
 from steepest.process.cores import usable_cores
 
 WAYS = {"our default": None, "OMP_WAIT_POLICY=PASSIVE": "PASSIVE", "OMP_WAIT_POLICY=ACTIVE": "ACTIVE"}
-"""To wait: spin for a moment and sleep beside others, always sleep, never sleep."""
+"""Ways to wait: spin for a moment, but sleep next to busy processes; always sleep; never sleep."""
 _STEP = re.compile(r"step_ms=([\d.]+)")
 
 
 @contextmanager
 def busy(number: int) -> Iterator[None]:
-    """So many processes that each keep a core busy."""
+    """Run `number` processes that each keep a core busy, for the `with` block."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
     try:
         yield
@@ -38,13 +38,13 @@ def busy(number: int) -> Iterator[None]:
 
 
 def environment(threads: int, policy: str | None) -> dict[str, str]:
-    """Of a run; without a policy it chooses for itself."""
+    """The environment of a run; without a policy the run chooses one itself."""
     kept = {name: value for name, value in STARTED_WITH.items() if name not in SPINNING}
     return {**kept, "OMP_NUM_THREADS": str(threads)} | ({"OMP_WAIT_POLICY": policy} if policy else {})
 
 
 def step_ms(folder: Path, steps: int, threads: int, policy: str | None) -> float:
-    """Of one run."""
+    """Milliseconds per step of one run."""
     words = [sys.executable, "-m", "bench.overhead", "--folder", str(folder), "--steps", str(steps)]
     done = subprocess.run(words, env=environment(threads, policy), capture_output=True, text=True, check=False)
     found = _STEP.search(done.stdout)
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1])
     given = parser.parse_args()
-    print("| threads | waiting | " + " | ".join(f"ms beside {n} busy" for n in given.busy) + " |")
+    print("| threads | waiting | " + " | ".join(f"ms next to {n} busy" for n in given.busy) + " |")
     print("|---|---|" + "---|" * len(given.busy))
     for threads in dict.fromkeys((1, usable_cores())):
         for way, policy in WAYS.items():

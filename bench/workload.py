@@ -1,4 +1,5 @@
-"""The workload that ours and the peers share: GSM8K questions as chat prompts, and the rule reward. No torch here."""
+"""The workload that we share with the peers: GSM8K questions as chat prompts, and the rule reward. It needs no
+torch."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ _FINAL = re.compile(r"#### (-?[0-9.,]+)")
 def read_questions(path: Path, number: int) -> list[dict[str, str]]:
     """The first `number` rows {question, answer} of a GSM8K file or folder: its own jsonl, or the parquet of `prepare`.
 
-    Raises BenchError where there are none, or not enough.
+    Raises BenchError if there are not enough rows.
     """
     names = ("train.jsonl", "train.parquet")
     files = [path / name for name in names if (path / name).is_file()] if path.is_dir() else [path]
@@ -40,7 +41,7 @@ def _parquet(path: Path) -> list[dict[str, str]]:
 
 
 def write_questions(path: Path, rows: Sequence[dict[str, str]]) -> Path:
-    """One file for all: the peers' environments have no pyarrow."""
+    """Write one file in JSON lines for all engines, because the peers' environments have no pyarrow."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -63,9 +64,9 @@ def prompt_ids(tokenizer: Any, question: str) -> list[int]:
 
 
 def stretch(tokenizer: Any, question: str, length: int) -> str:
-    """The question with words before it, until its prompt has exactly `length` tokens.
+    """The question with words put before it, so that its prompt has exactly `length` tokens.
 
-    Raises BenchError when it cannot have.
+    Raises BenchError if that is not possible.
     """
     missing = length - len(prompt_ids(tokenizer, question))
     for words in range(max(0, missing - 3), missing + 4):

@@ -3,9 +3,9 @@ there are any.
 
     python scripts/vendor_names.py
 
-Code elsewhere is the same for every device: it asks the Device, or goes by `tensor.device`. Looked at are names that
-are imported, attributes and calls (`torch.cuda`, `x.npu()`, `t.is_cuda`), names, keyword arguments, and texts that name
-a device or a backend ("cuda:0", "hccl"). Docstrings and comments may say what they like.
+Code outside that folder is the same for every device: it asks the Device, or uses `tensor.device`. The check reads
+names that are imported, attributes and calls (`torch.cuda`, `x.npu()`, `t.is_cuda`), names, keyword arguments, and
+texts that name a device or a backend ("cuda:0", "hccl"). It does not read docstrings and comments.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ HOMES = ("devices/backends/", "devices/ascend.py", "devices/hide_torch_npu.py")
 
 WORD = r"(cuda|npu|nccl|hccl|cann|ascend|torch_npu|vllm_ascend|acl|rocm|hip)"
 NAME = re.compile(rf"(^|_){WORD}(_|\d|$)", re.IGNORECASE)
-"""Of identifiers: is_cuda, torch_npu, npu_fusion_attention, ASCEND_HOME; not `cascade` or `oracle`."""
+"""Matches identifiers such as is_cuda, torch_npu, npu_fusion_attention, ASCEND_HOME; not `cascade` or `oracle`."""
 TEXT = re.compile(rf"^{WORD}(:.*)?$|^(torch|vllm)[_.-]{WORD}|^{WORD}_[A-Z_]+$|,{WORD}:", re.IGNORECASE)
-"""Of texts: "npu", "cuda:0", "torch.cuda", "cpu:gloo,npu:hccl", "ASCEND_RT_VISIBLE_DEVICES"."""
+"""Matches texts such as "npu", "cuda:0", "torch.cuda", "cpu:gloo,npu:hccl", "ASCEND_RT_VISIBLE_DEVICES"."""
 
 
 def vendor_names(source: str) -> Iterator[tuple[int, str]]:
@@ -64,7 +64,7 @@ def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
 
 
 def problems(package: Path) -> list[str]:
-    """`file:line: name` for every vendor's name in a place that may not have it."""
+    """`file:line: name` for every vendor's name where it is not allowed."""
     found = []
     for file in sorted(package.rglob("*.py")):
         relative = file.relative_to(package).as_posix()

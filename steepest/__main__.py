@@ -111,7 +111,7 @@ def export(
 ) -> None:
     """Write a trained policy as a Hugging Face folder that other programs load. A LoRA adapter is merged.
 
-    Of a run folder the newest checkpoint is taken; of another one give its own folder.
+    Given a run folder, it takes the newest checkpoint; for another checkpoint give the folder of that checkpoint.
 
     Example: [bold]steepest export checkpoints/steepest/ppo --to my-model[/bold]
     """
@@ -212,7 +212,7 @@ def rewards_check(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
 ) -> None:
-    """Look at this machine, its devices, packages, engines and hubs, and say what is wrong and how to mend it.
+    """Look at this machine, its devices, packages, engines and hubs, and print what is wrong and how to fix it.
 
     Exit code 0 without a problem, 1 with one. Warnings do not count.
 

@@ -1,4 +1,4 @@
-"""One thing that `steepest doctor` looked at, and what came of it. Devices say such things of themselves, too."""
+"""The result of one check of `steepest doctor`. Devices return such results as well (`version_checks`)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ Status = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
-    """Stable within its group of the report: programs look checks up by it."""
+    """Name of the check, the same in every release and unique in its group of the report, so that programs can look it
+    up."""
     status: Status
     text: str
     """What was found, in words."""

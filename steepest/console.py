@@ -1,12 +1,18 @@
-"""What a command prints in its own words. No torch, no rich: every room above may use it."""
+"""Functions that print sentences to the user. Every package may use them: this file needs neither torch nor rich."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
-say: Callable[[str], None] = partial(print, flush=True)
-"""Prints one of the run's own sentences on standard output, at once also when standard output is a pipe."""
+from steepest.errors import render
+
+
+def say(text: str) -> None:
+    """Print one of the run's own sentences on standard output, at once also when standard output is a pipe.
+
+    Its settings are printed by the keys of the job (`errors.key_names`).
+    """
+    print(render(text), flush=True)
 
 
 def shortened(text: str, limit: int = 200) -> str:
@@ -16,7 +22,7 @@ def shortened(text: str, limit: int = 200) -> str:
 
 
 def once(print_line: Callable[[str], None]) -> Callable[[str], None]:
-    """A function that prints the first text it is given and no later one: for warnings that may come in every step."""
+    """Return a function that prints the first text it gets and ignores later ones, for a warning that may repeat."""
     printed = False
 
     def print_first(text: str) -> None:

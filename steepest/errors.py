@@ -1,4 +1,4 @@
-"""What can go wrong because of a key, a file, a reward or a machine.
+"""The errors that a key, a file, a reward or a machine can cause, and how messages name settings.
 
     SteepestError
     |- ConfigError      (ValueError)    a key of the configuration, or several at once
@@ -12,30 +12,122 @@
 
 Every message names the thing, the value found, what is allowed and what to do. The command line prints
 these without a traceback; any other exception is a bug of ours and keeps its traceback.
+
+Code below the jobs does not know configuration keys. It names a setting, and the job that runs names its key:
+
+    raise DeviceMemoryError(f"Lower {setting('max_num_seqs')} (now {n}).")
+
+    without a job                                    Lower max_num_seqs (now 64).
+    within key_names(PPO_KEYS), in the PPO job       Lower actor_rollout_ref.rollout.max_num_seqs (now 64).
+
+`config/key_names.py` has the keys of each job.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_MARK = re.compile("\x02(?:([^\x02\x03|]*)\\|)?([^\x02\x03|]+)\x03")
+"""A setting within a text, `name` or `owner|name`, between two control characters, which a terminal does not show."""
+_NAMES: ContextVar[tuple[Mapping[str, str], ...]] = ContextVar("_NAMES", default=())
+"""The names of the `key_names` blocks that are open, the innermost first."""
+
+
+def setting(name: str, of: str = "") -> str:
+    """A setting for the text of a message, which `render` replaces by a configuration key.
+
+    `name` may carry a value, as in `setting("trust_remote_code=true")`. `of`: the part of the run that the setting
+    belongs to ("critic"), where several parts have one of this name; the keys of a job then have `critic.name`.
+    """
+    return f"\x02{of}|{name}\x03" if of else f"\x02{name}\x03"
+
+
+def render(text: str, names: Mapping[str, str] | None = None) -> str:
+    """`text` with its settings by their keys in `names`, and those that have none there by their bare names.
+
+    names: setting -> key. None: those of the `key_names` blocks around this call, the innermost first.
+    """
+    for found in _NAMES.get() if names is None else (names,):
+        text = _with_keys(text, found)
+    return _MARK.sub(lambda mark: mark[2], text)
+
+
+def _with_keys(text: str, names: Mapping[str, str]) -> str:
+    """`text` with a key for each setting that has one in `names`; the others stay as they are."""
+
+    def key(mark: re.Match[str]) -> str:
+        of, name = mark[1], mark[2]
+        for known in (f"{of}.{name}", name):
+            if known in names:
+                return names[known]
+        bare, _, value = name.partition("=")
+        return f"{names[bare]}={value}" if value and bare in names else mark[0]
+
+    return _MARK.sub(key, text)
+
+
+@contextmanager
+def key_names(names: Mapping[str, str]) -> Iterator[None]:
+    """What runs in the block speaks of its settings by these keys: errors that leave it, and what `say` prints in it.
+
+    Blocks nest: the innermost one that has a key for a setting names it. Usable as a decorator.
+    """
+    token = _NAMES.set((names, *_NAMES.get()))
+    try:
+        yield
+    except SteepestError as error:
+        error.bind(names)
+        raise
+    finally:
+        _NAMES.reset(token)
 
 
 class SteepestError(Exception):
-    """Root of the errors a user can cause or mend."""
+    """Base class of the errors that a user can cause and fix. Its text names settings by the keys that were bound."""
+
+    @property
+    def marked(self) -> str:
+        """The text, with settings still to be named: for the message of another error that quotes this one."""
+        return super().__str__()
+
+    def bind(self, names: Mapping[str, str]) -> None:
+        """Name settings by their keys in `names`. What was bound before stays."""
+        self.args = tuple(_with_keys(value, names) if isinstance(value, str) else value for value in self.args)
+
+    def __str__(self) -> str:
+        return render(self.marked, {})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 class ConfigError(SteepestError, ValueError):
-    """One or several problems of the configuration, all told at once."""
+    """One or several problems of the configuration, all reported at once."""
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems))
+        self.marked_problems = [problems] if isinstance(problems, str) else list(problems)
+        """As `marked`, one text a problem."""
+        super().__init__("\n".join(self.marked_problems))
+
+    @property
+    def problems(self) -> list[str]:
+        """One text a problem."""
+        return [render(problem, {}) for problem in self.marked_problems]
+
+    def bind(self, names: Mapping[str, str]) -> None:
+        """See SteepestError."""
+        super().bind(names)
+        self.marked_problems = [_with_keys(problem, names) for problem in self.marked_problems]
 
     def __reduce__(self) -> tuple[type, tuple[list[str]]]:
-        return type(self), (self.problems,)
+        return type(self), (self.marked_problems,)
 
 
 class DataError(SteepestError, ValueError):
-    """A file or row of the data is not what it has to be."""
+    """A file or a row of the data is missing, unreadable or malformed."""
 
 
 class ModelError(SteepestError, ValueError):
@@ -43,7 +135,7 @@ class ModelError(SteepestError, ValueError):
 
 
 class DeviceError(SteepestError, RuntimeError):
-    """A device was asked for that this machine cannot offer."""
+    """The requested device is not usable on this machine."""
 
 
 class DeviceMemoryError(DeviceError):

@@ -26,7 +26,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def is_own_code(name: str) -> bool:
-    """Whether a name is `module:function` or `path/to/file.py:function`: code of the user's own."""
+    """True for `module:function` and `path/to/file.py:function`: names of the user's own code."""
     return ":" in name
 
 
@@ -40,7 +40,7 @@ def module_names(package: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered function with what it declared about itself."""
+    """One registered function with the facts that were given to `register`."""
 
     name: str
     value: Any
@@ -90,7 +90,8 @@ class Registry:
 
     @contextmanager
     def temporarily(self, *entries: Entry) -> Iterator[None]:
-        """`entries` are registered in the `with` block. After it they are gone, and so is what the block registered."""
+        """Register `entries` for the `with` block. At its end they are removed, with everything that the block
+        registered."""
         self._load()
         before = dict(self._entries)
         try:
@@ -107,7 +108,7 @@ class Registry:
     def get(self, name: str) -> Entry:
         """The entry under `name`. Raises ConfigError with the nearest name and the whole list.
 
-        A function of the user's own may be decorated with `register` too: what it declares there counts.
+        A user's own function may be decorated with `register` too; the facts given there are used.
         """
         self._load_for(name)
         if name in self._entries:
@@ -145,7 +146,7 @@ class ModuleRegistry(Registry):
 
 
 def with_options(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
-    """`function` with those of `options` bound that it takes as keyword-only parameters."""
+    """Bind those of `options` that `function` takes as keyword-only parameters, and return the result."""
     names = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
     return partial(function, **{name: value for name, value in options.items() if name in names})
 
@@ -165,7 +166,7 @@ def load_object(target: str, key: str) -> Any:
 
 
 def load_file(path: str, key: str) -> ModuleType:
-    """Run a Python file as a module of its own, once a process, as an import does.
+    """Run a Python file as a module of its own, once per process, like an import.
 
     A file that is missing or does not import is a ConfigError.
     """

@@ -21,7 +21,7 @@ def installed(*names: str) -> str | None:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-        except Exception:  # metadata that cannot be read: the package is there all the same
+        except Exception:  # the metadata cannot be read, but the package is there
             return UNKNOWN
         return found or UNKNOWN
     return None

@@ -21,9 +21,10 @@ def shared_folder() -> Path:
 
 def _missing_device(name: str) -> str | None:
     from steepest.devices import DEVICES
+    from steepest.errors import render
 
     reason: str | None = DEVICES.get(name).value().availability()
-    return reason
+    return None if reason is None else render(reason)
 
 
 def _missing_package(name: str) -> str | None:

@@ -43,6 +43,20 @@ LAYERS = {
 }
 """A module imports from lower layers or from its own folder; folders of one layer do not import each other."""
 
+TRAINER_FLOORS = {
+    "loop": 0,
+    "experience": 1,
+    "algorithm": 2,
+    "run": 2,
+    "ppo": 3,
+    "build_step": 4,
+    "build_rewards": 4,
+    "jobs": 5,
+    "main_ppo": 6,
+    "main_sft": 6,
+}
+"""The same inside trainer/: the step knows nothing of the run around it, and nothing but jobs puts all together."""
+
 OPEN_TO_ALL = ("steepest.core.batch",)
 """Types that every folder from layer 1 up may use."""
 
@@ -147,7 +161,7 @@ def violations(file: Path, package: Path) -> list[str]:
     found = {
         f"{relative}:{item.line}: {reason}"
         for item in imports(ast.parse(file.read_text(encoding="utf-8")), module, is_package)
-        for reason in [*_inside(item, room), *_outside(item, room, relative)]
+        for reason in [*_inside(item, room), *_inside_trainer(item, relative), *_outside(item, room, relative)]
     }
     return sorted(found, key=lambda text: int(text.split(":")[1]))
 
@@ -163,6 +177,18 @@ def _inside(item: Import, room: str) -> Iterator[str]:
         return
     if LAYERS[target] >= LAYERS[room]:
         yield f"{room} (layer {LAYERS[room]:g}) imports {item.module} (layer {LAYERS[target]:g})"
+
+
+def _inside_trainer(item: Import, relative: Path) -> Iterator[str]:
+    """The same rule for the folders and modules of trainer/."""
+    target = [*item.module.split("."), "", ""]
+    if relative.parts[0] != "trainer" or target[:2] != ["steepest", "trainer"] or relative.name == "__init__.py":
+        return
+    mine = relative.parts[1].removesuffix(".py")
+    if mine not in TRAINER_FLOORS:
+        yield f"the folder or module {mine!r} of trainer has no floor; give it one in {Path(__file__).name}"
+    elif target[2] in TRAINER_FLOORS and target[2] != mine and TRAINER_FLOORS[target[2]] >= TRAINER_FLOORS[mine]:
+        yield f"trainer/{mine} (floor {TRAINER_FLOORS[mine]}) imports {item.module} (floor {TRAINER_FLOORS[target[2]]})"
 
 
 def _outside(item: Import, room: str, relative: Path) -> Iterator[str]:
@@ -230,6 +256,13 @@ FORBIDDEN = [
     ("loggers/jsonl.py", "import torch\n", 1, "loggers imports torch inside functions only"),
     ("learner/actor.py", "import peft\n", 1, "peft may be named only in models/lora.py, trainer/jobs/export.py"),
     ("somewhere/new.py", "", 1, "has no layer"),
+    ("trainer/ppo.py", "from steepest.trainer.run.hooks import Run\nfrom steepest.trainer import jobs\n", 2, "floor 5"),
+    ("trainer/experience/scoring.py", "from steepest.trainer.algorithm import correction\n", 1, "floor 2"),
+    ("trainer/algorithm/kl_rewards.py", "def f():\n    from steepest.trainer.run.metrics import three\n", 2, "floor 2"),
+    ("trainer/new.py", "x = 1\nfrom steepest.trainer.loop import Timer\n", 2, "has no floor"),
+    ("assembly/roles.py", "from steepest.cluster.local import LocalCluster\n", 1, "layer 4.5"),
+    ("cluster/local.py", "from steepest.trainer.loop import Timer\n", 1, "layer 5"),
+    ("process/threads.py", "from steepest.devices.api import Device\n", 1, "layer 1"),
 ]
 
 
@@ -250,11 +283,12 @@ ALLOWED = [
     ("cluster/ray.py", "import ray\nfrom steepest.learner.actor import Actor\n"),
     ("rollout/engines/vllm.py", "def f():\n    from vllm import LLM\n"),
     ("loggers/tensorboard.py", "def f():\n    from torch.utils.tensorboard import SummaryWriter\n"),
-    ("trainer/ppo.py", "from steepest import __version__\nfrom . import evaluate\n"),
+    ("trainer/ppo.py", "from steepest import __version__\nfrom . import loop\n"),
+    ("trainer/jobs/ppo.py", "from steepest.trainer.ppo import PPOStep\nfrom steepest.trainer.jobs import sft\n"),
     ("__main__.py", "from steepest import __version__\nfrom steepest.process.entry import run_entry\n"),
     ("models/load.py", "import raylib\nimport torchvision\nfrom steepest.hub import local_model\n"),
     ("data/prepare/gsm8k.py", "from steepest.hub import find\n"),
-    ("hub/huggingface.py", "from huggingface_hub import HfApi\nfrom steepest.config.schema_model import Hub\n"),
+    ("hub/huggingface.py", "from huggingface_hub import HfApi\nfrom steepest.config.types import Hub\n"),
 ]
 
 

@@ -8,8 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from steepest.config.schema import Config
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.schema import Config, SFTConfig
 from steepest.config.tree import leaves
 from steepest.devices import DEVICES
 from steepest.rollout import ROLLOUT_ENGINES

@@ -1,1 +1,1 @@
-"""What runs inside another project's environment, and how that environment is made."""
+"""Programs that run in the environments of other projects, and the creation of these environments."""

@@ -1,4 +1,4 @@
-"""Where the seconds of a peer's step go. Standard library only."""
+"""Times the parts of a peer's step. It uses the standard library only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 class Clock:
     """start(), mark("gen"), mark("logp"), ..., stop() make one record, written at once as a line of `out`.
 
-    A record has `end` (seconds since 1970), `step` (its seconds), the parts, and what `stop` is told. Time between
+    A record has `end` (seconds since 1970), `step` (its seconds), the parts, and the keywords of `stop`. Time between
     stop() and start() belongs to no step.
     """
 
@@ -26,7 +26,7 @@ class Clock:
         self._parts = {}
 
     def mark(self, name: str) -> None:
-        """What was done since the last mark is part `name`."""
+        """Count the time since the last mark as part `name`."""
         now = time.perf_counter()
         self._parts[name] = self._parts.get(name, 0.0) + now - self._last
         self._last = now
@@ -38,6 +38,6 @@ class Clock:
 
 
 def read_records(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(what was said about the run, the records of its steps)."""
+    """(the facts about the run, the records of its steps)."""
     first, *records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return first["about"], records

@@ -1,10 +1,10 @@
-"""The peers' Python environments, made once under .bench/: pinned versions, apart from ours.
+"""Creates the peers' Python environments under .bench/, once, with pinned versions and apart from ours.
 
     python -m bench.peers.environment            make it, 1.5 GB
     PIP_ARGS="--extra-index-url ..." python -m bench.peers.environment
 
-Two TRLs share one environment, because they agree on everything else: 1.16.0 is installed; 1.12.0, the last that has
-PPO, lies beside it and goes before it on the path.
+Two versions of TRL share one environment, because all their other packages agree: 1.16.0 is installed; 1.12.0, the last
+one with PPO, is in a folder next to it, which is put first on the path.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ PINS = (f"torch=={TORCH}", f"transformers=={TRANSFORMERS}", f"trl=={TRL}")
 
 @dataclass(frozen=True)
 class Peers:
-    """Where the peers' Python is, and what finds the older TRL."""
+    """The peers' Python interpreter, and the folder of the older TRL."""
 
     python: Path
     trl_ppo: Path
 
     def path(self, *, ppo: bool) -> str:
-        """PYTHONPATH: the benchmarks, after the older TRL where PPO is wanted."""
+        """PYTHONPATH: the benchmarks; for PPO the older TRL comes first."""
         return os.pathsep.join([*([str(self.trl_ppo)] if ppo else []), str(ROOT)])
 
 
 def peers(folder: Path | None = None) -> Peers:
-    """The environment, made if it is not there. BENCH_PEERS names one that is made already."""
+    """The environment, created if it does not exist. BENCH_PEERS names one that exists already."""
     named = os.environ.get("BENCH_PEERS")
     folder = folder or (Path(named) if named else FOLDER)
     found = Peers(folder / "peers" / "bin" / "python", folder / f"trl-{TRL_PPO}")
@@ -50,7 +50,7 @@ def peers(folder: Path | None = None) -> Peers:
 
 
 def make(folder: Path, target: Peers) -> None:
-    """Create the environment. Raises BenchError with pip's own words."""
+    """Create the environment. Raises BenchError with pip's own message."""
     print(f"making the peers' environment in {folder} (1.5 GB, torch is the large part) ...", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     run([sys.executable, "-m", "venv", str(folder / "peers")])

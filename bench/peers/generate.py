@@ -1,10 +1,10 @@
-"""One engine, one workload, one process: ours, vLLM, or transformers' generate. Prints one RESULT line.
+"""Runs one engine (ours, vLLM, or transformers' generate) on the workload and prints one RESULT line.
 
     python -m bench.peers.generate --engine builtin --model DIR --data rows.jsonl
     python -m bench.peers.generate --engine vllm --model DIR --data rows.jsonl --natural --response 256
 
-Each runs in its own environment. All sample at temperature 1 from every token; prompt ids in, token ids out. Ours and
-vLLM also give the log-prob of every token, which training needs; transformers is not asked for it.
+Each engine runs in its own environment. All sample at temperature 1 from every token; they get prompt ids and return
+token ids. Ours and vLLM also compute the log-prob of every token, which training needs; transformers does not.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 from bench.workload import prompt_ids, read_questions
 
 Generate = Callable[[list[list[int]], int], list[list[int]]]
-"""(prompts, most tokens of a response) -> responses."""
+"""(prompts, largest number of tokens of a response) -> responses."""
 KV_GIB = 1
-"""vLLM's cache: a whole number of GiB, and 32 sequences of 512 tokens need less than one."""
+"""Size of vLLM's cache, a whole number of GiB; 32 sequences of 512 tokens need less than one."""
 
 
 def arguments() -> argparse.Namespace:
@@ -114,7 +114,7 @@ def vllm(args: argparse.Namespace, ends: list[int], length: int) -> Generate:
 
 
 def end_ids(model: Path, tokenizer: Any) -> list[int]:
-    """Every end token of the model: the tokenizer's, and those of its generation config."""
+    """Every end token of the model: the tokenizer's and those of the generation config."""
     file = model / "generation_config.json"
     named = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
     more = named if isinstance(named, list) else [named]

@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
 
 
 class Steps(TrainerCallback):
-    """A record a step."""
+    """Writes one record per step."""
 
     def __init__(self, clock: Clock, told: dict[str, Any]) -> None:
         self._clock, self._told = clock, told
@@ -49,7 +49,8 @@ class Steps(TrainerCallback):
 
 
 def settings(args: argparse.Namespace) -> Any:
-    """One update a step on all samples, KL loss to the reference, no gradient checkpointing, as ours."""
+    """Settings as in our run: one update per step on all samples, KL loss to the reference, no gradient
+    checkpointing."""
     rows = args.prompts * args.group
     return GRPOConfig(
         output_dir=str(args.out.with_suffix(".trl")),

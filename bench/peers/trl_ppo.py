@@ -1,8 +1,8 @@
-"""TRL's PPOTrainer on the common workload. TRL 1.12 is the last that has it.
+"""TRL's PPOTrainer on the common workload. TRL 1.12 is the last version with it.
 
-It wants a reward *model*. `RuleReward` is the cheapest there is: its backbone hands the token ids on as hidden states,
-its score decodes them and applies the rule, so the reward costs microseconds and no forward pass. Every step has the
-same prompts, padded to the longest of them, as TRL pads.
+PPOTrainer needs a reward *model*. `RuleReward` is the cheapest possible one: its backbone returns the token ids as
+hidden states, and its score decodes them and applies the rule, so the reward costs microseconds and no forward pass.
+Every step has the same prompts, padded to the longest of them, as TRL pads.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
 
 
 class RuleReward(nn.Module):
-    """The rule as what PPOTrainer takes for a reward model."""
+    """The rule, in the form of a reward model that PPOTrainer accepts."""
 
     base_model_prefix = "model"
 
@@ -49,7 +49,7 @@ class RuleReward(nn.Module):
         self._tokenizer, self._right, self._key_tokens, self._response = tokenizer, right, key_tokens, response
 
     def score(self, sequences: Tensor) -> Tensor:
-        """(rows, tokens) ids -> (rows, tokens, 1): the row's reward at every position, of which the last is read."""
+        """(rows, tokens) ids -> (rows, tokens, 1): the row's reward at every position; TRL reads the last one."""
         rewards = []
         for row in sequences.tolist():
             prompt, response = row[: -self._response], row[-self._response :]
@@ -59,7 +59,7 @@ class RuleReward(nn.Module):
 
 
 class Steps(TrainerCallback):
-    """A record a step."""
+    """Writes one record per step."""
 
     def __init__(self, clock: Clock, told: dict[str, Any]) -> None:
         self._clock, self._told = clock, told
@@ -74,7 +74,7 @@ class Steps(TrainerCallback):
 
 
 def settings(args: argparse.Namespace) -> Any:
-    """One update a step on all prompts, KL in the reward, as ours."""
+    """Settings as in our run: one update per step on all prompts, KL in the reward."""
     return ppo_trainer.PPOConfig(
         output_dir=str(args.out.with_suffix(".trl")),
         use_cpu=True,

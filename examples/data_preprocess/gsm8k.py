@@ -31,7 +31,7 @@ def main() -> int:
         written = prepare_gsm8k(options.local_save_dir, options.local_dataset_path, options.hub)
     except SteepestError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2  # as every command for what the user can mend
+        return 2  # the exit code of every command for errors that the user can fix
     for file in written.values():
         print(f"wrote {file.path} ({file.num_rows:,} rows)")
     return 0

@@ -1,4 +1,4 @@
-"""Advantages."""
+"""Mutations of the advantages."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ MUTATIONS = [
     Mutation("advantages/gdpo.py", "counted = x.response_mask.any(1, keepdim=True)",
              "counted = torch.ones_like(x.response_mask[:, :1])", "rows without tokens counted"),
     Mutation("advantages/gdpo.py", 'refuse_groups_of_one(torch.unique(group_ids, return_counts=True)[1], "gdpo")',
-             "pass", "group of one told as grpo's"),
+             "pass", "group of one reported as grpo's"),
     Mutation("advantages/gdpo.py", "    if len(factors) != rewards.shape[1]:", "    if False:",
              "any number of weights"),
     Mutation("registration.py", "if keywords != wanted:", "if keywords - wanted:", "a stated option without keyword"),

@@ -1,4 +1,4 @@
-"""The batch, masked means, and which rows and scores of it count."""
+"""Mutations of the batch, of masked means, and of the selection of rows and scores."""
 
 from __future__ import annotations
 
@@ -38,12 +38,16 @@ MUTATIONS = [
     Mutation("masked.py", "kept = torch.where(mask, x, torch.zeros_like(x))", "kept = x * mask", "multiplied mask"),
     Mutation("masked.py", "masked_sum(x, mask, dim) / count.clamp(min=1)", "masked_sum(x, mask, dim) / count",
              "division by an empty count"),
-    Mutation("masked.py", "(mask.sum() - 1).clamp(min=1)", "mask.sum().clamp(min=1)", "biased variance"),
-    Mutation("masked.py", "torch.where(mask, x - masked_mean(x, mask), torch.zeros_like(x))",
-             "x - masked_mean(x, mask)", "masked positions in the variance"),
-    Mutation("masked.py", "torch.rsqrt(masked_var(x, mask) + eps)", "1 / (masked_var(x, mask).sqrt() + eps)",
-             "eps outside the root"),
-    Mutation("masked.py", "x - masked_mean(x, mask), torch", "x - x.mean(), torch", "mean over padding"),
+    Mutation("masked.py", "(count - 1).clamp(min=1)", "count.clamp(min=1)", "biased variance"),
+    Mutation("masked.py", "torch.where(mask, x - mean, torch.zeros_like(x))", "x - mean",
+             "masked positions in the variance"),
+    Mutation("masked.py", "torch.rsqrt(_var(centred, count, reducer) + eps)",
+             "1 / (_var(centred, count, reducer).sqrt() + eps)", "eps outside the root"),
+    Mutation("masked.py", "mean = reducer.sum(masked_sum(x, mask)) / count.clamp(min=1)", "mean = x.mean()",
+             "mean over padding"),
+    Mutation("masked.py", "mean = reducer.sum(masked_sum(x, mask)) / count.clamp(min=1)",
+             "mean = masked_mean(x, mask)", "mean of a rank"),
+    Mutation("masked.py", "reducer.sum(centred.square().sum())", "centred.square().sum()", "squares of a rank"),
     Mutation("row_selection.py", "(lengths.float() - (max_length - buffer)) / buffer",
              "(lengths.float() - max_length) / buffer", "buffer after the limit"),
     Mutation("row_selection.py", "return -factor * over", "return factor * over", "length rewarded"),

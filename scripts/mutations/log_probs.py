@@ -1,4 +1,4 @@
-"""Log-probs, and how far two policies' lie apart: KL, the mismatch of the rollout and its correction."""
+"""Mutations of log-probs, and of distances between policies: KL, the rollout's mismatch and its correction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MUTATIONS = [
     Mutation("log_probs.py", ".mul_(log_p).sum(1).neg_()", ".mul_(log_p).sum(1)", "sign of the entropy"),
     Mutation("log_probs.py", "(log_p + entropies[:, None])", "log_p", "entropy gradient without H"),
     Mutation("log_probs.py", ".exp_().mul_(weight).neg_()", ".exp_().mul_(weight)", "sign of the gradient"),
-    Mutation("log_probs.py", ".add_(grad_log_probs[:, None])", "", "log-prob gradient lost beside entropy"),
+    Mutation("log_probs.py", ".add_(grad_log_probs[:, None])", "", "log-prob gradient lost with entropy"),
     Mutation("log_probs.py", "return grad.scatter_add_(1, targets[:, None], grad_log_probs[:, None])", "return grad",
              "target forgotten"),
     Mutation("log_probs.py", "kept, ctx.kept = ctx.kept, None", "kept = ctx.kept", "kept chunk used after it is gone"),

@@ -1,4 +1,4 @@
-"""Losses of policy and critic, and how tokens become one number."""
+"""Mutations of the losses of policy and critic, and of their aggregation."""
 
 from __future__ import annotations
 
@@ -133,15 +133,19 @@ MUTATIONS = [
     Mutation("value_losses.py", "(clipped > unclipped).detach()", "(clipped < unclipped).detach()",
              "clipfrac reversed"),
     Mutation("value_losses.py", "    if response_mask is not None:", "    if False:", "mask ignored"),
-    Mutation("value_losses.py", "masked_var(returns - values, mask)", "masked_var(values, mask)", "explains itself"),
-    Mutation("value_losses.py", "1.0 - float(masked_var", "float(masked_var", "share unexplained"),
-    Mutation("value_losses.py", "true_returns.numel() == 0 or bool(true_returns.max() == true_returns.min())",
-             "float(masked_var(returns, mask)) == 0.0", "division by rounding"),
+    Mutation("value_losses.py", "masked_var(returns - values, mask, reducer)", "masked_var(values, mask, reducer)",
+             "explains itself"),
+    Mutation("value_losses.py", "1.0 - float(unexplained", "float(unexplained", "share unexplained"),
+    Mutation("value_losses.py", "high <= -minus_low", "float(masked_var(returns, mask)) == 0.0",
+             "division by rounding"),
+    Mutation("value_losses.py", "high <= -minus_low", "not high > -minus_low", "NaN returns pass for equal ones"),
     Mutation("aggregation.py", "total / _at_least_something(denominators.num_tokens)", "total / float(mask.sum())",
              "denominator of the micro-batch"),
-    Mutation("aggregation.py", "num_tokens=float(mask.sum())", "num_tokens=float(mask.numel())", "padding counted"),
-    Mutation("aggregation.py", "num_sequences=float(mask.any(1).sum())", "num_sequences=float(len(mask))",
+    Mutation("aggregation.py", "num_tokens=float(tokens)", "num_tokens=float(mask.numel())", "padding counted"),
+    Mutation("aggregation.py", "num_sequences=float(sequences)", "num_sequences=float(len(mask))",
              "masked rows counted"),
+    Mutation("aggregation.py", "reducer.sum(torch.stack([mask.sum(), mask.any(1).sum()]))",
+             "torch.stack([mask.sum(), mask.any(1).sum()])", "denominators of a rank"),
     Mutation("aggregation.py", "masked_mean(per_token, mask, dim=1).sum()", "masked_sum(per_token, mask)",
              "row mean is a sum"),
     Mutation("aggregation.py", "masked_mean(per_token, mask, dim=1).sum()",

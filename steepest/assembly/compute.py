@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 
-from steepest.config.schema import Config
-from steepest.config.schema_model import CriticModelConfig, ModelConfig
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.schema import Config, SFTConfig
+from steepest.config.sections.critic import CriticModelConfig
+from steepest.config.sections.model import ModelConfig
 from steepest.devices.api import Device
-from steepest.errors import ConfigError, ModelError
+from steepest.errors import ConfigError
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.trainable import ComputeSettings
 from steepest.models.shared_prompts import DEVICE as SHARED_PROMPTS_DEVICE
@@ -43,8 +41,6 @@ def compute_settings(
         gradient_checkpointing=trained and model.enable_gradient_checkpointing,
         attention=attention(model, section, dtype, device),
         shares_prompts=shares_prompts,
-        model_key=section,
-        length_key="data.max_length" if section == SFT_MODEL else "data.max_response_length or data.max_prompt_length",
     )
 
 
@@ -91,32 +87,11 @@ def overrides(model: ModelConfig | CriticModelConfig) -> dict[str, Any]:
     return {name: value for name, value in model.override_config.items() if name != OVERRIDE}
 
 
-def micro_batches(
-    section: str,
-    rows: int | None,
-    dynamic: bool | None,
-    tokens: int | None,
-    *,
-    keys: tuple[str, str] = ("ppo_micro_batch_size_per_gpu", "ppo_max_token_len_per_gpu"),
-) -> MicroBatches:
+def micro_batches(purpose: str, rows: int | None, dynamic: bool | None, tokens: int | None) -> MicroBatches:
     """Rows a pass when they are given and the token budget is not asked for; else the token budget.
 
-    `keys` are those of the two numbers within `section`; messages name the one that counts.
+    `purpose`: whose passes they are, as in `config.key_names.PPO_KEYS`; messages name the key of that part.
     """
     if dynamic or rows is None:
-        return MicroBatches(tokens=tokens, key=f"{section}.{keys[1]}")
-    return MicroBatches(rows=rows, tokens=None, key=f"{section}.{keys[0]}")
-
-
-LOG_PROB_KEYS = ("log_prob_micro_batch_size_per_gpu", "log_prob_max_token_len_per_gpu")
-FORWARD_KEYS = ("forward_micro_batch_size_per_gpu", "forward_max_token_len_per_gpu")
-SFT_KEYS = ("micro_batch_size_per_gpu", "max_token_len_per_gpu")
-
-
-@contextmanager
-def naming(key: str) -> Iterator[None]:
-    """Put the configuration key of a model before what is wrong with it."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(f"{key}: {error}") from error
+        return MicroBatches(tokens=tokens, purpose=purpose)
+    return MicroBatches(rows=rows, tokens=None, purpose=purpose)

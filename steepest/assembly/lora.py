@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steepest.assembly.compute import CRITIC_MODEL, compute_dtype, overrides
+from steepest.assembly.compute import compute_dtype, overrides
 from steepest.config.schema import Config
-from steepest.config.schema_model import CriticModelConfig, ModelConfig
+from steepest.config.sections.critic import CriticModelConfig
+from steepest.config.sections.model import ModelConfig
 from steepest.devices.api import Device
-from steepest.errors import CheckpointError
+from steepest.errors import CheckpointError, setting
 from steepest.learner.checkpoint import Start
 from steepest.models import lora
 from steepest.models.bf16_storage import hold_in_bf16
@@ -19,8 +20,8 @@ from steepest.models.lora_models import FrozenValueModel, LoraCausalLM
 from steepest.models.value_head import ValueModel
 
 
-def lora_settings(model: ModelConfig | CriticModelConfig, section: str) -> LoraSettings | None:
-    """Of the model in `section`; None where all weights are trained."""
+def lora_settings(model: ModelConfig | CriticModelConfig) -> LoraSettings | None:
+    """The adapter of a model; None where all weights are trained."""
     if model.lora_rank == 0:
         return None
     here = Path(model.path)
@@ -35,18 +36,17 @@ def lora_settings(model: ModelConfig | CriticModelConfig, section: str) -> LoraS
             revision=None if here.exists() else model.revision,
             override_config=overrides(model),
         ),
-        section=section,
     )
 
 
-def load_policy(model: ModelConfig, section: str, start: Start, folder: Path, *, halve: bool | None) -> CausalLM:
+def load_policy(model: ModelConfig, start: Start, folder: Path, *, halve: bool | None) -> CausalLM:
     """The policy: the start model or the checkpoint's; with LoRA the start model in `folder` under a fresh adapter or
     the checkpoint's. `halve`: a frozen base may be rounded to bf16. None: it stays as it is, for another adapter, which
     peft would round."""
-    settings = lora_settings(model, section)
+    settings = lora_settings(model)
     origin = start.folder("actor", folder) if settings is None else folder
     if settings is None and start.checkpoint is not None:
-        _require_whole(origin, section)
+        _require_whole(origin)
     policy = load_causal_lm(origin, trust_remote_code=model.trust_remote_code, override_config=overrides(model))
     if settings is None:
         return policy
@@ -60,14 +60,14 @@ def load_policy(model: ModelConfig, section: str, start: Start, folder: Path, *,
 def load_critic(config: Config, start: Start, folder: Path, trunk: CausalLM, *, halve: bool) -> ValueModel:
     """The critic: a model of its own, one under an adapter, or adapter and head on the actor's base."""
     critic = config.critic.model
-    settings = lora_settings(critic, CRITIC_MODEL)
+    settings = lora_settings(critic)
     saved = None if start.checkpoint is None else start.folder("critic", folder)
     if config.critic.share_base is not None:
         model = FrozenValueModel(trunk.hf, settings)
         hold_in_bf16(trunk.hf, rounding=halve)
     else:
         if settings is None and saved is not None:
-            _require_whole(saved, CRITIC_MODEL)
+            _require_whole(saved)
         whole = load_value_model(
             folder if settings is not None or saved is None else saved,
             trust_remote_code=critic.trust_remote_code,
@@ -88,10 +88,11 @@ def halves_base(config: Config, dtype: str, device: Device) -> bool:
     return compute_dtype(dtype, device) == "bfloat16" and config.actor_rollout_ref.rollout.name == "vllm"
 
 
-def _require_whole(folder: Path, section: str) -> None:
+def _require_whole(folder: Path) -> None:
     """A run that trains all weights cannot go on from an adapter."""
     if lora.is_adapter(folder) or not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"{folder} holds what a run with LoRA trained, and {section}.lora_rank is 0 now. Go on with the run's own "
-            "lora_rank and critic.share_base, or begin a new run (another trainer.experiment_name)."
+            f"{folder} holds what a run with LoRA trained, and {setting('lora_rank')} is 0 now. Go on with the "
+            f"run's own lora_rank and {setting('share_base')}, or begin a new run "
+            f"(another {setting('experiment_name')})."
         )

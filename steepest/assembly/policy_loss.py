@@ -6,7 +6,7 @@ from functools import partial
 
 from steepest.config.algorithms import option_values
 from steepest.config.schema import Config
-from steepest.config.thresholds import read_band
+from steepest.config.sections.correction import read_band
 from steepest.core.policy_losses import POLICY_LOSSES
 from steepest.core.rollout_correction import Weighting, bypass_reinforce
 from steepest.learner.actor import Choice, PolicyLoss

@@ -13,21 +13,21 @@ import torch
 from steepest.assembly.compute import (
     ACTOR_MODEL,
     CRITIC_MODEL,
-    FORWARD_KEYS,
-    LOG_PROB_KEYS,
     compute_settings,
     micro_batches,
-    naming,
     overrides,
     shares_prompts,
 )
 from steepest.assembly.engine import build_engine, longest_sequence
 from steepest.assembly.lora import halves_base, load_critic, load_policy
 from steepest.assembly.policy_loss import build_policy_loss
+from steepest.config.key_names import model_keys
 from steepest.config.plan import Plan
-from steepest.config.schema import Config, CriticConfig
-from steepest.config.schema_model import OptimConfig
+from steepest.config.schema import Config
+from steepest.config.sections.critic import CriticConfig
+from steepest.config.sections.model import OptimConfig
 from steepest.devices.api import Device
+from steepest.errors import key_names
 from steepest.learner.actor import Actor, ActorLossSettings
 from steepest.learner.checkpoint import Start
 from steepest.learner.critic import Critic, CriticLossSettings
@@ -69,6 +69,11 @@ class Models:
     actor: Actor
     critic: Critic | None
     reference: Reference | BaseReference | None
+
+    def take_flops(self) -> float:
+        """Operations of all passes since this was last called; see `Trainable.take_flops`."""
+        roles = (self.actor, self.critic, self.reference)
+        return sum(role.take_flops() for role in roles if role is not None)
 
 
 @dataclass
@@ -112,7 +117,7 @@ def _check_models(config: Config, models: Models, tokenizer: Any) -> None:
     longest = longest_sequence(config)
     for key, part in ((ACTOR_MODEL, models.actor), (CRITIC_MODEL, models.critic)):
         if part is not None:
-            with naming(f"{key}.path"):
+            with key_names(model_keys(key)):
                 check_vocabulary(part.model, tokenizer)
                 part.model.check_length(longest)
 
@@ -132,7 +137,6 @@ def build_models(config: Config, plan: Plan, start: Start, folders: Mapping[str,
     halve = halves_base(config, compute.dtype, device)
     policy = load_policy(
         config.actor_rollout_ref.model,
-        ACTOR_MODEL,
         start,
         folders["actor"],
         halve=None if plan.needs_critic and config.critic.share_base is not None else halve,
@@ -147,7 +151,8 @@ def build_models(config: Config, plan: Plan, start: Start, folders: Mapping[str,
     if plan.needs_critic and config.critic.share_base == "head":
         reader = reference if isinstance(reference, ReadingReference) else build_reader(config, policy, device)
     if plan.needs_critic:
-        model = load_critic(config, start, folders["critic"], policy, halve=halve)
+        with key_names(model_keys(CRITIC_MODEL)):
+            model = load_critic(config, start, folders["critic"], policy, halve=halve)
         critic = build_critic(config, plan, model, reader, device)
     if start.checkpoint is not None:
         actor.load_optimizer(start.checkpoint / "actor")
@@ -168,7 +173,7 @@ def build_actor(config: Config, plan: Plan, policy: CausalLM, compute: ComputeSe
         update=UpdateSettings(
             mini_batch_rows=plan.mini_batch_rows,
             micro=micro_batches(
-                "actor_rollout_ref.actor",
+                "actor.update",
                 actor.ppo_micro_batch_size_per_gpu,
                 actor.use_dynamic_bsz,
                 actor.ppo_max_token_len_per_gpu,
@@ -186,11 +191,10 @@ def build_actor(config: Config, plan: Plan, policy: CausalLM, compute: ComputeSe
             kl_loss_type=actor.kl_loss_type,
         ),
         forward=micro_batches(
-            "actor_rollout_ref.rollout",
+            "actor.log_probs",
             rollout.log_prob_micro_batch_size_per_gpu,
             rollout.log_prob_use_dynamic_bsz,
             rollout.log_prob_max_token_len_per_gpu,
-            keys=LOG_PROB_KEYS,
         ),
         temperature=rollout.temperature,
         choose=choose,
@@ -220,7 +224,7 @@ def build_critic(
         update=UpdateSettings(
             mini_batch_rows=plan.critic_mini_batch_rows,
             micro=micro_batches(
-                "critic",
+                "critic.update",
                 critic.ppo_micro_batch_size_per_gpu,
                 critic.use_dynamic_bsz,
                 critic.ppo_max_token_len_per_gpu,
@@ -240,11 +244,10 @@ def build_critic(
 
 def _critic_forward(critic: CriticConfig) -> MicroBatches:
     return micro_batches(
-        "critic",
+        "critic.forward",
         critic.forward_micro_batch_size_per_gpu,
         critic.use_dynamic_bsz,
         critic.forward_max_token_len_per_gpu,
-        keys=FORWARD_KEYS,
     )
 
 
@@ -255,11 +258,10 @@ def build_reference(
     actor's own base; else a model of its own, read from `origin`, or copied where the policy is the start model."""
     ref, model = config.actor_rollout_ref.ref, config.actor_rollout_ref.model
     forward = micro_batches(
-        "actor_rollout_ref.ref",
+        "reference.log_probs",
         ref.log_prob_micro_batch_size_per_gpu,
         ref.log_prob_use_dynamic_bsz,
         ref.log_prob_max_token_len_per_gpu,
-        keys=LOG_PROB_KEYS,
     )
     compute, temperature = _reading(config, device), config.actor_rollout_ref.rollout.temperature
     if isinstance(policy, LoraCausalLM):
@@ -275,7 +277,7 @@ def build_reference(
 
 def build_reader(config: Config, policy: CausalLM, device: Device) -> ReadingReference:
     """For a value head in a run whose reward and loss need no reference."""
-    assert isinstance(policy, LoraCausalLM), "checked by config.rules"
+    assert isinstance(policy, LoraCausalLM), "checked by config.sections.model"
     return ReadingReference(policy, compute=_reading(config, device), forward=_critic_forward(config.critic))
 
 

@@ -17,10 +17,12 @@ from torch import Tensor
 from steepest.assembly.description import Description, describe_roles
 from steepest.assembly.engine import publish_weights
 from steepest.assembly.roles import Roles
+from steepest.core.advantages import EstimatorCall
 from steepest.core.batch import Batch
 from steepest.devices.api import Device
+from steepest.learner.critic import ValuesAndGradient
 from steepest.learner.metrics import Metrics
-from steepest.models.flops import WORK, generation_flops
+from steepest.models.flops import generation_flops
 from steepest.rollout import Completion, GenerationRequest
 
 
@@ -32,14 +34,12 @@ class LocalCluster:
 
     def __init__(self, roles: Roles, device: Device, *, frees_engine: bool) -> None:
         self.roles, self.device, self.frees_engine = roles, device, frees_engine
-        self._counted = WORK.read()
 
     # -- rollouts -------------------------------------------------------------------------------------------
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
-        """See RolloutEngine. The operations are not counted here: see `generation_flops`."""
-        with WORK.paused():
-            return self.roles.engine.generate(requests)
+        """See RolloutEngine. `take_flops` leaves its operations out: see `generation_flops`."""
+        return self.roles.engine.generate(requests)
 
     def generation_flops(self, batch: Batch) -> float:
         """Operations of generating these responses by an engine that keeps keys and values."""
@@ -61,9 +61,7 @@ class LocalCluster:
 
     def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(log-probs, entropies) (B, T) f32 by the actor, see Actor.log_probs."""
-        log_probs, entropies = self.roles.actor.log_probs(batch)
-        assert entropies is not None
-        return log_probs, entropies
+        return self.roles.actor.log_probs(batch)
 
     def log_probs_and_squares(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """See Actor.log_probs_and_squares."""
@@ -84,10 +82,10 @@ class LocalCluster:
         assert self.roles.critic is not None
         return self.roles.critic.values(batch)
 
-    def values_and_gradient(self, batch: Batch, returns_of: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor, Any]:
-        """`values`, and the gradient of the critic's one update, see Critic.values_with_gradient."""
+    def values_and_gradient(self, batch: Batch, estimator: EstimatorCall) -> ValuesAndGradient:
+        """`values`, and the gradient of the critic's one update, see Critic.values_and_gradient."""
         assert self.roles.critic is not None
-        return *self.roles.critic.values_with_gradient(batch, returns_of), None
+        return self.roles.critic.values_and_gradient(batch, estimator)
 
     # -- updates --------------------------------------------------------------------------------------------
 
@@ -100,15 +98,14 @@ class LocalCluster:
         assert self.roles.critic is not None
         return self.roles.critic.update(batch, step=step)
 
-    def step_critic(self, batch: Batch, update: Any) -> Metrics:
+    def step_critic(self, batch: Batch, found: ValuesAndGradient) -> Metrics:
         """The optimizer step after `values_and_gradient`."""
         assert self.roles.critic is not None
-        return self.roles.critic.step_on_gradient(batch)
+        return self.roles.critic.step_on_gradient(batch, found)
 
     def take_flops(self) -> float:
         """Operations of the passes and updates since it was last called."""
-        before, self._counted = self._counted, WORK.read()
-        return self._counted - before
+        return self.roles.take_flops()
 
     # -- files and facts ------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, TypeVar
 
-from steepest.config.schema_types import DERIVED, LossAggMode, NameOf, NonNegativeFloat, PositiveShare
+from steepest.config.types import DERIVED, LossAggMode, NameOf, NonNegativeFloat, PositiveShare
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from typing import Any
 import yaml
 
 from steepest.config import tree
-from steepest.config.schema import Config
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.schema import Config, SFTConfig
 
 BEGIN, END = "<!-- begin {} keys: generated -->", "<!-- end {} keys -->"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.errors import ConfigError
 
 SWITCHES = ("STEEPEST_USE_MODELSCOPE", "VERL_USE_MODELSCOPE")

@@ -2,8 +2,7 @@
 
     arguments.py  text                -> assignments, in order (file first, then command line)
     this file     assignments         -> known keys with values of the right type
-    resolve.py    null                -> derived values
-    rules.py      the whole           -> problems;  no_effect.py -> warnings; rules_*.py: of one subject
+    sections/     null                -> derived values;  the whole -> problems and warnings
 
 Nothing here imports torch or opens a data file.
 """
@@ -13,33 +12,34 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from steepest.config import (
-    describe,
-    no_effect,
-    resolve,
-    rules,
-    rules_advantages,
-    rules_curation,
-    rules_lora,
-    rules_policy_loss,
-    rules_reward,
-    tree,
-    verl_keys,
-)
+from steepest.config import checks, describe, tree, verl_keys
 from steepest.config.arguments import COMMAND_LINE, Arguments, Assignment, read_arguments
+from steepest.config.checks import Rule, Section
 from steepest.config.environment import SWITCHES
-from steepest.config.idle import Idle
 from steepest.config.keys import KeyBook
-from steepest.config.schema import Config, Provenance
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.schema import Config, Provenance, SFTConfig
+from steepest.config.sections import (
+    actor,
+    advantages,
+    batch_sizes,
+    correction,
+    critic,
+    data,
+    kl,
+    model,
+    reward,
+    rollout,
+    row_selection,
+    sft,
+    trainer,
+)
 from steepest.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", Config, SFTConfig)
@@ -53,35 +53,27 @@ class Job(Generic[ConfigT]):
     schema: type[ConfigT]
     module: str
     book: KeyBook
-    resolve: Callable[[dict[str, Any], Callable[[str], bool]], dict[str, str]]
-    rules: list[rules.Rule]
-    idle: Callable[[], list[Idle]]
-    warnings: list[Callable[[dict[str, Any], Any], Any]] = field(default_factory=list)
+    sections: tuple[Section, ...]
+    """In the order in which they fill in null, and in which their problems and warnings are printed."""
+
+    @property
+    def rules(self) -> list[Rule]:
+        return [rule for section in self.sections for rule in section.rules]
 
 
+_PPO = (data, model, actor, rollout, batch_sizes, critic, kl, advantages, correction, row_selection, reward, trainer)
+_SFT = (sft,)
 PPO_JOB = Job(
     Config,
     "steepest.trainer.main_ppo",
     KeyBook(tree.leaves(Config), verl_keys.REFUSED, verl_keys.NO_EFFECT, verl_keys.ALIASES),
-    resolve.resolve_ppo,
-    [
-        *rules.PPO_RULES,
-        *rules_lora.LORA_RULES,
-        *rules_advantages.ADVANTAGE_RULES,
-        *rules_curation.CURATION_RULES,
-        *rules_policy_loss.POLICY_LOSS_RULES,
-        *rules_reward.REWARD_RULES,
-    ],
-    no_effect.ppo_idle,
-    no_effect.PPO_WARNINGS,
+    tuple(subject.SECTION for subject in _PPO),
 )
 SFT_JOB = Job(
     SFTConfig,
     "steepest.trainer.main_sft",
     KeyBook(tree.leaves(SFTConfig), verl_keys.SFT_REFUSED, verl_keys.SFT_NO_EFFECT),
-    resolve.resolve_sft,
-    [*rules.SFT_RULES, *rules_lora.SFT_LORA_RULES],
-    lambda: no_effect.SFT_IDLE,
+    tuple(subject.SECTION for subject in _SFT),
 )
 
 
@@ -137,7 +129,7 @@ class _Loading(Generic[ConfigT]):
         self.job: Job[ConfigT] = job
         self.book, self.arguments = job.book, arguments
         self.sections = tree.sections(job.schema)
-        self.node = tree.typed_node(job.schema)
+        self.node = OmegaConf.create(tree.thaw(job.schema()))
         self.sources: dict[str, str] = {}
         self.ignored: dict[str, str] = {}
         """Accepted keys without a field (vLLM's, harmless ones) -> source."""
@@ -151,10 +143,8 @@ class _Loading(Generic[ConfigT]):
         values = self._values()
         self._check_required(values)
         given = {key: copy.deepcopy(tree.get(values, key)) for key in self.sources}
-        derived = self.job.resolve(values, self._is_set)
-        for key, origin in derived.items():
-            if origin in self.bad:
-                self.bad.add(key)
+        derived = checks.resolve(self.job.sections, values, self._is_set)
+        self._check_derived(values, derived)
         config = tree.freeze(self.job.schema, values)
         for rule in self.job.rules:
             if not self.bad.intersection(rule.keys):
@@ -165,6 +155,20 @@ class _Loading(Generic[ConfigT]):
 
     def _is_set(self, key: str) -> bool:
         return key in self.sources
+
+    def _check_derived(self, values: dict[str, Any], derived: dict[str, str]) -> None:
+        """Check derived values as given ones are; the problem names the key from which the value follows."""
+        for key, origin in derived.items():
+            value = tree.get(values, key)
+            if {key, origin} & self.bad:
+                self.bad.add(key)
+            elif problem := tree.value_problem(self.book.leaves[key], value):
+                self.bad.add(key)
+                while origin in derived:
+                    origin = derived[origin]
+                found = f"={_shown(tree.get(values, origin))}" if origin in self.book.leaves else ""
+                source = Assignment(origin, None, self.sources.get(origin, COMMAND_LINE))
+                self._blame(origin, source, f"{origin}{found}: {key}={_shown(value)} is derived from it, and {problem}")
 
     def _assign(self, a: Assignment) -> None:
         """Store one assignment, or say why not."""
@@ -215,14 +219,12 @@ class _Loading(Generic[ConfigT]):
         self.bad.discard(leaf.key)
 
     def _store(self, leaf: tree.Leaf, key: str, inside: bool, a: Assignment) -> None:
-        shown = f"{key}={a.value!r}" if isinstance(a.value, str) else f"{key}={_shown(a.value)}"
         try:
-            value = a.value if inside else tree.fit(leaf, a.value)
-            OmegaConf.update(self.node, key, value, merge=False, force_add=inside)
+            if not inside and "${" not in str(a.value):
+                tree.fit(leaf, a.value)
+            OmegaConf.update(self.node, key, a.value, merge=False)
         except (ValueError, OmegaConfBaseException) as error:
-            # OmegaConf's own words name its classes; ours from `fit` say what was found
-            found = "" if isinstance(error, OmegaConfBaseException) else f" ({error})"
-            self._blame(leaf.key, a, f"{shown}: expected {leaf.expected}{found}.")
+            self._blame(leaf.key, a, _unfit(leaf, key, a.value, error))
             return
         self.sources[leaf.key] = a.source
 
@@ -250,6 +252,11 @@ class _Loading(Generic[ConfigT]):
             reason = str(error).splitlines()[0]
             self._blame(leaf.key, source, f"{leaf.key}: its ${{...}} cannot be followed: {reason}.")
             return leaf.default
+        try:
+            value = tree.fit(leaf, value)
+        except ValueError as error:
+            self._blame(leaf.key, source, _unfit(leaf, leaf.key, value, error))
+            return leaf.default
         problem = tree.value_problem(leaf, value)
         if problem:
             self._blame(leaf.key, source, f"{leaf.key}={_shown(value)}: {problem}")
@@ -270,13 +277,10 @@ class _Loading(Generic[ConfigT]):
 
     def _provenance(self, config: ConfigT, given: dict[str, Any], derived: dict[str, str]) -> Provenance:
         asked = [key for key in given if self._asks(key, tree.thaw(config), given)]
-        found = list(no_effect.idle_warnings(self.job.idle(), config, asked))
-        wished = {key: given[key] for key in asked}
-        for warn in self.job.warnings:
-            found.extend(warn(wished, config))
+        found = list(checks.warnings_of(self.job.sections, config, {key: given[key] for key in asked}))
         for key in self.ignored:
             if reason := self.book.harmless(key):
-                found.append(no_effect.no_effect([key], reason))
+                found.append(checks.without_effect([key], reason))
         sources = {key: self._source(key, derived) for key in self.book.leaves}
         files = {source for source in self.sources.values() if source != COMMAND_LINE}
         notes = [f"Settings come from {source}; the command line wins over them." for source in sorted(files)]
@@ -300,8 +304,16 @@ class _Loading(Generic[ConfigT]):
         leaf = self.book.leaves[key]
         default = list(leaf.default) if isinstance(leaf.default, tuple) else leaf.default
         tree.put(values, key, default)
-        self.job.resolve(values, lambda k: k in self.sources and k != key)
+        checks.resolve(self.job.sections, values, lambda k: k in self.sources and k != key)
         return bool(tree.get(values, key) != given[key])
+
+
+def _unfit(leaf: tree.Leaf, key: str, value: Any, error: Exception) -> str:
+    """The problem of a value that has not the type of its key."""
+    text = repr(value) if isinstance(value, str) else _shown(value)
+    # OmegaConf's own words name its classes; ours from `fit` say what was found
+    found = "" if isinstance(error, OmegaConfBaseException) or not str(error) else f" ({error})"
+    return f"{key}={text}: expected {leaf.expected}{found}."
 
 
 def _shown(value: Any) -> str:

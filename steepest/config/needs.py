@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from steepest.config.schema import Config
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from steepest.config.schema import Config
 
 
 def uses_reference(c: Config) -> bool:

@@ -8,9 +8,10 @@ from typing import Literal
 
 from steepest.config.algorithms import ESTIMATORS, LOSSES, EstimatorSpec
 from steepest.config.needs import corrects, reads_ref_log_probs, updates_per_step, uses_reference
-from steepest.config.schema import Config, TrainerConfig
-from steepest.config.schema_model import OptimConfig
-from steepest.config.schema_sft import SFTConfig, SFTTrainerConfig
+from steepest.config.schema import Config, SFTConfig
+from steepest.config.sections.model import OptimConfig
+from steepest.config.sections.sft import SFTTrainerConfig
+from steepest.config.sections.trainer import TrainerConfig
 from steepest.errors import ConfigError
 
 OldLogProbs = Literal["pass", "update", "engine", "rollout"]

@@ -1,12 +1,10 @@
-"""Between dataclasses and dotted keys: the leaves of a schema, its OmegaConf twin, and back to frozen dataclasses.
+"""Between dataclasses and dotted keys: the leaves of a schema, and back to frozen dataclasses.
 
-OmegaConf checks types but knows neither `Literal` nor `Annotated`; the twin (`typed_node`) has plain types, and
-choices and bounds are checked here (`value_problem`).
+`fit` converts a value to the type of its key; `value_problem` checks choices and bounds.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
@@ -16,13 +14,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
-
-from steepest.config.schema_types import Bounds, IsPath, MinusOneOr, ModuleOf, NameOf, Required
+from steepest.config.types import Bounds, IsPath, MinusOneOr, ModuleOf, NameOf, Required
 from steepest.registry import is_own_code, nearest
 
 ConfigT = TypeVar("ConfigT")
 PROVENANCE = "provenance"
+_FLAGS = {
+    **dict.fromkeys(("true", "yes", "y", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "n", "off", "0"), False),
+}
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping {a: b}"}
 
 
@@ -81,7 +81,7 @@ def _walk(schema: type, instance: Any, prefix: str) -> Iterator[Leaf]:
             yield from _walk(typing.cast(type, hint), default, f"{prefix}{item.name}.")
         else:
             leaf = _read_hint(f"{prefix}{item.name}", hint, default)
-            # schema_types.DERIVED: null until resolve.py has filled it in
+            # types.DERIVED: null until its section has filled it in
             yield dataclasses.replace(leaf, optional=True) if default is None else leaf
 
 
@@ -112,76 +112,59 @@ def sections(schema: type) -> set[str]:
     return {".".join(key.split(".")[:i]) for key in leaves(schema) for i in range(1, key.count(".") + 1)}
 
 
-def typed_node(schema: type) -> DictConfig:
-    """An OmegaConf structured node with the schema's keys, plain types and defaults."""
-    return copy.deepcopy(_fresh_node(schema))
-
-
-@functools.cache
-def _fresh_node(schema: type) -> DictConfig:
-    # building one takes five times as long as copying one
-    node: DictConfig = OmegaConf.structured(_twin(schema))
-    OmegaConf.set_struct(node, True)
-    return node
-
-
-@functools.cache
-def _twin(schema: type, prefix: str = "", root: type | None = None) -> type:
-    root = root or schema
-    hints = typing.get_type_hints(schema, include_extras=True)
-    items: list[tuple[str, Any, Any]] = []
-    for item in dataclasses.fields(schema):
-        key, hint = prefix + item.name, hints[item.name]
-        if item.name == PROVENANCE:
-            continue
-        if dataclasses.is_dataclass(hint):
-            inner = _twin(typing.cast(type, hint), key + ".", root)
-            items.append((item.name, inner, dataclasses.field(default_factory=inner)))
-        else:
-            items.append((item.name, *_twin_field(leaves(root)[key])))
-    return dataclasses.make_dataclass(f"{schema.__name__}Twin", items)
-
-
-def _twin_field(leaf: Leaf) -> tuple[Any, Any]:
-    kind: Any = dict[str, Any] if leaf.base is dict else leaf.base
-    kind = list[kind] if leaf.is_list else kind
-    kind = typing.Optional[kind] if leaf.optional else kind  # noqa: UP045 (built at run time)
-    default = list(leaf.default) if isinstance(leaf.default, tuple) else leaf.default
-    return kind, dataclasses.field(default_factory=lambda: default)
-
-
 def fit(leaf: Leaf, value: Any) -> Any:
-    """Bring a parsed value to the leaf's shape: a lone value into a list, 1e3 to 1000 for whole numbers.
+    """Convert a parsed value to the leaf's type and shape: a lone value into a list, 1e3 or '1000' to 1000.
 
-    Raises ValueError (its text is the reason) where OmegaConf would convert in silence: true for a number,
-    a number for true, a list for a text.
+    Raises ValueError; its text, which may be empty, says what was found.
     """
-    if value is None or (isinstance(value, str) and "${" in value):
-        return value
+    if value is None and leaf.optional:
+        return None
     if value in ("None", "none", "NULL") and leaf.optional:
         raise ValueError("nothing is written null")
-    if leaf.is_list:
-        values = list(value) if isinstance(value, list | tuple) else [value]
-        if leaf.length and len(values) != leaf.length:
-            raise ValueError(f"found {len(values)} of them" if values else "the list is empty")
-        return [_fit_one(leaf, v) for v in values]
-    return _fit_one(leaf, value)
+    if not leaf.is_list:
+        return _fit_one(leaf.base, value)
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if leaf.length and len(values) != leaf.length:
+        raise ValueError(f"found {len(values)} of them" if values else "the list is empty")
+    return [_fit_one(leaf.base, one) for one in values]
 
 
-def _fit_one(leaf: Leaf, value: Any) -> Any:
-    if leaf.base in (int, float) and isinstance(value, bool):
-        raise ValueError("found true or false")
-    if leaf.base is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if leaf.base is float and value != value:
-        raise ValueError("not a number at all")
-    if leaf.base is float and value in (math.inf, -math.inf):
-        raise ValueError("not finite")
-    if leaf.base is bool and isinstance(value, int) and not isinstance(value, bool):
+def _fit_one(base: type, value: Any) -> Any:
+    if base is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return value
+    if base is dict or value is None:
+        raise ValueError
+    if isinstance(value, list | tuple | dict):
+        raise ValueError("found a mapping" if isinstance(value, dict) else "found a list")
+    if base is bool:
+        return _flag(value)
+    return str(value) if base is str else _number(base, value)
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, int | float) and not isinstance(value, bool):
         raise ValueError("found a number")
-    if leaf.base is not dict and isinstance(value, list | tuple | dict):
-        raise ValueError("found a list" if isinstance(value, list | tuple) else "found a mapping")
-    return value
+    found = _FLAGS.get(str(value).lower())
+    if found is None:
+        raise ValueError
+    return found
+
+
+def _number(base: type, value: Any) -> Any:
+    """An int or a float, finite."""
+    if isinstance(value, bool):
+        raise ValueError("found true or false")
+    if base is int and isinstance(value, float) and not value.is_integer():
+        raise ValueError
+    try:
+        number = base(value)
+    except (ValueError, OverflowError):
+        raise ValueError from None
+    if number != number:
+        raise ValueError("not a number at all")
+    if number in (math.inf, -math.inf):
+        raise ValueError("not finite")
+    return number
 
 
 def value_problem(leaf: Leaf, value: Any) -> str | None:

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-ACTOR, REF, ROLLOUT, MODEL = (f"actor_rollout_ref.{name}" for name in ("actor", "ref", "rollout", "model"))
+from steepest.config.checks import ACTOR, MODEL, REF, ROLLOUT
 
 
 @dataclass(frozen=True)

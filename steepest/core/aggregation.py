@@ -1,17 +1,19 @@
-"""From a loss per token to the loss of a mini-batch, whatever it was cut into.
+"""Turns a loss per token into the loss of a mini-batch. The result does not depend on the micro-batches.
 
 The denominator is a number, counted once over the whole mini-batch and all processes. So the sum of `aggregate` over
-micro-batches is the loss of the mini-batch, and so are their gradients: no extra scaling, no dependence on the cut.
+micro-batches is the loss of the mini-batch, and the sum of their gradients is its gradient; nothing is rescaled.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from steepest.core.masked import masked_mean, masked_sum
-from steepest.errors import ConfigError
+from steepest.core.reducer import IDENTITY, Reducer
+from steepest.errors import ConfigError, setting
 from steepest.registry import nearest
 
 LOSS_AGG_MODES: tuple[str, ...] = (
@@ -33,9 +35,10 @@ class LossDenominators:
     """Rows with at least one such position."""
 
     @classmethod
-    def of(cls, mask: Tensor) -> LossDenominators:
-        """The counts of a (B, T) bool mask."""
-        return cls(num_tokens=float(mask.sum()), num_sequences=float(mask.any(1).sum()))
+    def of(cls, mask: Tensor, reducer: Reducer = IDENTITY) -> LossDenominators:
+        """The counts of a (B, T) bool mask; `reducer` adds up over ranks that have a part of the rows each."""
+        tokens, sequences = reducer.sum(torch.stack([mask.sum(), mask.any(1).sum()])).tolist()
+        return cls(num_tokens=float(tokens), num_sequences=float(sequences))
 
 
 def aggregate(
@@ -54,8 +57,8 @@ def aggregate(
         seq-mean-token-mean      sum of the rows' means / num_sequences      every row weighs the same
         seq-mean-token-sum-norm  sum of true tokens / num_sequences / scale_factor       (Dr. GRPO)
 
-    per_token and mask are (b, T). Masked positions and rows without a true token weigh nothing, above and below the
-    line, whatever they hold. A mini-batch without any true token gives 0.
+    per_token and mask are (b, T). Masked positions and rows without a true token count neither in the numerator nor in
+    the denominator, whatever values they hold. A mini-batch without any true token gives 0.
 
     Raises ConfigError for an unknown mode, and for the -norm mode without a positive scale_factor.
     """
@@ -74,11 +77,11 @@ def aggregate(
     if scale_factor is None or scale_factor <= 0:
         raise ConfigError(
             f"loss_agg_mode=seq-mean-token-sum-norm with loss_scale_factor={scale_factor}: needs a number above 0, "
-            "for example data.max_response_length. The padded width will not do: it differs from step to step."
+            f"for example {setting('max_response_length')}. The padded width will not do: it differs from step to step."
         )
     return total / scale_factor
 
 
 def _at_least_something(count: float) -> float:
-    """The count, or 1 where it is 0: the numerator is 0 too, and so is the loss."""
+    """The count, or 1 where it is 0. Then the numerator is 0 too, and the loss is 0."""
     return count if count > 0 else 1.0

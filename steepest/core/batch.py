@@ -16,17 +16,17 @@ from torch import Tensor
 
 
 class RowStatus(IntEnum):
-    """Whether a row is trained and, if not, why the whole row is left out. The numbers stand in `Batch.row_status`."""
+    """Whether a row is trained and, if not, why the whole row is left out. `Batch.row_status` holds these numbers."""
 
     TRAINED = 0
     REWARD_FAILED = 1
-    """Its reward failed, or the reward that its baseline is made of."""
+    """The reward of the row failed, or the reward from which its baseline is computed."""
     TRUNCATED = 2
-    """It was cut at the length limit, and `algorithm.mask_truncated` is on."""
+    """The response was cut at the length limit, and `algorithm.mask_truncated` is on."""
     EQUAL_GROUP = 3
-    """All responses to its prompt have one score, and `algorithm.mask_equal_groups` is on."""
+    """All responses to the row's prompt have the same score, and `algorithm.mask_equal_groups` is on."""
     REJECTED = 4
-    """Rollout correction rejected each of its tokens."""
+    """Rollout correction rejected every token of the row."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Batch:
 
     Lengths come from the rollout engine, never from comparing with a pad id: a pad id may equal an end id.
 
-    Three masks of shape (B, T) say which tokens count, each for another reader, each a subset of the one before:
+    Three masks of shape (B, T) select tokens, each for other readers. Each is a subset of the one before:
 
         response_mask   tokens that the policy produced; written by the rollout and never changed
         trained_mask    response_mask of the rows that are trained; read by the passes before the update and by the
@@ -76,7 +76,7 @@ class Batch:
 
     Written by the rollout and not changed afterwards."""
     row_status: Tensor
-    """(B,) int64, a `RowStatus` a row; TRAINED until `leave_out` says otherwise."""
+    """(B,) int64, the `RowStatus` of each row; TRAINED until `leave_out` changes it."""
     loss_mask: Tensor
     """(B, T) bool, the tokens of losses, denominators and whitening: a subset of `trained_mask`, and equal to it until
     rollout correction leaves single tokens out."""
@@ -92,22 +92,23 @@ class Batch:
     token_level_scores: Tensor | None = None
     """(B, T) f32, the score on the last policy token of a row (`last_policy_token`), 0 elsewhere; by the reward."""
     extras: dict[str, Tensor] = field(default_factory=dict)
-    """What only some advantage estimators read, (B, ...), by name; written because such an estimator needs it.
+    """Tensors (B, ...) by name that only some advantage estimators read; written if the estimator of the run needs
+    them.
 
-    named_rewards (B, K) f32     rewards of each response one by one; by the reward, 0 where it failed
+    named_rewards (B, K) f32     the K rewards of each response; written by the reward, 0 where it failed
     reward_baselines (B,) f32    the reward of the greedy response to the row's prompt; NaN where that reward failed
     sum_pi_squared (B, T) f32    sum over the vocabulary of the squared probabilities of the policy before the update,
                                  by the actor; 0 outside of trained_mask
     """
     kl_log_probs: Tensor | None = None
-    """(B, T) f32, log-probs before the update that the KL penalty in the reward reads; as old_log_probs, but the
-    engine's may stand in where the loss's ratio takes the update's own. None where nothing reads them."""
+    """(B, T) f32, log-probs before the update that the KL penalty in the reward reads: old_log_probs, or the engine's
+    log-probs where the loss's ratio uses those of the update itself. None where nothing reads them."""
     old_log_probs: Tensor | None = None
     """(B, T) f32, log-probs before the update that the loss's ratio reads, by the actor; 0 outside of trained_mask, or
-    of loss_mask where the update itself computes them. Those that the engine stands in for are not 0 in rows that are
-    left out."""
+    outside of loss_mask where the update itself computes them. Where the engine's log-probs are used instead, rows that
+    are left out do not hold 0."""
     recomputed: Tensor | None = None
-    """(B,) bool, rows whose old_log_probs are the actor's own, the others' being the engine's; None: all rows."""
+    """(B,) bool, rows whose old_log_probs the actor computed; the other rows hold the engine's. None: all rows."""
     entropies: Tensor | None = None
     """(B, T) f32, entropy of the policy before the update, by the actor; 0 outside of trained_mask."""
     ref_log_probs: Tensor | None = None
@@ -192,7 +193,7 @@ class Batch:
 
     @classmethod
     def cat(cls, parts: Sequence[Batch], *, pad_id: int = 0) -> Batch:
-        """The rows of several batches in their order, padded to the widest; groups are numbered again from 0.
+        """Join the rows of several batches in order, padded to the widest; groups are numbered again from 0.
 
         Masks are false on the padding that is added. Every group must lie in one part. A field must be None in all
         parts or in none, an extra in all of them or in none; raises ValueError.
@@ -286,7 +287,7 @@ def _pad(rows: Sequence[Sequence[Any]], width: int, fill: float, *, left: bool =
 
 
 def _cat(parts: Sequence[Tensor], fill: int, *, left: bool) -> Tensor:
-    """Rows one below the other; those of two dimensions are widened with `fill`, on the left or on the right."""
+    """Join tensors along the rows. Tensors of two dimensions are widened with `fill`, on the left or on the right."""
     if parts[0].dim() == 1:
         return torch.cat(list(parts))
     width = max(part.shape[1] for part in parts)

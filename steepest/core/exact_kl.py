@@ -1,4 +1,4 @@
-"""KL(policy || reference) exactly, over the whole vocabulary, straight from hidden states: no (M, V) tensor exists.
+"""The exact KL(policy || reference) over the whole vocabulary, computed from hidden states without an (M, V) tensor.
 
 M tokens, H hidden size of the policy, V vocabulary.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from steepest.core.log_probs import CHUNK_LOGITS, _add_product, _Head, _product
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 
 Projection = tuple[Tensor, Tensor, Tensor | None]
 """(hidden (M, H), weight (V, H), bias (V,) or None)."""
@@ -33,18 +33,18 @@ def exact_kl(
         KL   = sum over the vocabulary of p * (log p - log q)
         d KL / d s_j = p_j * (log p_j - log q_j - KL)
 
-    Nothing is sampled, so nothing is estimated: value and gradient are those of the position's KL, where `kl_estimate`
-    has them in expectation at best. What the KL of a sequence needs beyond that, the effect of a token on where later
-    ones start, no loss term has.
+    Value and gradient are exactly those of the KL at each position; those of `kl_estimate`, which uses one sampled
+    token, are so in expectation at best. The KL of a whole sequence also depends on how a token changes the later
+    positions; no loss term contains that effect.
 
-    Returns (M,) f32, differentiable, once, with respect to the policy's hidden, weight and bias; nothing flows into the
-    reference. Tokens are taken `chunk_tokens` at a time, by default as many as make 8M logits; the backward computes
-    each chunk's logits again. Two chunks are held, one a policy, and a third in the backward.
+    Returns (M,) f32, differentiable once with respect to the policy's hidden, weight and bias; the reference gets no
+    gradient. Tokens are taken `chunk_tokens` at a time, by default as many as make 8M logits; the backward computes
+    each chunk's logits again. Memory holds two chunks, one for each model, and a third in the backward.
 
     Raises ConfigError for a temperature that is not positive, ValueError for shapes that do not fit.
     """
     if temperature <= 0:
-        raise ConfigError(f"actor_rollout_ref.rollout.temperature={temperature}: a KL needs a temperature above 0.")
+        raise ConfigError(f"{setting('temperature')}={temperature}: a KL needs a temperature above 0.")
     hidden, weight, bias = policy
     ref_hidden, ref_weight, ref_bias = (None if value is None else value.detach() for value in reference)
     assert ref_hidden is not None and ref_weight is not None
@@ -67,7 +67,7 @@ def exact_kl(
 
 
 class _Pair:
-    """The log-probs of policy and reference, chunk by chunk, in memory of their own."""
+    """Computes the log-probs of policy and reference chunk by chunk, in buffers that all chunks share."""
 
     def __init__(self, head: _Head, policy: Projection, reference: Projection) -> None:
         self.head = head

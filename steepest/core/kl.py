@@ -1,6 +1,6 @@
 """KL divergence to the reference policy: estimators per token, the penalty in the reward, coefficient controllers.
 
-Which estimator in which place has which gradient is told in docs/kl.md and enumerated in tests/core/test_kl.py.
+docs/kl.md states the gradient of each estimator in the loss and in the reward; tests/core/test_kl.py enumerates them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from steepest.core.masked import masked_mean
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 from steepest.registry import nearest
 
 MAX_K3 = 10.0
-"""The value of k3 is held at or below 10, as verl does, so that one token cannot swamp a mean or a reward."""
+"""The value of k3 is limited to 10, as in verl, so that one token cannot dominate a mean or a reward."""
 
 MAX_K3_EXPONENT = 20.0
-"""exp() in k3 goes on as its tangent above this, so that no gradient is inf and none is lost."""
+"""Above this exponent exp() in k3 is replaced by its tangent, so that no gradient is inf and none is lost."""
 
 
 def _k1(log_ratio: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def _k3(log_ratio: Tensor) -> Tensor:
     inside = d.clamp(max=MAX_K3_EXPONENT)
     # relu, not d - inside: the gradients of the two would cancel, and exp(20) would round the rest of it away.
     exact = torch.expm1(inside) - d + math.exp(MAX_K3_EXPONENT) * torch.relu(d - MAX_K3_EXPONENT)
-    # The value is bounded, the gradient is not: a clamp would let go of exactly the tokens that drifted furthest.
+    # The value is bounded, the gradient is not: with a clamp the tokens that drifted furthest would have no gradient.
     # `exact - exact.detach()` is 0 without rounding, so the value is the clamped one to the last bit.
     return exact.detach().clamp(0.0, MAX_K3) + (exact - exact.detach())
 
@@ -69,20 +69,20 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, kind: str, *, response
         any kind with + the value of the kind, the gradient of k2
 
     In a loss only k2, and therefore every + kind, has the gradient of the KL divergence in expectation; k1 has none at
-    all, and k3 has that of the reverse divergence KL(reference || policy). In the reward k1 is right. See docs/kl.md.
+    all, and k3 has that of the reverse divergence KL(reference || policy). In the reward k1 is correct. See docs/kl.md.
 
     log_probs, ref_log_probs and the result are (B, T) f32; the gradient flows through log_probs. With `response_mask`
     (B, T) bool masked positions are 0 and have no gradient, whatever they hold; without it the caller masks, and the
     inputs must be finite everywhere. Raises ConfigError for an unknown kind.
 
-    Schulman 2020, http://joschu.net/blog/kl-approx.html. Above 20 the exponential of k3 goes on as its tangent.
+    Schulman 2020, http://joschu.net/blog/kl-approx.html. Above 20 the exponential of k3 is replaced by its tangent.
     """
     base = kind.removesuffix("+")
     if base not in _ESTIMATORS:
         guess = nearest(kind, KL_KINDS)
         hint = f" Did you mean {guess!r}?" if guess else ""
         raise ConfigError(
-            f"algorithm.kl_penalty or actor_rollout_ref.actor.kl_loss_type={kind!r}: no such KL estimator.{hint} "
+            f"{setting('kl_penalty')} or {setting('kl_loss_type')}={kind!r}: no such KL estimator.{hint} "
             f"Known: {', '.join(KL_KINDS)}."
         )
     log_ratio = log_probs - ref_log_probs
@@ -105,7 +105,7 @@ def apply_kl_penalty(
     coef: float,
     kind: str,
 ) -> tuple[Tensor, Tensor]:
-    """Take the KL penalty off the reward of each token.
+    """Subtract the KL penalty from the reward of each token.
 
         r_t = score_t - coef * k(old_log_prob_t, ref_log_prob_t)
 
@@ -125,13 +125,13 @@ class FixedKLController:
         self.value = coef
 
     def update(self, kl: float, num_rows: int) -> None:
-        """Nothing to do: the coefficient is fixed."""
+        """Do nothing: the coefficient is fixed."""
 
     def state_dict(self) -> dict[str, float]:
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Nothing to take over: the coefficient is the configuration's."""
+        """Do nothing: the coefficient comes from the configuration."""
 
 
 class AdaptiveKLController:
@@ -139,8 +139,8 @@ class AdaptiveKLController:
 
         value <- value * (1 + clip(kl / target_kl - 1, -0.2, 0.2) * num_rows / horizon)
 
-    `target_kl` is in nats a token, `horizon` in rows. A KL that is not finite changes nothing: one bad step must not
-    turn the coefficient into NaN for good. The value is part of the state, so a resumed run goes on where it was.
+    `target_kl` is in nats per token, `horizon` in rows. A KL that is not finite is ignored, because it would make the
+    coefficient NaN in all later steps. The value is part of the state, so a resumed run continues with it.
 
     Ziegler et al. 2019, https://arxiv.org/abs/1909.08593. Raises ConfigError for a target or horizon that is not
     positive.
@@ -148,8 +148,8 @@ class AdaptiveKLController:
 
     def __init__(self, coef: float, target_kl: float, horizon: float) -> None:
         problems = [
-            f"algorithm.kl_ctrl.{name}={found}: must be greater than 0 with algorithm.kl_ctrl.type=adaptive."
-            for name, found in (("target_kl", target_kl), ("horizon", horizon))
+            f"{name}={found}: must be greater than 0 with {setting('kl_ctrl.type')}=adaptive."
+            for name, found in ((setting("target_kl", "kl_ctrl"), target_kl), (setting("horizon", "kl_ctrl"), horizon))
             if found <= 0
         ]
         if problems:

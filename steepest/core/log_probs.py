@@ -1,4 +1,4 @@
-"""Log-probs and entropies of tokens straight from hidden states: the (M, V) logits never exist as a whole.
+"""Log-probs and entropies of tokens, computed from hidden states in chunks: the (M, V) logits are never held at once.
 
 M tokens, H hidden size, V vocabulary.
 """
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 
 CHUNK_LOGITS = 2**24
-"""Logits held at a time by default: 16M, 64 MiB in fp32."""
+"""Number of logits held at a time by default: 16M, 64 MiB in fp32."""
 
 
 def token_log_probs(
@@ -32,7 +32,7 @@ def token_log_probs(
     softcap: float | None = None,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-prob of each target, and the entropy of the distribution it came from.
+    """The log-prob of each target, and the entropy of the distribution that it was sampled from.
 
         z = logit_scale * (hidden @ weight.T + bias)
         z = softcap * tanh(z / softcap)                     when softcap is set
@@ -40,7 +40,7 @@ def token_log_probs(
         log_prob = s[target] - logsumexp(s)                 entropy = logsumexp(s) - sum(softmax(s) * s)
 
     hidden (M, H), weight (V, H), bias (V,) or None, targets (M,) int64. Returns (log_probs, entropies), both (M,) f32;
-    entropies is None without `with_entropy`. Both are differentiable, once, with respect to hidden, weight and bias.
+    entropies is None without `with_entropy`. Both are differentiable once with respect to hidden, weight and bias.
 
     Tokens are taken `chunk_tokens` at a time, by default as many as make 16M logits; the backward computes each
     chunk's logits again, except those of the last one, which is still there (without a soft cap). The matrix products
@@ -51,7 +51,7 @@ def token_log_probs(
     """
     if temperature <= 0:
         raise ConfigError(
-            f"actor_rollout_ref.rollout.temperature={temperature}: log-probs need a temperature above 0. "
+            f"{setting('temperature')}={temperature}: log-probs need a temperature above 0. "
             "Greedy decoding has those of temperature 1."
         )
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
@@ -75,7 +75,7 @@ def token_log_probs(
 
 @dataclass(frozen=True)
 class _Head:
-    """How hidden states become log-probs; the same for every chunk, forward and backward."""
+    """Computes log-probs from hidden states, in the same way for every chunk, forward and backward."""
 
     matmul_dtype: torch.dtype
     scale: float
@@ -85,14 +85,14 @@ class _Head:
     with_entropy: bool
 
     def slices(self, num_tokens: int) -> list[slice]:
-        """Chunks of nearly one size: a short last one would cost a whole product of its own."""
+        """Slices of nearly equal size; a short last slice would need one more matrix product."""
         num_chunks = -(-num_tokens // self.chunk_tokens)
         bounds = [i * num_tokens // num_chunks for i in range(num_chunks + 1)] if num_chunks else []
         return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
     def buffer(self, slices: list[slice], weight: Tensor) -> Tensor | None:
-        """Memory for the logits of one chunk after another: on a CPU fresh memory costs as much as what is computed
-        into it. None where the product's sums come in a tensor of their own."""
+        """Memory that all chunks use for their logits: on a CPU new memory costs as much time as the computation. None
+        where the matrix product returns its fp32 sums in a new tensor."""
         if weight.dtype != torch.float32:
             return None
         rows = max((part.stop - part.start for part in slices), default=0)
@@ -110,11 +110,11 @@ class _Head:
         return z.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap * self.inverse_temperature)
 
     def log_softmax(self, scaled: Tensor) -> Tensor:
-        """(m, V) f32. The largest logit is taken off first: s - logsumexp(s) would round at the size of the logits, and
-        gradients of the entropy came out twenty times less exact.
+        """(m, V) f32. The largest logit is subtracted first: s - logsumexp(s) would round at the size of the logits,
+        which made gradients of the entropy twenty times less exact.
 
-        `scaled` is overwritten where `through_logits` has no use for it. On a CPU only: elsewhere fresh memory is free,
-        and whether the kernel may write over what it reads is not known.
+        On a CPU `scaled` is overwritten if `through_logits` does not need it. On other devices it is kept: new memory
+        costs nothing there, and the kernel may not support writing over its input.
         """
         if self.softcap is None and scaled.device.type == "cpu":
             in_place: Tensor = torch.ops.aten._log_softmax.out(scaled, 1, False, out=scaled)
@@ -132,7 +132,7 @@ class _Head:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in fp32; half-precision factors keep their fp32 sums where the backend can hand them out."""
+    """a @ b in fp32. For half-precision factors the fp32 sums are kept where the backend can return them."""
     if a.dtype == torch.float32:
         return a @ b
     if _hands_out_sums(a.device, a.dtype):
@@ -142,7 +142,8 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 @lru_cache
 def _hands_out_sums(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this device's product of `dtype` can leave its sums in fp32. Tried once: torch has no question for it."""
+    """True if this device's product of `dtype` can return fp32 sums. It is tried once, because torch cannot be
+    asked."""
     one = torch.ones(8, 8, dtype=dtype, device=device)
     try:
         return torch.mm(one, one, out_dtype=torch.float32).dtype == torch.float32
@@ -170,7 +171,7 @@ class _TokenLogProbs(torch.autograd.Function):
                     entropies[rows] = _entropy(log_p, p_buffer)
         ctx.save_for_backward(hidden, weight, bias, targets, entropies)
         ctx.head = head
-        # The backward pass needs room for a chunk anyway, so the last one stays where it is and is not computed again.
+        # The backward pass needs memory for one chunk, so the last chunk is kept and not computed again.
         keeps = slices and head.softcap is None and any(ctx.needs_input_grad)
         ctx.kept = (buffer, log_p) if keeps else None
         ctx.set_materialize_grads(False)
@@ -250,7 +251,7 @@ def _entropy(log_p: Tensor, buffer: Tensor | None) -> Tensor:
     if buffer is None:
         return log_p.exp().mul_(log_p).sum(1).neg_()
     p = torch.exp(log_p, out=buffer[: len(log_p)])
-    # Rows times rows as products of matrices: the elementwise product would be a third tensor of the chunk's size.
+    # Matrix products of row by row: an elementwise product would need a third tensor of the chunk's size.
     return torch.bmm(p[:, None], log_p[:, :, None])[:, 0, 0].neg_()
 
 

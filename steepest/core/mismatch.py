@@ -1,4 +1,4 @@
-"""How far the engine that sampled is from the trainer that learns, on the same weights and the same tokens."""
+"""Metrics of the distance between the engine's log-probs and the trainer's, on the same weights and tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TINY = 1e-30
 
 @torch.no_grad()
 def mismatch_metrics(rollout_log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> dict[str, float]:
-    """Distance between the log-probs sampled with and those recomputed, over the true tokens.
+    """Distance between the engine's log-probs of the sampled tokens and the recomputed ones, over the true tokens.
 
         d = old_log_prob - rollout_log_prob          w = exp(d), the importance weight of a token
 
@@ -97,7 +97,7 @@ def off_policy_metrics(rollout_log_probs: Tensor, old_log_probs: Tensor, mask: T
 
 @torch.no_grad()
 def weight_metrics(raw: Tensor, bounded: Tensor, mask: Tensor, *, low: float | None, high: float) -> dict[str, float]:
-    """What importance weights look like: `rollout_corr/rollout_is_*`, verl's names.
+    """Statistics of importance weights: `rollout_corr/rollout_is_*`, verl's names.
 
     raw and bounded are (B, T), before and after truncation or band; both 0 where mask is false.
 
@@ -108,7 +108,7 @@ def weight_metrics(raw: Tensor, bounded: Tensor, mask: Tensor, *, low: float | N
         _seq_mean, _max, _min, _std, _max_deviation     of the rows' mean bounded weight; deviation from 1
         _seq_fraction_high, _low    share of rows whose mean raw weight is above, below
 
-    Where verl has max and min of level sequence before truncation, these are after, as for tokens. Without a true
+    verl computes max and min of level sequence before truncation; here they are after it, as for tokens. Without a true
     token every number is 0.
     """
     name, floor = "rollout_corr/rollout_is", 1.0 / high if low is None else low
@@ -134,20 +134,20 @@ def weight_metrics(raw: Tensor, bounded: Tensor, mask: Tensor, *, low: float | N
 def rejection_metrics(
     kind: str, statistic: Tensor, mask: Tensor, kept: Tensor, bounds: tuple[float, float]
 ) -> dict[str, float]:
-    """What one rejection saw and did: `rollout_corr/rollout_rs_<kind>_*`, verl's names.
+    """Statistics of one rejection: `rollout_corr/rollout_rs_<kind>_*`, verl's names.
 
     statistic is (B, T), the same on each token of a row for a sequence level; kept is the part of mask that stays.
 
         _mean, _max, _min, _std         of the statistic over true tokens, or over rows for a sequence level
         _fraction_high, _fraction_low   share of those above and below the bounds
         _masked_fraction                share of true tokens left out
-        _seq_masked_fraction            share of rows of which at least one token is
+        _seq_masked_fraction            share of rows with at least one token left out
 
     verl weighs a sequence level's mean by tokens and clamps before the std; here a row counts once, as it is.
     """
     name, (low, high) = f"rollout_corr/rollout_rs_{kind}", bounds
     rows = mask.any(1)
-    # Of a row's equal numbers the largest is taken: their mean need not be that number.
+    # All numbers of a row are equal; the largest is taken, because their mean may differ by rounding.
     row = torch.where(mask, statistic, -torch.inf).amax(1)
     values, where = (statistic, mask) if kind.startswith("token") else (row, rows)
     out = mask & ~kept
@@ -174,12 +174,13 @@ def _spread(name: str, values: Tensor, where: Tensor) -> dict[str, Tensor]:
 
 
 def _correlation(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """Pearson's, over the true positions; 0 where one of the two does not vary."""
+    """Pearson's correlation over the true positions; 0 where x or y does not vary."""
     x, y = (torch.where(mask, v - masked_mean(v, mask), 0.0) for v in (x, y))
     return (x * y).sum() / ((x**2).sum() * (y**2).sum()).sqrt().clamp(min=_TINY)
 
 
 def _numbers(named: dict[str, Tensor]) -> dict[str, float]:
-    """One transfer from the device instead of one a number. Adding 0 turns -0.0 into 0.0."""
+    """Convert scalars to floats with one transfer from the device instead of one per number. Adding 0 makes -0.0 to
+    0.0."""
     numbers = (torch.stack(list(named.values())) + 0.0).tolist()
     return dict(zip(named, numbers, strict=True))

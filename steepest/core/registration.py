@@ -1,4 +1,4 @@
-"""Functions registered against their statements in config/algorithms.py."""
+"""Registries of estimators and losses that check each function against its spec in config/algorithms.py."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ STATEMENTS = "steepest/config/algorithms.py"
 
 @dataclass(frozen=True)
 class Algorithm(Entry, Generic[SpecT]):
-    """A registered function with its statement."""
+    """A registered function with its spec."""
 
     spec: SpecT = field(kw_only=True)
 
 
 class Algorithms(Registry, Generic[SpecT]):
-    """A table of functions, each with a statement.
+    """A table of functions, each with a spec.
 
-    A built-in is registered by its name: its statement is in `specs`. A function of the user's own makes its statement
-    in the decorator, as in `register("mine", needs=("values",))`. Fields left out, and a function without a decorator,
-    have the defaults; `options` are those of the built-ins whose keywords the function has. A loss may have a second
-    function, `choose`.
+    A built-in function is registered by its name; its spec is in `specs`. A user's own function states its spec in the
+    decorator, e.g. `register("mine", needs=("values",))`. Fields left out, and a function without a decorator, have the
+    defaults; `options` are those of the built-ins whose keywords the function has. A loss may have a second function,
+    `choose`.
     """
 
     def __init__(self, kind: str, key: str, specs: Specs[SpecT]) -> None:
@@ -35,13 +35,14 @@ class Algorithms(Registry, Generic[SpecT]):
         self.specs = specs
 
     def get(self, name: str) -> Algorithm[SpecT]:
-        """As `Registry.get`."""
+        """See `Registry.get`."""
         found = super().get(name)
         assert isinstance(found, Algorithm)
         return found
 
     def _entry(self, name: str, value: Any, facts: dict[str, Any]) -> Algorithm[SpecT]:
-        """Raises ValueError for a built-in that differs from its statement or has none, and for an unknown fact."""
+        """Make an entry. Raises ValueError for a built-in that differs from its spec or has none, and for an unknown
+        fact."""
         fields = {item.name for item in dataclasses.fields(self.specs.kind)} - {"name"}
         if unknown := sorted(facts.keys() - fields - {"choose"}):
             guess = nearest(unknown[0], [*fields, "choose"])
@@ -80,7 +81,7 @@ class Algorithms(Registry, Generic[SpecT]):
 
 
 def _keywords(function: Callable[..., Any]) -> set[str]:
-    """The keyword-only parameters."""
+    """The names of the keyword-only parameters."""
     return {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 

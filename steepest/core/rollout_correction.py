@@ -1,13 +1,13 @@
 """Correction of the distance between the policy that sampled and the policy before the update.
 
-Three policies meet in one loss: mu, the rollout engine's, drew the tokens; old, the trainer's before the update; and
-the one in training. The loss's own ratio is training over old. What is left, old over mu, is corrected here, once a
-step, by a weight a token (importance sampling), by leaving tokens or whole responses out (rejection), or both:
+A loss involves three policies: mu, the rollout engine's, which drew the tokens; old, the trainer's before the update;
+and the policy in training. The loss's own ratio is training over old. This file corrects the rest, old over mu, once
+per step: by a weight per token (importance sampling), by leaving out tokens or whole responses (rejection), or by both:
 
     d_t = old_log_prob_t - rollout_log_prob_t          r_t = exp(d_t)
 
-A weight carries no gradient: it changes the measure, not the objective. Multiplied with the loss's ratio it gives
-training over mu; nowhere else may the distance of old and mu be corrected again.
+A weight carries no gradient. Multiplied with the loss's ratio it gives training over mu; the distance of old and mu
+must not be corrected anywhere else.
 
 Truncation: https://fengyao.notion.site/off-policy-rl; band: IcePop, https://arxiv.org/abs/2510.18855; rejection:
 https://richardli.xyz/rl-collapse. Names are verl's.
@@ -25,7 +25,7 @@ from torch import Tensor
 from steepest.core.masked import masked_mean, masked_sum
 from steepest.core.mismatch import rejection_metrics, weight_metrics
 from steepest.core.policy_losses import MAX_LOG_RATIO, LossInputs
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 from steepest.registry import nearest
 
 REJECTIONS: tuple[str, ...] = (
@@ -38,27 +38,25 @@ REJECTIONS: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class Weighting:
-    """How importance weights are made and bounded."""
+    """How importance weights are computed and bounded."""
 
     level: Literal["token", "sequence"]
-    """token: r_t, of little variance and biased; sequence: the product of a response's r_t on each of its tokens."""
+    """token: r_t, with little variance but biased; sequence: each token gets the product of the response's r_t."""
     high: float = 2.0
-    """Weights above it become it (truncation), or 0 with `low`."""
+    """Upper bound: a larger weight is set to it (truncation), or to 0 if `low` is given."""
     low: float | None = None
-    """Given: a band (IcePop). Weights outside of [low, high] become 0, those inside stay."""
+    """Lower bound of a band (IcePop): weights outside of [low, high] become 0, others stay. None: truncation."""
     batch_normalize: bool = False
     """Divide by the mean of the batch's weights: over tokens, or over responses for level sequence."""
 
     def __post_init__(self) -> None:
         if self.level not in ("token", "sequence"):
-            raise ConfigError(
-                f"algorithm.rollout_correction.rollout_is={self.level!r}: no such level. Known: token, sequence."
-            )
+            raise ConfigError(f"{setting('rollout_is')}={self.level!r}: no such level. Known: token, sequence.")
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """What is left out: where a divergence of old and mu leaves its bounds."""
+    """Leaves out tokens or responses for which a divergence of old and mu is out of bounds."""
 
     kind: str
     """One of REJECTIONS."""
@@ -72,8 +70,7 @@ class Rejection:
             guess = nearest(self.kind, REJECTIONS)
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise ConfigError(
-                f"algorithm.rollout_correction.rollout_rs={self.kind!r}: no such rejection.{hint} "
-                f"Known: {', '.join(REJECTIONS)}."
+                f"{setting('rollout_rs')}={self.kind!r}: no such rejection.{hint} Known: {', '.join(REJECTIONS)}."
             )
 
     @property
@@ -83,7 +80,7 @@ class Rejection:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Smallest and largest statistic that stays, in nats."""
+        """The smallest and the largest statistic that is kept, in nats."""
         if not self.kind.endswith("k1"):
             return 0.0, self.high
         low = 1.0 / self.high if self.low is None else self.low
@@ -92,7 +89,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Correction:
-    """What a batch's losses are to be changed by. No field carries a gradient."""
+    """The result: kept tokens and weights of a batch. No field carries a gradient."""
 
     kept: Tensor
     """(B, T) bool, the tokens that stay; a part of the mask that was given."""
@@ -111,12 +108,11 @@ def correct(
     weighting: Weighting | None = None,
     rejections: Sequence[Rejection] = (),
 ) -> Correction:
-    """Rejection first, then weights over what stays; several rejections must all be passed.
+    """Apply the rejections, then compute weights for the tokens that stay. A token must pass all rejections.
 
-    All tensors are (B, T), mask is bool; masked positions are ignored, whatever they hold. The statistics of both parts
-    are over `mask`: how far the engine is off, not how far after mending. Only the mean of `batch_normalize` is over
-    the kept tokens, so that a rejected response is as if it had never been in the batch. verl takes it before
-    rejection.
+    All tensors are (B, T), mask is bool; masked positions are ignored, whatever they hold. The metrics of both parts
+    are over `mask`: they describe the engine before the correction. Only the mean of `batch_normalize` is over the kept
+    tokens, so that a rejected response has no influence on it. verl takes that mean before rejection.
     """
     log_ratio = torch.where(mask, old_log_probs - rollout_log_probs, 0.0)
     kept, metrics = mask, dict[str, float]()
@@ -143,7 +139,7 @@ def correct(
 
 
 def divergence(log_ratio: Tensor, mask: Tensor, kind: str) -> Tensor:
-    """The statistic that a rejection looks at, (B, T); a sequence level's is the same on each token of a row.
+    """The statistic that a rejection compares, (B, T); for a sequence level it is the same on each token of a row.
 
         k1 = -d     k2 = d^2 / 2     k3 = exp(d) - 1 - d          of tokens
         seq_sum, seq_mean, seq_max: of the row's true tokens
@@ -182,22 +178,22 @@ def raw_weights(log_ratio: Tensor, mask: Tensor, level: str) -> Tensor:
 def bound_weights(weights: Tensor, weighting: Weighting) -> Tensor:
     """Truncation at `high`, or the band [low, high] outside of which weights are 0.
 
-    A weight of 0 leaves the token in the loss's denominator, as IcePop has it; a token that a rejection takes out
-    leaves both.
+    A token with weight 0 still counts in the loss's denominator, as in IcePop; a token that a rejection leaves out
+    counts nowhere.
     """
     if weighting.low is None:
         return weights.clamp(max=weighting.high)
     inside = (weights >= weighting.low) & (weights <= weighting.high)
-    # A NaN is outside of every band, but is no 0: the update it spoils is skipped and counted.
+    # A NaN is outside of every band but stays NaN, so that the update it spoils is skipped and counted.
     return torch.where(inside | weights.isnan(), weights, 0.0)
 
 
 def normalize(weights: Tensor, kept: Tensor, level: str) -> tuple[Tensor, float]:
-    """(weights / their mean, the mean): over kept tokens, or over rows with one for level sequence.
+    """(weights / their mean, the mean): over kept tokens, or over rows with a kept token for level sequence.
 
-    weights are 0 where not kept. With a mean of 0 there is nothing to scale, and the factor is 1.
+    weights are 0 where not kept. If the mean is 0 the weights are not scaled and the factor is 1.
     """
-    # Level sequence has one weight a row; tokens of it that were rejected do not lower it.
+    # Level sequence has one weight per row; rejected tokens of the row must not lower it.
     mean = masked_mean(weights, kept) if level == "token" else masked_mean(weights.amax(1), kept.any(1))
     factor = float(mean)
     return (weights / mean, factor) if factor > 0 or factor != factor else (weights, 1.0)
@@ -210,7 +206,7 @@ def bypass_reinforce(x: LossInputs, *, weighting: Weighting | None = None) -> tu
         loss = -w_t * log_prob_t * A_t
 
     Returns (loss, stats), everything (b, T) f32; masked positions hold 0 and have no gradient. stats: `ppo_kl` =
-    old_log_prob - log_prob, `ratio` = exp(-ppo_kl). Rows must be whole, which those of a micro-batch are.
+    old_log_prob - log_prob, `ratio` = exp(-ppo_kl). Rows must be whole, as they are in a micro-batch.
     """
     mask = x.response_mask
     log_probs = torch.where(mask, x.log_probs, 0.0)

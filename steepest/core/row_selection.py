@@ -1,7 +1,7 @@
-"""What a batch is learnt from: penalties for length, groups that teach, rows drawn by their score.
+"""Selects and weighs the rows of a batch: length penalty, groups with different scores, rows drawn by their score.
 
-Pure functions on one number a response. B responses; `counted` is False for responses that are outside of everything,
-because their reward failed or a mask took them out.
+All are pure functions of one number per response, for B responses. `counted` is False for responses that do not count,
+because their reward failed or a mask left them out.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 
 PF_PPO_METHODS: tuple[str, ...] = ("pow", "max_min", "max_random")
 
 
 def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int, factor: float) -> Tensor:
-    """DAPO's soft punishment of length: nothing up to the buffer, then linearly down to -factor at max_length.
+    """DAPO's soft penalty for length: 0 up to the buffer, then linearly down to -factor at max_length.
 
         -factor * clip((length - (max_length - buffer)) / buffer, 0, 1)
 
@@ -29,7 +29,7 @@ def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int, factor: f
 
 
 def in_varied_groups(scores: Tensor, group_ids: Tensor, counted: Tensor) -> Tensor:
-    """(B,) bool: whether the response's group has two different scores, by which a group-relative estimator learns.
+    """(B,) bool: true if the response's group has two different scores, which a group-relative estimator needs.
 
     scores is (B,) f32, group_ids (B,) int64, counted (B,) bool. Scores are compared, not their standard deviation: that
     of equal numbers may be a rounding error. A group with one counted response or none has nothing to compare, so it is
@@ -58,7 +58,7 @@ def pf_ppo_weights(scores: Tensor, counted: Tensor, *, method: str, weight_pow: 
     """
     if method not in PF_PPO_METHODS:
         raise ConfigError(
-            f"algorithm.pf_ppo.reweight_method={method!r}: no such method. Known: {', '.join(PF_PPO_METHODS)}."
+            f"{setting('reweight_method')}={method!r}: no such method. Known: {', '.join(PF_PPO_METHODS)}."
         )
     if not bool(counted.any()):
         return torch.zeros_like(scores)
@@ -77,8 +77,8 @@ def pf_ppo_weights(scores: Tensor, counted: Tensor, *, method: str, weight_pow: 
 def draw_rows(weights: Tensor, seed: int) -> Tensor:
     """(B,) int64, as many rows as there are weights, drawn with replacement and then put in ascending order.
 
-    The draw is a function of weights and seed alone. Order tells nothing to a loss, but responses to one prompt stay
-    side by side. Without any weight above 0 the rows are all of them, once.
+    The draw depends on weights and seed alone. Ascending order keeps the responses to one prompt together; a loss does
+    not depend on the order. If no weight is above 0, each row is taken once.
     """
     if not bool((weights > 0).any()):
         return torch.arange(len(weights))
@@ -87,7 +87,7 @@ def draw_rows(weights: Tensor, seed: int) -> Tensor:
 
 
 def monte_carlo_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
-    """What a state was worth in fact: the discounted sum of the rewards that followed, without any critic's opinion.
+    """The observed return of each state: the discounted sum of the rewards that followed, without a critic.
 
         R_t = r_t + gamma * R_next(t)
 

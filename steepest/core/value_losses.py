@@ -1,4 +1,4 @@
-"""The critic's loss per token, and how much of the returns its values explain."""
+"""The critic's loss per token, and the share of the returns' variance that its values explain."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from steepest.core.masked import masked_var
+from steepest.core.reducer import IDENTITY, Reducer
 
 
 def clipped_value_loss(
@@ -16,7 +17,7 @@ def clipped_value_loss(
     cliprange_value: float,
     response_mask: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Squared error of the values, the worse of two: as they are, and held near the values before the update.
+    """The larger of two squared errors: of the values, and of the values clipped to the values before the update.
 
         near = clip(v, old_v - cliprange_value, old_v + cliprange_value)
         loss = 0.5 * max((v - R)^2, (near - R)^2)
@@ -37,16 +38,20 @@ def clipped_value_loss(
     return 0.5 * torch.maximum(unclipped, clipped), stats
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float | None:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, reducer: Reducer = IDENTITY) -> float | None:
     """Share of the returns' variance that the values explain, over the true positions.
 
         1 - var(R - V) / var(R)
 
     1 for a perfect critic, 0 for a constant one, below 0 for one that is worse than a constant. values, returns and
     mask are (B, T); masked positions are ignored. None when the returns do not vary: there is nothing to explain.
+    `reducer` adds up over ranks that have a part of the rows each.
     """
-    true_returns = returns[mask]
-    # Told by comparison, not by the variance: that of equal numbers is a rounding error, not 0.
-    if true_returns.numel() == 0 or bool(true_returns.max() == true_returns.min()):
+    # Decided by comparison, not by the variance: that of equal numbers is a rounding error, not 0.
+    high, minus_low = reducer.max(
+        torch.stack([torch.where(mask, x, -torch.inf).amax() for x in (returns, -returns)])
+    ).tolist()
+    if high <= -minus_low:
         return None
-    return 1.0 - float(masked_var(returns - values, mask) / masked_var(returns, mask))
+    unexplained = masked_var(returns - values, mask, reducer)
+    return 1.0 - float(unexplained / masked_var(returns, mask, reducer))

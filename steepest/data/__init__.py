@@ -1,1 +1,1 @@
-"""Rows in, token ids and their order out. Nothing here imports torch."""
+"""Reads data files and turns rows into token ids and an order of samples. Nothing here imports torch."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steepest.data.prompts import Prompt
-from steepest.errors import ConfigError, DataError, ModelError
+from steepest.errors import ConfigError, DataError, ModelError, setting
 
 TRUNCATIONS = ("error", "left", "right", "middle")
 CHUNK = 1024  # texts a tokenizer call: enough for its threads, little memory
@@ -25,7 +25,7 @@ _OURS = (
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What became of the rows. `longest` is in tokens, over all rows, before any was dropped or cut."""
+    """How many rows were kept, dropped and cut. `longest` is in tokens, over all rows before dropping and cutting."""
 
     num_kept: int
     num_filtered: int
@@ -62,7 +62,7 @@ def encode_prompts(
 ) -> tuple[list[Prompt], EncodeReport]:
     """Fill `token_ids`: the chat template with its generation prompt, then the tokenizer, which adds nothing.
 
-    So BOS is what the template writes: none is added, a doubled one is made single. A prompt of more than
+    So the template alone decides about BOS: no BOS is added, and a doubled BOS is made single. A prompt of more than
     `max_prompt_length` tokens is dropped with `filter_overlong`; otherwise `truncation` decides: "error" stops, "left"
     cuts the start away (BOS and system message first), "right" the end (generation prompt first), "middle" keeps both
     ends.
@@ -70,7 +70,7 @@ def encode_prompts(
     Raises ModelError without a chat template, DataError when the template refuses a row, a row is too long, or none is
     left.
     """
-    check_lengths(max_prompt_length, truncation, key="data.max_prompt_length")
+    check_lengths(max_prompt_length, truncation, key=setting("max_prompt_length"))
     texts = [
         render(
             prompt.messages, tokenizer, where=prompt.uid, add_generation_prompt=True, template_kwargs=template_kwargs
@@ -94,9 +94,9 @@ def encode_prompts(
         raise _overlong(prompts, ids, max_prompt_length, len(too_long))
     if prompts and not report.num_kept:
         raise DataError(
-            f"data.filter_overlong_prompts=True leaves no prompt: all {len(prompts)} are longer than "
-            f"data.max_prompt_length={max_prompt_length} (the longest has {report.longest} tokens). Raise "
-            f"data.max_prompt_length."
+            f"{setting('filter_overlong_prompts')}=True leaves no prompt: all {len(prompts)} are longer than "
+            f"{setting('max_prompt_length')}={max_prompt_length} (the longest has {report.longest} tokens). Raise "
+            f"{setting('max_prompt_length')}."
         )
     kept = [
         dataclasses.replace(prompt, token_ids=tuple(cut(row, max_prompt_length, truncation)))
@@ -107,21 +107,21 @@ def encode_prompts(
 
 
 def _check_template_reads_messages(prompts: Sequence[Prompt], texts: Sequence[str]) -> None:
-    """ModelError for a template that writes the same text whatever is asked: nothing could be learned from it."""
+    """Raise ModelError for a template that writes the same text for every prompt: it ignores the messages."""
     if len(set(texts)) == 1 and any(prompt.messages != prompts[0].messages for prompt in prompts):
         raise ModelError(
             f"the chat template makes the same text of all {len(prompts)} prompts, {texts[0][:80]!r}: it does not read "
-            "the messages. Give another with actor_rollout_ref.model.custom_chat_template."
+            f"the messages. Give another with {setting('custom_chat_template')}."
         )
 
 
 def _overlong(prompts: Sequence[Prompt], ids: list[list[int]], limit: int, num: int) -> DataError:
     first = next(place for place, row in enumerate(ids) if len(row) > limit)
     return DataError(
-        f"row {prompts[first].uid}: the prompt has {len(ids[first])} tokens, data.max_prompt_length is {limit}; {num} "
-        f"of {len(prompts)} prompts are too long, the longest has {max(map(len, ids))} tokens. Raise "
-        f"data.max_prompt_length, or drop them with data.filter_overlong_prompts=True, or cut them with "
-        f"data.truncation=left, right or middle."
+        f"row {prompts[first].uid}: the prompt has {len(ids[first])} tokens, {setting('max_prompt_length')} is "
+        f"{limit}; {num} of {len(prompts)} prompts are too long, the longest has {max(map(len, ids))} tokens. Raise "
+        f"{setting('max_prompt_length')}, or drop them with {setting('filter_overlong_prompts')}=True, or cut them "
+        f"with {setting('truncation')}=left, right or middle."
     )
 
 
@@ -135,11 +135,11 @@ def _has_generation_prompt(
 
 
 def check_lengths(max_length: int, truncation: str, *, key: str) -> None:
-    """ConfigError for a limit below 1 or an unknown truncation."""
+    """Raise ConfigError for a limit below 1 or an unknown truncation."""
     if max_length < 1:
         raise ConfigError(f"{key}={max_length}: expected a number of tokens above 0.")
     if truncation not in TRUNCATIONS:
-        raise ConfigError(f"data.truncation={truncation!r}: expected one of {', '.join(TRUNCATIONS)}.")
+        raise ConfigError(f"{setting('truncation')}={truncation!r}: expected one of {', '.join(TRUNCATIONS)}.")
 
 
 def render(
@@ -150,15 +150,16 @@ def render(
     add_generation_prompt: bool,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
-    """The chat template's text. `where` names the row in errors, such as a template that knows no system message."""
+    """The text that the chat template writes. `where` names the row in errors (a template may refuse system
+    messages)."""
     options = dict(template_kwargs or {})
     if taken := [name for name in _OURS if name in options]:
-        raise ConfigError(f"data.apply_chat_template_kwargs.{taken[0]}: set by Steepest itself; leave it out.")
+        raise ConfigError(f"{setting('apply_chat_template_kwargs')}.{taken[0]}: set by Steepest itself; leave it out.")
     if getattr(tokenizer, "chat_template", None) is None and "chat_template" not in options:
         name = getattr(tokenizer, "name_or_path", "") or "this model"
         raise ModelError(
             f"the tokenizer of {name} has no chat template, so messages cannot become text. Use an instruction-tuned "
-            f"model, or give a template with actor_rollout_ref.model.custom_chat_template."
+            f"model, or give a template with {setting('custom_chat_template')}."
         )
     try:
         text = tokenizer.apply_chat_template(
@@ -168,7 +169,7 @@ def render(
         raise DataError(
             f"row {where}: the model's chat template does not take this conversation: {type(error).__name__}: "
             f"{error}. Roles here: {', '.join(message['role'] for message in messages)}. Change the row, or the "
-            f"template with actor_rollout_ref.model.custom_chat_template."
+            f"template with {setting('custom_chat_template')}."
         ) from error
     if not text:
         raise DataError(f"row {where}: the model's chat template makes an empty text of this conversation.")
@@ -176,7 +177,8 @@ def render(
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any) -> tuple[list[list[int]], int]:
-    """Token ids of rendered texts, no special token added, and in how many a doubled leading BOS was made single."""
+    """Token ids of rendered texts, without added special tokens, and the number of texts whose doubled BOS was made
+    single."""
     ids: list[list[int]] = []
     for start in range(0, len(texts), CHUNK):
         encoded = tokenizer(
@@ -192,7 +194,8 @@ def tokenize(texts: Sequence[str], tokenizer: Any) -> tuple[list[list[int]], int
 
 
 def cut(row: Sequence[int], limit: int, truncation: str) -> list[int]:
-    """At most `limit` entries: "left" drops from the start, "right" from the end, "middle" between its two halves."""
+    """Keep at most `limit` entries: "left" drops from the start, "right" from the end, "middle" between the two
+    halves."""
     if len(row) <= limit:
         return list(row)
     if truncation == "left":

@@ -1,4 +1,4 @@
-"""Data files as lists of rows: parquet, jsonl and json in, parquet out, with the errors of files."""
+"""Reads parquet, jsonl and json files as lists of rows, and writes parquet. Errors name file, row and column."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Table:
     rows: list[dict[str, Any]]
 
     def error(self, row: int, column: str, found: Any, expected: str, remedy: str = "") -> DataError:
-        """The error of one cell. `found` is shown as it is when it is a value, shortened when it is long."""
+        """The error of one cell. A string in `found` is shown as it is, another value as Python writes it; long ones
+        are cut."""
         tail = f" {remedy}" if remedy else ""
         return DataError(
             f"{self.name}, row {row} (counted from 0), column {column!r}: found {shown(found)}; expected "
@@ -34,7 +35,7 @@ class Table:
 
 
 def shown(value: Any) -> str:
-    """A value with its type for an error message, at most about 80 characters of it."""
+    """A value with its type for an error message, cut to about 80 characters."""
     if value is None:
         return "nothing (null)"
     text = repr(value)
@@ -149,7 +150,8 @@ class WrittenFile:
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]], schema: Any) -> WrittenFile:
-    """Write rows under the pyarrow schema: beside the target first, then renamed, so no reader sees half a file."""
+    """Write rows in the pyarrow schema. The file is written under another name and renamed, so it is never half
+    written."""
     import pyarrow
     import pyarrow.parquet
 

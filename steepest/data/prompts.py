@@ -1,4 +1,4 @@
-"""The rows that reinforcement learning trains on: loaded, checked cell by cell, before any model is."""
+"""Loads the rows that reinforcement learning trains on and checks every cell, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from steepest.data.files import MAKE_DATA, Table, read_tables
 from steepest.data.prepare import gsm8k
 from steepest.data.sampler import permutation
-from steepest.errors import ConfigError, DataError
+from steepest.errors import ConfigError, DataError, setting
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -39,14 +39,14 @@ def load_prompts(
     reward_fn_key: str = "data_source",
     max_samples: int = -1,
     seed: int = 0,
-    key: str = "data.train_files",
+    key: str = setting("train_files"),
     note: Callable[[str], None] = print,
 ) -> list[Prompt]:
     """Load and check parquet, jsonl and json files, several in the order given.
 
     A row has the columns `prompt_key` (list of role and content), `reward_fn_key` (string), `reward_model` (with
-    `ground_truth`) and, if there, `extra_info`. Raw GSM8K rows (question, answer) are taken too; `note` is told so.
-    `max_samples` > 0 keeps that many rows, chosen by `seed`, in the order of the files; -1 keeps all. All rows
+    `ground_truth`) and, if there, `extra_info`. Raw GSM8K rows (question, answer) are accepted too, and `note` is
+    called. `max_samples` > 0 keeps that many rows, chosen by `seed`, in the order of the files; -1 keeps all. All rows
     are checked, also those not kept. `key` is the configuration key named in errors.
 
     Raises DataError that names file, row (from 0), column, what was found and what is expected.
@@ -59,7 +59,7 @@ def load_prompts(
 
 
 def choose(rows: list[Any], max_samples: int, *, seed: int, key: str) -> list[Any]:
-    """`max_samples` of the rows, drawn by seed, in their old order; all of them for -1 or when there are fewer."""
+    """Draw `max_samples` of the rows by seed and keep their order; -1, or fewer rows than that, keeps all of them."""
     if max_samples == 0 or max_samples < -1:
         raise ConfigError(f"{key}={max_samples}: expected -1 (all rows) or a number above 0.")
     if max_samples == -1 or max_samples >= len(rows):
@@ -78,8 +78,8 @@ def _table_prompts(table: Table, prompt_key: str, reward_fn_key: str, note: Call
         rows = [gsm8k.to_row(table, index, split=table.stem) for index in range(len(table.rows))]
         table = Table(table.name, table.stem, list(gsm8k.COLUMNS), rows)
     remedies = {
-        prompt_key: f"data.prompt_key=NAME names another column; {MAKE_DATA}.",
-        reward_fn_key: "data.reward_fn_key=NAME names another column; it holds the name of the reward.",
+        prompt_key: f"{setting('prompt_key')}=NAME names another column; {MAKE_DATA}.",
+        reward_fn_key: f"{setting('reward_fn_key')}=NAME names another column; it holds the name of the reward.",
         "reward_model": "It holds {'ground_truth': ...}, what the reward compares with.",
     }
     for column, remedy in remedies.items():
@@ -113,8 +113,8 @@ def _prompt(table: Table, index: int, prompt_key: str, reward_fn_key: str) -> Pr
 
 
 def check_messages(table: Table, index: int, column: str) -> list[dict[str, Any]]:
-    """The cell as a list of messages. Entries that are null are dropped: parquet has them where one row of many has a
-    key.
+    """The cell as a list of messages. Null entries are dropped: parquet writes null for a key that only other rows
+    have.
 
     Raises DataError: not a list, empty, a message without role or content, an unknown role, content that is no string.
     """

@@ -1,16 +1,17 @@
-"""The order of samples: a pure function of seed and step, so that a run goes on exactly where it stopped."""
+"""The order of samples: a pure function of seed and step, so a resumed run continues with the right rows."""
 
 from __future__ import annotations
 
 import random
 
-from steepest.errors import ConfigError, DataError
+from steepest.errors import ConfigError, DataError, setting
 
 
 def permutation(num: int, seed: str) -> list[int]:
     """The numbers 0..num-1 in an order that depends on `seed` only, the same in every version of Python.
 
-    They are sorted by random keys, since Python promises its seeded `random()` for ever but not its `shuffle()`.
+    They are sorted by random keys, because Python guarantees the sequence of `random()` for a seed, but not
+    `shuffle()`.
     """
     draw = random.Random(f"steepest {seed}").random
     keys = [draw() for _ in range(num)]
@@ -26,13 +27,14 @@ class PromptSampler:
 
     def __init__(self, num_samples: int, batch_size: int, *, shuffle: bool = True, seed: int = 0) -> None:
         if batch_size < 1:
-            raise ConfigError(f"data.train_batch_size={batch_size}: expected a number above 0.")
+            raise ConfigError(f"{setting('train_batch_size')}={batch_size}: expected a number above 0.")
         if num_samples < batch_size:
             raise DataError(
-                f"data.train_batch_size={batch_size} is more than the {num_samples} training prompts: not one batch "
-                f"can be filled. Use data.train_batch_size={num_samples} or less, or more data."
+                f"{setting('train_batch_size')}={batch_size} is more than the {num_samples} training prompts: not one "
+                f"batch can be filled. Use {setting('train_batch_size')}={num_samples} or less, or more data."
                 if num_samples
-                else "there are no training prompts: check data.train_files and data.filter_overlong_prompts."
+                else f"there are no training prompts: check {setting('train_files')} and "
+                f"{setting('filter_overlong_prompts')}."
             )
         self.num_samples, self.batch_size, self.shuffle, self.seed = num_samples, batch_size, shuffle, seed
         self._order: tuple[int, list[int]] = (-1, [])
@@ -65,6 +67,6 @@ class PromptSampler:
 def batches(num: int, size: int | None) -> list[list[int]]:
     """All of 0..num-1 in order, `size` at a time (None: all at once); a smaller last batch is never dropped."""
     if size is not None and size < 1:
-        raise ConfigError(f"data.val_batch_size={size}: expected a number above 0, or null for all at once.")
+        raise ConfigError(f"{setting('val_batch_size')}={size}: expected a number above 0, or null for all at once.")
     step = size or max(num, 1)
     return [list(range(start, min(start + step, num))) for start in range(0, num, step)]

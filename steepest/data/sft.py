@@ -10,12 +10,12 @@ from steepest.data.chat import EncodeReport, check_lengths, cut, render, tokeniz
 from steepest.data.files import Table, read_tables
 from steepest.data.prepare import gsm8k
 from steepest.data.prompts import check_messages, choose
-from steepest.errors import DataError, ModelError
+from steepest.errors import DataError, ModelError, setting
 
 
 @dataclass(frozen=True)
 class SFTRow:
-    """One checked conversation; every message of the assistant is an answer to learn."""
+    """One checked conversation. Every message of the assistant is an answer that the model learns."""
 
     uid: str
     messages: list[dict[str, Any]]
@@ -38,13 +38,13 @@ def load_sft_rows(
     answer_key: str = "answer",
     max_samples: int = -1,
     seed: int = 0,
-    key: str = "data.train_files",
+    key: str = setting("train_files"),
     note: Callable[[str], None] = print,
 ) -> list[SFTRow]:
     """Load and check parquet, jsonl and json files of one of three shapes, decided for each file by its columns:
 
     `messages_key` (a conversation that ends with the assistant); `prompt_key` (a text or messages) with `answer_key`
-    (a text); or raw GSM8K rows (question, answer), which get GSM8K's instruction, and `note` is told so.
+    (a text); or raw GSM8K rows (question, answer), which get GSM8K's instruction, and `note` is called.
     `max_samples` and `seed` as in `prompts.load_prompts`. Raises DataError with file, row, column, found, expected.
     """
     wanted = {messages_key, prompt_key, answer_key, "question", "answer"}
@@ -61,8 +61,8 @@ def load_sft_rows(
         else:
             raise DataError(
                 f"{table.name}: expected the column {messages_key!r} (messages), or {prompt_key!r} and "
-                f"{answer_key!r}; it has {', '.join(table.columns)}. data.messages_key, data.prompt_key and "
-                f"data.response_key name other columns."
+                f"{answer_key!r}; it has {', '.join(table.columns)}. {setting('messages_key')}, "
+                f"{setting('prompt_key')} and {setting('response_key')} name other columns."
             )
     return choose(rows, max_samples, seed=seed, key=key.replace("files", "max_samples"))
 
@@ -109,8 +109,8 @@ def encode_sft(
     template_kwargs: Mapping[str, Any] | None = None,
     end_token_ids: Sequence[int] | None = None,
 ) -> tuple[list[SFTExample], EncodeReport]:
-    """Token ids and loss masks. What stands before an answer is tokenised as a rollout's prompt is, generation prompt
-    included, so the model learns to answer exactly the ids that it will be asked with.
+    """Token ids and loss masks. The text before an answer is tokenised like the prompt of a rollout, with the
+    generation prompt, so the model learns to answer exactly the token ids that it gets as a prompt in a rollout.
 
     The mask is true on each answer's tokens up to and including its end token (`end_token_ids`, by default the
     tokenizer's EOS), false on what the template writes after it. If the template closes the last answer without an end
@@ -120,7 +120,7 @@ def encode_sft(
     Raises ModelError without chat template or end token, DataError for a row the template refuses or rewrites (a
     template that drops earlier thoughts), a row too long, and a row whose answer was cut away.
     """
-    check_lengths(max_length, truncation, key="data.max_length")
+    check_lengths(max_length, truncation, key=setting("max_length"))
     ends = list(end_token_ids) if end_token_ids is not None else [tokenizer.eos_token_id]
     texts = [_turn_texts(row, tokenizer, template_kwargs) for row in rows]
     flat, num_bos_removed = tokenize([text for row in texts for text in row], tokenizer)
@@ -132,9 +132,9 @@ def encode_sft(
     too_long = [example for example in examples if len(example.token_ids) > max_length]
     if too_long and truncation == "error":
         raise DataError(
-            f"row {too_long[0].uid}: the conversation has {len(too_long[0].token_ids)} tokens, data.max_length is "
-            f"{max_length}; {len(too_long)} of {len(rows)} are too long, the longest has {longest} tokens. "
-            f"Raise data.max_length, or cut them with data.truncation=left or right."
+            f"row {too_long[0].uid}: the conversation has {len(too_long[0].token_ids)} tokens, {setting('max_length')} "
+            f"is {max_length}; {len(too_long)} of {len(rows)} are too long, the longest has {longest} tokens. "
+            f"Raise {setting('max_length')}, or cut them with {setting('truncation')}=left or right."
         )
     report = EncodeReport(
         num_kept=len(examples),
@@ -150,7 +150,7 @@ def encode_sft(
 
 
 def _turn_texts(row: SFTRow, tokenizer: Any, template_kwargs: Mapping[str, Any] | None) -> list[str]:
-    """For every answer the text up to it and the text with it: growing prefixes of the whole conversation."""
+    """Two texts for every answer, up to it and including it. All are prefixes of the whole conversation."""
     texts: list[str] = []
     for place, message in enumerate(row.messages):
         if message["role"] != "assistant":
@@ -166,16 +166,17 @@ def _turn_texts(row: SFTRow, tokenizer: Any, template_kwargs: Mapping[str, Any] 
             if texts and not text.startswith(texts[-1]):
                 raise DataError(
                     f"row {row.uid}: the chat template writes the conversation up to message {count - 1} (counted "
-                    f"from 0) not as a continuation of what stands before it, so the answer cannot be told from the "
-                    f"prompt (templates that drop earlier thoughts do this). Make one row of each answer, or use "
-                    f"another template with actor_rollout_ref.model.custom_chat_template."
+                    f"from 0) not as a continuation of what stands before it, so the answer cannot be separated from "
+                    f"the prompt (templates that drop earlier thoughts do this). Make one row of each answer, or use "
+                    f"another template with {setting('custom_chat_template')}."
                 )
             texts.append(text)
     return texts
 
 
 def _mask(row: SFTRow, texts: list[str], pieces: list[list[int]], tokenizer: Any, ends: list[int | None]) -> SFTExample:
-    """`texts` and `pieces` alternate: up to an answer, with the answer. All start at the conversation's beginning."""
+    """Join the pieces and mark the answers. `texts` and `pieces` alternate: text up to an answer, text with the
+    answer."""
     ids: list[int] = []
     mask: list[bool] = []
     for place, piece in enumerate(pieces):
@@ -202,9 +203,10 @@ def _shorten(example: SFTExample, max_length: int, truncation: str) -> SFTExampl
     short = SFTExample(
         example.uid, tuple(example.token_ids[spot] for spot in keep), tuple(example.loss_mask[spot] for spot in keep)
     )
-    if not any(short.loss_mask[1:]):  # the first token has nothing before it to be predicted from
+    if not any(short.loss_mask[1:]):  # the first token is never predicted: no token precedes it
         raise DataError(
-            f"row {example.uid}: cut to data.max_length={max_length} (data.truncation={truncation}) nothing of the "
-            f"answer is left to learn. Raise data.max_length, or use data.truncation=left or drop the row."
+            f"row {example.uid}: cut to {setting('max_length')}={max_length} ({setting('truncation')}={truncation}) "
+            f"nothing of the answer is left to learn. Raise {setting('max_length')}, or use "
+            f"{setting('truncation')}=left or drop the row."
         )
     return short

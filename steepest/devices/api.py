@@ -1,4 +1,4 @@
-"""What the rest of the code may ask a device, and the choice of one. The names of vendors are in backends/."""
+"""The interface of a device, and the choice of one. Names of vendors are in backends/."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from steepest.checks import Check
-from steepest.errors import ConfigError, DeviceError
+from steepest.errors import ConfigError, DeviceError, render, setting
 from steepest.registry import ModuleRegistry
 
-DEVICES = ModuleRegistry("device", "trainer.device", package="steepest.devices.backends")
+DEVICES = ModuleRegistry("device", setting("device"), package="steepest.devices.backends")
 
 VARLEN = "flash_attention_2"
-"""Transformers' and verl's name for a fused attention over packed sequences."""
+"""The name that transformers and verl use for a fused attention over packed sequences."""
 PACKED_SDPA = "sdpa"
-"""torch's scaled_dot_product_attention, one call for the packed sequences of similar length."""
+"""torch's scaled_dot_product_attention, with one call for all packed sequences of similar length."""
 
 # Some libraries below torch raise a plain RuntimeError: cuBLAS, the CPU's allocator, older Ascend plug-ins.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
@@ -44,17 +44,17 @@ class MemoryStats:
     """Memory of one device, in bytes."""
 
     total: int
-    """What the device has; for the CPU, the machine's memory or the container's limit if that is lower."""
+    """All memory of the device; for the CPU the machine's memory, or the container's limit if that is lower."""
     available: int
-    """What can still be taken now."""
+    """Memory that can still be allocated now."""
     peak: int
-    """The most this process has held since it started."""
+    """The largest amount that this process has held since its start."""
     peak_reserved: int | None = None
-    """The most that torch's allocator has taken from the device, what it keeps for later included; None on the CPU."""
+    """The largest amount that torch's allocator has taken from the device, with memory it keeps; None on the CPU."""
 
 
 class Device(ABC):
-    """One backend. An instance is a description: making one touches no hardware and never fails."""
+    """One backend. An instance only describes it: making one touches no hardware and never fails."""
 
     name: ClassVar[str]
     """The value of `trainer.device`."""
@@ -63,27 +63,30 @@ class Device(ABC):
     type: ClassVar[str]
     """The type of `torch.device`."""
     distributed_backend: ClassVar[str]
-    """For `init_process_group`; CPU tensors can always travel too."""
+    """The backend for `init_process_group`; it can always send CPU tensors too."""
     visible_devices_variable: ClassVar[str | None]
     """The environment variable that chooses the cards a process sees."""
     ray_resource: ClassVar[str]
-    """The name Ray counts this device under."""
+    """The name of this device among Ray's resources."""
     allocator_variable: ClassVar[str | None] = None
     """The environment variable that tunes torch's allocator for this device."""
     sleep_level: ClassVar[int | None] = None
-    """The sleep level of vLLM that is known to work here; None where there is no sleep mode."""
+    """The sleep level of vLLM that works on this device; None if it has no sleep mode."""
     vllm_install: ClassVar[str] = "pip install 'steepest[vllm]'"
-    """How vLLM for this device is installed."""
+    """The instruction that installs vLLM for this device."""
     fused_adamw: ClassVar[bool] = False
-    """Whether torch's AdamW has a kernel of its own here that repeats its bits; else torch chooses."""
+    """True if torch's fused AdamW works on this device and is deterministic to the bit; else torch chooses a kernel."""
 
     def __init__(self) -> None:
-        self.chosen_because = f"trainer.device={self.name}"
-        """Words for the summary at start; `select_device` fills them in."""
+        self.chosen_because = f"{setting('device')}={self.name}"
+        """Words for the summary at start, a text for `errors.render`; `select_device` fills them in."""
 
     @abstractmethod
     def availability(self) -> str | None:
-        """None when this machine has the device; else one sentence: why it cannot be used, a semicolon, the remedy."""
+        """None when this machine has the device; else one sentence: why it cannot be used, a semicolon, the remedy.
+
+        A text for `errors.render`.
+        """
 
     def hide_unusable(self, wanted: str | None) -> None:
         """Keep a package of this device that cannot work here out of the process; see the function of this name."""
@@ -91,11 +94,11 @@ class Device(ABC):
 
     @abstractmethod
     def supports_bf16(self) -> tuple[bool, str]:
-        """Whether bf16 arithmetic is done in hardware, and the words that say why."""
+        """(True if the hardware computes in bf16, the reason in words)."""
 
     @abstractmethod
     def count(self) -> int:
-        """How many of these devices this process sees; 1 for the CPU."""
+        """The number of these devices that this process sees; 1 for the CPU."""
 
     @abstractmethod
     def memory(self, index: int = 0) -> MemoryStats:
@@ -107,51 +110,52 @@ class Device(ABC):
 
     @abstractmethod
     def empty_cache(self) -> None:
-        """Give memory that the allocator keeps without use back to the device."""
+        """Return memory that the allocator keeps but does not use to the device."""
 
     @abstractmethod
     def hardware(self, index: int = 0) -> str:
-        """The name of the hardware, for the summary at start."""
+        """The name of the hardware, for the start summary."""
 
     def quick_look(self) -> str | None:
-        """As `availability`, but without loading anything; None where only loading the device's package can tell."""
+        """Does the same as `availability` without loading anything; None also if only loading the package can show
+        it."""
         return None
 
     def environment(self) -> dict[str, str]:
-        """Variables, with the values Steepest wants, for processes that share one of these devices."""
+        """Environment variables, with the values Steepest needs, for processes that share one of these devices."""
         return {}
 
     def rollout_environment(self) -> dict[str, str]:
-        """Variables, with the values Steepest wants, that vLLM reads on this device before it starts."""
+        """Environment variables, with the values Steepest needs, that vLLM reads on this device at its start."""
         return {}
 
     def vllm_problem(self, distribution: str, version: str) -> str | None:
-        """Why the vLLM that this package brought cannot run here: the reason, a semicolon, the remedy."""
+        """Why the vLLM of this package cannot run here: the reason, a semicolon, the remedy. None if it can."""
         return None
 
     def expected(self) -> str | None:
-        """What on this machine points to this device, usable or not; None where nothing does. For `steepest doctor`."""
+        """Signs of this device on this machine, usable or not; None without any. `steepest doctor` prints them."""
         return None
 
     def version_checks(self) -> list[Check]:
-        """What the installed versions of this device's software are to each other. For `steepest doctor`."""
+        """Checks whether the installed versions of this device's software fit together, for `steepest doctor`."""
         return []
 
     def setup_checks(self) -> list[Check]:
-        """What the environment of this process does to this device. For `steepest doctor`."""
+        """Checks of the environment variables that affect this device, for `steepest doctor`."""
         return []
 
     def varlen_attention(self, dtype: torch.dtype) -> tuple[VarlenAttention | None, str]:
-        """A fused attention over packed sequences for tensors of `dtype`, or None; and why, in words."""
+        """(a fused attention over packed sequences for tensors of `dtype`, or None; the reason in words)."""
         return None, f"{self.name} has no fused attention for packed sequences"
 
     def attention_implementation(self, dtype: torch.dtype | None = None) -> tuple[str, str]:
-        """(name, why) of the attention that a model computing in `dtype` (default: `default_dtype`) gets."""
+        """(name, reason) of the attention for a model that computes in `dtype` (default: `default_dtype`)."""
         kernel, why = self.varlen_attention(self.default_dtype() if dtype is None else dtype)
         return (PACKED_SDPA if kernel is None else VARLEN), why
 
     def is_out_of_memory(self, error: BaseException) -> bool:
-        """Whether this is what torch raises when the device's memory does not suffice."""
+        """True if `error` is the error that torch raises when the device has too little memory."""
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return True
         text = str(error)
@@ -162,15 +166,15 @@ class Device(ABC):
         return torch.device(self.type, index)
 
     def default_dtype(self) -> torch.dtype:
-        """The dtype of compute when the configuration names none: bf16 where the hardware has it, else fp32."""
+        """The dtype of computation if the configuration names none: bf16 where the hardware has it, else fp32."""
         return torch.bfloat16 if self.supports_bf16()[0] else torch.float32
 
     @abstractmethod
     def prepare(self) -> None:
-        """Settings of this process for work on the device; once, at the start of a job."""
+        """Set up this process for work on the device. Called once, at the start of a job."""
 
     def seed(self, seed: int) -> None:
-        """Seed torch's random numbers, on the CPU and on every device of this type."""
+        """Seed torch's generators, on the CPU and on every device of this type."""
         torch.manual_seed(seed)
 
     def rng_state(self) -> dict[str, Tensor]:
@@ -178,21 +182,21 @@ class Device(ABC):
         return {"cpu": torch.get_rng_state()}
 
     def set_rng_state(self, state: dict[str, Tensor]) -> None:
-        """Put back what `rng_state` gave."""
+        """Restore a state that `rng_state` returned."""
         torch.set_rng_state(state["cpu"])
 
     def describe(self) -> str:
         """One line for the summary: the device, its hardware, the default dtype and the reasons for each."""
         reason = self.supports_bf16()[1]
         dtype = str(self.default_dtype()).removeprefix("torch.")
-        return f"{self.name} ({self.hardware()}; {self.chosen_because}); {dtype} by default: {reason}"
+        return render(f"{self.name} ({self.hardware()}; {self.chosen_because}); {dtype} by default: {reason}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
 
 class Accelerator(Device):
-    """What devices with memory of their own share. `module` is torch's module of the device type.
+    """Base class of devices with their own memory. `module` is torch's module of the device type.
 
     Memory is read from that module and not from `torch.accelerator.memory_*`: the Ascend plug-in for torch up to
     2.12 has no allocator that the latter accepts.
@@ -226,7 +230,7 @@ class Accelerator(Device):
         return found, f"{self.hardware()} has {'' if found else 'no '}bf16 arithmetic"
 
     def prepare(self) -> None:
-        """Nothing to set."""
+        """Do nothing: there is nothing to set up."""
 
     def seed(self, seed: int) -> None:
         super().seed(seed)
@@ -256,22 +260,22 @@ def hide_unusable(wanted: str | None = None) -> None:
 
 
 def select_device(name: str | None = None) -> Device:
-    """The device called `name`; with None, the best one present, and why in `Device.chosen_because`.
+    """The device called `name`; with None the best one present. `Device.chosen_because` holds the reason.
 
-    Raises DeviceError when a named device is not there: a named device is never replaced by another.
+    Raises DeviceError if a named device is not usable: it is never replaced by another one.
     Raises ConfigError for a name that no device has.
     """
     if name is not None:
         device = _make(name)
         reason = device.availability()
         if reason is not None:
-            raise DeviceError(f"trainer.device={name}: {reason}")
+            raise DeviceError(f"{setting('device')}={name}: {reason}")
         return device
     missing: list[str] = []
     for device in by_preference():
         reason = device.quick_look() or device.availability()
         if reason is None:
-            device.chosen_because = "; ".join(["trainer.device is unset: the best device present", *missing])
+            device.chosen_because = "; ".join([f"{setting('device')} is unset: the best device present", *missing])
             return device
         missing.append(f"no {device.name}: {reason.split(';')[0]}")
     raise DeviceError("No device at all can be used: " + "; ".join(missing))
@@ -291,15 +295,17 @@ def _make(name: str) -> Device:
     kind, colon, index = name.partition(":")
     if colon and kind in DEVICES.names():
         variable = _make(kind).visible_devices_variable
-        remedy = f"use trainer.device={kind}" + (f" with {variable}={index} in the environment" if variable else "")
-        raise ConfigError(f"trainer.device={name!r}: a device is named without an index; {remedy}.")
+        remedy = f"use {setting('device')}={kind}" + (
+            f" with {variable}={index} in the environment" if variable else ""
+        )
+        raise ConfigError(f"{setting('device')}={name!r}: a device is named without an index; {remedy}.")
     made: Any = DEVICES.get(name).value()
     if not isinstance(made, Device):
-        raise ConfigError(f"trainer.device={name!r}: it gave a {type(made).__name__}, which is no Device.")
+        raise ConfigError(f"{setting('device')}={name!r}: it gave a {type(made).__name__}, which is no Device.")
     return made
 
 
 def visible_devices(device: Device) -> str | None:
-    """What the environment says about visible cards; None when it says nothing."""
+    """The environment variable for visible cards with its value; None if it is unset."""
     variable = device.visible_devices_variable
     return None if variable is None else os.environ.get(variable)

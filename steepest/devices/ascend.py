@@ -1,4 +1,4 @@
-"""Which versions of the Ascend software belong together, and what is installed. No torch here."""
+"""Which versions of the Ascend software fit together, and which are installed. This file does not import torch."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ PACKAGES = ("torch", "torch-npu", "vllm", "vllm-ascend", "triton-ascend", "trans
 ASCEND_ONLY = ("torch-npu", "vllm-ascend", "triton-ascend", "CANN")
 CANN = "CANN"
 HOME_VARIABLES = ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")
-"""Set by CANN's set_env.sh."""
+"""Variables that CANN's set_env.sh sets."""
 SCRIPTS = ("/usr/local/Ascend/cann/set_env.sh", "/usr/local/Ascend/ascend-toolkit/set_env.sh")
-"""Where set_env.sh lies: since CANN 8.5, and before (also in the images)."""
+"""Paths of set_env.sh: since CANN 8.5, and before (also in the images)."""
 CPU_INDEX = "--index-url https://download.pytorch.org/whl/cpu"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One set of versions that were published for each other. Sets are not to be mixed."""
+    """One set of versions that were published for each other. Versions of different sets must not be mixed."""
 
     name: str
     versions: Mapping[str, str]
     python: str
     transformers: str = ""
-    """A range, where the set leaves one."""
+    """A range of versions, if the set allows one; else empty."""
 
 
 MATRIX = (
@@ -76,7 +76,7 @@ MATRIX = (
     ),
     Row("without vLLM", {"torch": "2.13.0", "torch-npu": "2.13.0"}, python=">=3.10,<3.15", transformers=">=5"),
 )
-"""The newest first. The last is for the trainer with the built-in engine; its CANN is named by its release note."""
+"""The sets, newest first. The last one serves the trainer with the built-in engine; its release note names the CANN."""
 
 CANN_OF = {
     "2.12.0": "9.1.0",
@@ -91,21 +91,21 @@ CANN_OF = {
     "2.8.0.post2": "8.5.0",
     "2.9.0.post1": "8.5.1",
 }
-"""torch-npu -> the CANN it was published for."""
+"""Version of torch-npu -> the CANN that it was published for."""
 
 
 def has_torch_npu() -> bool:
-    """Whether the package is there, working or not."""
+    """True if the package is installed, working or not."""
     return hide_torch_npu.present()
 
 
 def source_command() -> str:
-    """How CANN gets into the environment on this machine."""
+    """The command that loads CANN's environment on this machine."""
     return f"source {next((script for script in SCRIPTS if Path(script).is_file()), SCRIPTS[0])}"
 
 
 def cann_version() -> str | None:
-    """The version of the CANN whose set_env.sh was sourced; None without one, UNKNOWN when it does not say."""
+    """The version of the CANN whose set_env.sh was sourced; None without one, UNKNOWN if no version is found."""
     home = next((os.environ[name] for name in HOME_VARIABLES if os.environ.get(name)), None)
     if home is None:
         return None
@@ -122,7 +122,7 @@ def cann_version() -> str | None:
 
 
 def installed_versions() -> dict[str, str]:
-    """The installed part of what the table names, with Python; nothing is imported."""
+    """Versions of the installed packages among those of the table, and of Python. Nothing is imported."""
     found = {name: version for name in PACKAGES if (version := installed(name))}
     if "torch-npu" not in found and has_torch_npu():
         found["torch-npu"] = getattr(sys.modules.get("torch_npu"), "__version__", UNKNOWN)
@@ -134,7 +134,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def version_checks(found: Mapping[str, str]) -> list[Check]:
-    """What these versions are to each other; empty where nothing of Ascend's is installed."""
+    """Checks whether these versions fit together; empty if no Ascend software is installed."""
     if not any(name in found for name in ASCEND_ONLY):
         return []
     pinned = "torch-npu" in found or "vllm-ascend" in found
@@ -148,7 +148,7 @@ def _pair(found: Mapping[str, str]) -> list[Check]:
         text = f"not installed, but {', '.join(name for name in ASCEND_ONLY if name in found)} is"
         return [Check("torch-npu", "warning", text, "pip install 'steepest[npu]', for your torch and CANN versions")]
     if torch is None:
-        return []  # told by the list of packages
+        return []  # the list of packages reports it
     checks = []
     kind = build(torch)
     if kind not in (None, "cpu"):
@@ -181,7 +181,7 @@ def _cann(found: Mapping[str, str]) -> list[Check]:
 
 
 def _set(found: Mapping[str, str]) -> list[Check]:
-    """Whether all come from one row; else the row that most of them come from, and what is not of it."""
+    """Check that all versions come from one row; else name the row with most of them, and the versions that differ."""
     row = best_row(found)
     differing = _differing(row, found)
     if not differing:
@@ -194,7 +194,7 @@ def _set(found: Mapping[str, str]) -> list[Check]:
 
 
 def best_row(found: Mapping[str, str]) -> Row:
-    """The row with most of the installed versions; of two that are level, the one with fewer others, then the newer."""
+    """The row with most of the installed versions; on a tie the row with fewer other versions, then the newer row."""
     rows = [row for row in MATRIX if "vllm-ascend" in row.versions] if "vllm-ascend" in found else MATRIX
 
     def fit(row: Row) -> tuple[int, int]:
@@ -205,7 +205,8 @@ def best_row(found: Mapping[str, str]) -> Row:
 
 
 def _differing(row: Row, found: Mapping[str, str]) -> dict[str, str]:
-    """What is not as in the row -> what the row has. Without vllm-ascend only what the trainer needs counts."""
+    """Package with another version than in the row -> the row's version. Without vllm-ascend: only the trainer's
+    packages."""
     whole = "vllm-ascend" in found
     names = list(row.versions) if whole else ["torch", "torch-npu", *([CANN] if CANN in found else [])]
     wrong = {name: row.versions[name] for name in names if name in row.versions}
@@ -217,12 +218,12 @@ def _differing(row: Row, found: Mapping[str, str]) -> dict[str, str]:
 
 
 def _same(have: str | None, want: str) -> bool:
-    """Equal, whatever the builder added. What does not tell its version counts as right."""
+    """True if the versions are equal without the builder's suffix, or if the installed version is unknown."""
     if have is None:
         return False
     if have == UNKNOWN:
         return True
-    # vllm-ascend 0.23.0.post1 is of the set 0.23.0; of torch-npu the set names the post-release
+    # vllm-ascend 0.23.0.post1 belongs to the set 0.23.0; for torch-npu the set names the post-release itself
     return public(have) == want or ("post" not in want and release(have) == release(want))
 
 
@@ -240,7 +241,7 @@ def _install(differing: Mapping[str, str]) -> str:
 
 
 def setup_checks() -> list[Check]:
-    """Of the environment: the order of the visible cards, and a torch_npu that breaks other programs."""
+    """Checks of the environment: the order of the visible cards, and a torch_npu that breaks other programs."""
     checks = []
     variable = "ASCEND_RT_VISIBLE_DEVICES"
     cards = [card.strip() for card in os.environ.get(variable, "").split(",") if card.strip()]
@@ -252,5 +253,5 @@ def setup_checks() -> list[Check]:
     plug_ins = [point.value for point in entry_points(group="torch.backends")]
     if any(value.startswith("torch_npu") for value in plug_ins) and sys.modules.get("torch_npu") is None:
         text = "torch loads torch-npu by itself, so `import torch` fails in programs other than Steepest"
-        checks.append(Check("autoload", "warning", text, "export TORCH_DEVICE_BACKEND_AUTOLOAD=0, or mend torch-npu"))
+        checks.append(Check("autoload", "warning", text, "export TORCH_DEVICE_BACKEND_AUTOLOAD=0, or fix torch-npu"))
     return checks

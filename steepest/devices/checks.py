@@ -1,4 +1,4 @@
-"""What several devices look at in the settings around them."""
+"""Checks of environment variables and device files that several devices share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from steepest.checks import Check
 
 
 def device_files(*patterns: str) -> list[str]:
-    """The files of cards that the driver made, such as /dev/name0."""
+    """The device files that the driver made, such as /dev/name0."""
     return sorted(file for pattern in patterns for file in glob(pattern))
 
 
 def waits_for_every_kernel(variable: str) -> list[Check]:
-    """A warning when the variable makes every operation wait until the card has done it."""
+    """A warning if the variable makes every operation wait until the card has finished it."""
     if os.environ.get(variable, "0") in ("", "0"):
         return []
     text = (

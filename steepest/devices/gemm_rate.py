@@ -1,4 +1,4 @@
-"""What this machine can do, measured: the rate of plain matrix products, which `perf/mfu` is a share of."""
+"""Measures the rate of plain matrix products on this machine. `perf/mfu` is a share of this rate."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 from steepest.devices.api import Accelerator, Device
 
 SECONDS = 0.25
-"""Of a measurement."""
+"""Duration of a measurement."""
 _SIZES = (256, 512, 1024, 2048, 4096)
 """Rows and columns of the matrices."""
 _SHORT = 1e-3
-"""Seconds a product below which a larger one is tried: it may keep more cores busy."""
+"""If a product takes fewer seconds than this, a larger one is tried, which may use more cores."""
 
 
 def gemm_rate(device: Device, dtype: torch.dtype, seconds: float = SECONDS) -> float:
-    """Operations a second of square matrix products in `dtype`, with the threads this process has.
+    """Operations per second of square matrix products in `dtype`, with the threads of this process.
 
-    The best of several, since a limit is what the machine does when it is left alone. Takes about `seconds`.
+    It returns the best of several measurements, since others may have used the machine in the rest of them. It takes
+    about `seconds`.
     """
     deadline = time.perf_counter() + seconds
     best, sizes = 0.0, iter(_SIZES)
@@ -34,7 +35,7 @@ def gemm_rate(device: Device, dtype: torch.dtype, seconds: float = SECONDS) -> f
 
 
 def _product(device: Device, dtype: torch.dtype, size: int, times: int = 3) -> float:
-    """The rate of `times` products one after another."""
+    """The rate over `times` successive products."""
     with torch.inference_mode():
         a = torch.ones(size, size, dtype=dtype, device=device.torch_device())
         out = torch.empty_like(a)
@@ -47,7 +48,7 @@ def _product(device: Device, dtype: torch.dtype, size: int, times: int = 3) -> f
 
 
 def describe_rate(rate: float, dtype: torch.dtype, device: Device) -> str:
-    """For the summary at start."""
+    """One sentence for the start summary."""
     number = f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
     threads = "" if isinstance(device, Accelerator) else f" with {torch.get_num_threads()} thread(s)"
     kind = str(dtype).removeprefix("torch.")

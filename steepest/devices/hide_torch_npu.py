@@ -1,4 +1,4 @@
-"""A torch-npu that cannot work here, kept out of the process. No torch here."""
+"""Hides a torch-npu that cannot work on this machine from the process. This file does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGE = "torch_npu"
 
 
 def present() -> bool:
-    """Whether the package torch_npu is there, working or not, hidden or not."""
+    """True if the package torch_npu is installed, working or not, hidden or not."""
     if sys.modules.get(PACKAGE) is not None:
         return True
     with unhidden():
@@ -19,13 +19,13 @@ def present() -> bool:
 
 
 def hide() -> None:
-    """From now on `import torch_npu` finds nothing, and neither does a search for the package."""
+    """Make `import torch_npu`, and a search for the package, find nothing from now on."""
     sys.modules[PACKAGE] = None  # type: ignore[assignment]
 
 
 @contextmanager
 def unhidden() -> Iterator[None]:
-    """Let the body see what `hide` hid; hidden again afterwards unless the body imported it."""
+    """Undo `hide` in the `with` block. Afterwards the package is hidden again, unless the block imported it."""
     hidden = PACKAGE in sys.modules and sys.modules[PACKAGE] is None
     if hidden:
         del sys.modules[PACKAGE]

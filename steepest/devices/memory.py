@@ -1,4 +1,4 @@
-"""Out of memory, said in words: which model, which pass, how much there was, and which key to lower."""
+"""Errors for too little memory, which name the model, the pass, the memory there was and the setting to lower."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from contextlib import contextmanager
 from steepest.devices.api import Device
 from steepest.errors import DeviceMemoryError
 
-GOES_ON = "The same command goes on from the last checkpoint, where one was written."
-"""For the end of a remedy."""
+RESUMES = "The same command resumes from the last checkpoint, if one was written."
+"""The last sentence of a remedy."""
 
 
 @contextmanager
 def memory_guard(device: Device, doing: Callable[[], tuple[str, str]]) -> Iterator[None]:
     """Turn an out-of-memory error of the body into a DeviceMemoryError.
 
-    `doing` is asked only then: what was being done ("actor update: a micro-batch of 8 sequences, 9000 tokens") and
-    what to do about it, a sentence.
+    `doing` is called only then. It returns what was being done ("actor update: a micro-batch of 8 sequences, 9000
+    tokens") and a sentence with the remedy.
     """
     try:
         yield
-    except DeviceMemoryError:  # told already, by a guard inside this one
+    except DeviceMemoryError:  # a guard inside this one has reported it
         raise
     except Exception as error:
         if not device.is_out_of_memory(error):
@@ -34,7 +34,7 @@ def memory_guard(device: Device, doing: Callable[[], tuple[str, str]]) -> Iterat
 
 
 def _asked(words: str) -> str:
-    """How much was asked for, where torch says it."""
+    """The amount that was requested, if torch's message names it."""
     found = re.search(r"tried to allocate ([\d.]+ ?[KMGT]iB|\d+ bytes)", words, flags=re.I)
     if found is None:
         return ""

@@ -1,5 +1,5 @@
-"""`steepest doctor`: what this machine, its devices and its packages are good for, and the remedy of what is wrong.
+"""`steepest doctor` reports what this machine, its devices and its packages can run, and a remedy for every problem.
 
-Nothing of it loads torch in its own process: a process of its own asks the devices (`probe`), so that a broken install
-is a line of the report.
+The command does not load torch itself: another process (`probe`) asks the devices, so that a broken install becomes a
+line of the report.
 """

@@ -1,4 +1,4 @@
-"""`steepest doctor`: look at everything, print it, give the exit code."""
+"""The command `steepest doctor`: examine the machine, print the report, return the exit code."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def main(*, as_json: bool = False) -> int:
 
 
 def examine() -> Report:
-    """Look at this machine. Never raises for what is broken: that is what the report is about."""
+    """Examine this machine. Never raises for something broken: it becomes a line of the report."""
     begun = time.monotonic()
-    probe = Probe()  # works while the rest is looked at
+    probe = Probe()  # runs while the rest is examined
     apart = [
         group("extras", packages.extras),
         group("hubs", hubs.hub, hubs.huggingface, hubs.modelscope),

@@ -1,4 +1,4 @@
-"""The devices: which one a run would take and why, and what each says about itself."""
+"""Lines about the devices: which one a run would take and why, and the facts of each."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from steepest.versions import installed
 
 Facts = Mapping[str, Any]
 LITTLE_FREE = 0.5
-"""Share of an accelerator's memory below which somebody else seems to use it."""
+"""If less than this share of an accelerator's memory is free, another program probably uses it."""
 
 
 def devices(answers: Answers) -> list[Check]:
-    """The choice, then each device."""
+    """The chosen device, then each device."""
     if "error" in answers.torch:
         return [problem("choice", "no device can be asked, since torch cannot be imported", "see 'torch' below")]
     lines = [_choice(answers)]
@@ -74,7 +74,7 @@ def _memory(name: str, facts: Facts) -> Check:
 
 
 def _processes(name: str, facts: Facts) -> Check:
-    """What counts when several processes share the devices."""
+    """Settings that matter when several processes share the devices."""
     parts = [f"distributed backend {facts['distributed_backend']}", f"Ray resource {facts['ray_resource']}"]
     variable = facts["visible_devices_variable"]
     if variable is not None:
@@ -84,7 +84,7 @@ def _processes(name: str, facts: Facts) -> Check:
 
 
 def _variables(name: str, wanted: Mapping[str, str], otherwise: Callable[[str, str, str], Check]) -> list[Check]:
-    """Variables with the values that Steepest wants, and whether the environment says otherwise."""
+    """Variables with the values that Steepest needs, and a check for each that the environment sets otherwise."""
     if not wanted:
         return []
     other = {key: os.environ[key] for key, value in wanted.items() if os.environ.get(key, value) != value}
@@ -96,7 +96,7 @@ def _variables(name: str, wanted: Mapping[str, str], otherwise: Callable[[str, s
 
 
 def _rollout(name: str, facts: Facts) -> list[Check]:
-    """What vLLM needs here: its sleep mode, and an allocator that goes with it."""
+    """The needs of vLLM on this device: its sleep mode, and an allocator that works with it."""
     level, variable = facts["sleep_level"], facts["allocator_variable"]
     lines = _variables(f"{name} rollout", facts["rollout_environment"], problem)
     if level is None:
@@ -116,5 +116,5 @@ def _rollout(name: str, facts: Facts) -> list[Check]:
 
 
 def setup(answers: Answers) -> list[Check]:
-    """What the devices find wrong in the environment."""
+    """Problems that the devices find in the environment."""
     return [Check(**check) for check in answers.checks("setup")]

@@ -1,4 +1,4 @@
-"""The rollout engines: which of them can run here, and why another cannot. No engine is imported."""
+"""Lines about the rollout engines: which can run here, and why others cannot. No engine is imported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INSTALL_VLLM = "see docs/vllm.md"
 
 
 def engines(answers: Answers) -> list[Check]:
-    """One line an engine that `actor_rollout_ref.rollout.name` takes."""
+    """One line for each engine that `actor_rollout_ref.rollout.name` accepts."""
     return [_SPECIAL[name](answers) if name in _SPECIAL else _plain(name, answers) for name in ROLLOUT_ENGINES.names()]
 
 

@@ -1,4 +1,4 @@
-"""Variables that change what a run does without a word."""
+"""Environment variables that change a run silently."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from steepest.doctor.report import ok, warning
 
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 WAITING = {"OMP_WAIT_POLICY": ("active",), "GOMP_SPINCOUNT": ("infinite", "infinity")}
-"""Variable -> values by which threads never sleep."""
+"""Variable -> values with which threads never sleep."""
 ACTIVATED = "VIRTUAL_ENV"
 
 
 def variables() -> list[Check]:
-    """Those that are set so; one line saying so when none is."""
+    """One line for each variable that is set so, or one line that none is."""
     lines = []
     autoload, activated = (os.environ.get(name, "") for name in (AUTOLOAD, ACTIVATED))
     if autoload not in ("", "0"):
@@ -24,8 +24,8 @@ def variables() -> list[Check]:
         lines.append(warning(AUTOLOAD, text, f"unset {AUTOLOAD}; Steepest sets it to 0"))
     for name, awake in WAITING.items():
         if (value := os.environ.get(name, "")).lower() in awake:
-            text = f"{name}={value}: threads that wait keep their cores busy, which is slow beside other programs"
-            lines.append(warning(name, text, f"unset {name}; Steepest lets them sleep beside other programs"))
+            text = f"{name}={value}: threads that wait keep their cores busy, which is slow next to other programs"
+            lines.append(warning(name, text, f"unset {name}; Steepest lets them sleep next to other programs"))
     if activated and Path(activated).resolve() != Path(sys.prefix).resolve():
         text = f"{ACTIVATED}={activated} is activated, but this Python is that of {sys.prefix}"
         lines.append(warning(ACTIVATED, text, "run `python -m steepest doctor`, or activate the other environment"))

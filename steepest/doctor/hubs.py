@@ -1,4 +1,4 @@
-"""Where models and data are fetched from and kept. Of a token only that there is one is printed."""
+"""Lines about the hubs and caches of models and data. Tokens are never printed, only whether there is one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _YES = ("1", "true", "yes", "on")
 
 
 def hub() -> list[Check]:
-    """Which hub an id without further word means."""
+    """The hub that is used for an id if no setting names one."""
     from steepest.config.environment import hub_from_environment, switch_problems
 
     wrong = switch_problems()
@@ -46,13 +46,13 @@ def huggingface() -> list[Check]:
 
 
 def huggingface_home() -> Path:
-    """HF_HOME, or what huggingface_hub takes without it."""
+    """HF_HOME, or huggingface_hub's default."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return _path(os.environ.get("HF_HOME") or f"{base}/huggingface")
 
 
 def modelscope() -> list[Check]:
-    """ModelScope: MODELSCOPE_ENDPOINT, MODELSCOPE_CACHE, MODELSCOPE_API_TOKEN; nothing where none of it is used."""
+    """ModelScope: MODELSCOPE_ENDPOINT, MODELSCOPE_CACHE, MODELSCOPE_API_TOKEN; no line if ModelScope is not used."""
     used = [name for name in os.environ if name.startswith("MODELSCOPE_")]
     if not used and installed("modelscope-hub", "modelscope") is None:
         return []

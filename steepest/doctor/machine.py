@@ -1,4 +1,4 @@
-"""The machine: system, cores and threads, memory, disk."""
+"""Lines about the machine: system, cores and threads, memory, disk."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def processors(answers: Answers) -> list[Check]:
 
 
 def memory(answers: Answers) -> list[Check]:
-    """Main memory; what a container may take counts."""
+    """Main memory, or the limit of the container."""
     facts: Mapping[str, Any] = answers.devices.get("cpu", {})
     if "memory_total" not in facts:
-        return []  # torch cannot be imported; said with the versions
+        return []  # torch cannot be imported; the lines about versions report it
     free = facts["memory_available"]
     text = f"{gib(free)} free of {gib(facts['memory_total'])}"
     if free < LITTLE_MEMORY:
@@ -68,7 +68,7 @@ def memory(answers: Answers) -> list[Check]:
 
 
 def disk() -> list[Check]:
-    """Where runs are written by default, and shared memory."""
+    """The default folder of runs, and shared memory."""
     lines = [folder_line("working folder", Path.cwd())]
     if SHARED_MEMORY.is_dir():
         total, _, free = shutil.disk_usage(SHARED_MEMORY)
@@ -82,9 +82,9 @@ def disk() -> list[Check]:
 
 
 def folder_line(name: str, folder: Path, *, needed: bool = True) -> Check:
-    """Whether a folder (where it is still to be made, the one above it) can be written, and its free space.
+    """Check that a folder can be written, and print its free space. If it does not exist, its parent folder is checked.
 
-    A folder that is not needed by every run is never more than a warning.
+    For a folder that not every run needs, the line is at most a warning.
     """
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     remedy = "set trainer.default_local_dir to another folder" if needed else "point its variable at another folder"

@@ -1,4 +1,4 @@
-"""Installed packages against what Steepest asks for and what it was tested with; nothing is imported."""
+"""Compares installed packages with the required and the tested versions. Nothing is imported."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from steepest.versions import UNKNOWN, build, installed, public, release, requir
 
 @dataclass(frozen=True)
 class Package:
-    """One that Steepest cannot do without."""
+    """A package that Steepest requires."""
 
     name: str
     wanted: str
-    """As in pyproject.toml."""
+    """The required range, as in pyproject.toml."""
     tested: str
     """The newest version that the tests ran with."""
     places: int = 1
-    """How many numbers of a version count as another one: 1 for those that break at major versions only."""
+    """How many leading numbers of a version are compared: 1 for packages that break at major versions only."""
 
 
 PACKAGES = (
@@ -46,19 +46,19 @@ PACKAGES = (
     Package("rich", ">=13", "15.0.0"),
 )
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
-"""Compiled against one build of torch: another one breaks their import, and that of whoever imports them."""
+"""Packages compiled for one build of torch. With another build their import fails, and so does that of their users."""
 
 
 @dataclass(frozen=True)
 class Extra:
-    """One of `pip install 'steepest[...]'`."""
+    """An optional extra: `pip install 'steepest[...]'`."""
 
     name: str
     packages: dict[str, str]
-    """Name -> range, as in pyproject.toml."""
+    """Package -> required range, as in pyproject.toml."""
     use: str
     others: tuple[str, ...] = ()
-    """Packages that serve as well."""
+    """Packages that can be used instead."""
 
 
 EXTRAS = (
@@ -73,7 +73,7 @@ EXTRAS = (
 
 
 def packages(answers: Answers) -> list[Check]:
-    """torch, then the other packages of the table, then what each device says of its own software."""
+    """Lines about torch, the other packages of the table, and the software of each device."""
     lines = []
     for package in PACKAGES:
         line = _package(package)
@@ -133,7 +133,7 @@ def _shadow(name: str) -> str | None:
 
 
 def _pins() -> list[Check]:
-    """What the packages of the table ask of each other, where that is not met."""
+    """Requirements between the packages of the table that are not met."""
     lines = []
     names = [package.name for package in PACKAGES]
     for name in (*names, *DISTRIBUTIONS):
@@ -147,7 +147,7 @@ def _pins() -> list[Check]:
 
 
 def build_of(package: str) -> str | None:
-    """The version as the package itself says it: with its build, which the metadata often lacks."""
+    """The version from the package's own files, with its build suffix, which the metadata often lacks."""
     try:
         spec = importlib.util.find_spec(package)
         folder = next(iter(spec.submodule_search_locations or ())) if spec else ""
@@ -159,7 +159,7 @@ def build_of(package: str) -> str | None:
 
 
 def _companions() -> list[Check]:
-    """Packages that torch's build has to fit, which vLLM and transformers import when they find them."""
+    """Check packages that must fit torch's build; vLLM and transformers import them if they are installed."""
     torch = build_of("torch") or installed("torch")
     if torch is None:
         return []
@@ -181,7 +181,7 @@ def _companions() -> list[Check]:
 
 
 def extras() -> list[Check]:
-    """Optional packages: what they are for, and how to get them."""
+    """Lines about optional packages: their purpose, and the command that installs them."""
     return [_extra(extra) for extra in EXTRAS]
 
 

@@ -1,7 +1,7 @@
 """The process that asks torch and the devices: `python -m steepest.doctor.probe`.
 
-It prints one JSON object a line as soon as each is known, so that what came before a crash or a hang is not lost:
-`{"begin": stage}` before a stage, then `{"stage": ..., ...}` with what it found.
+It prints each JSON object on a line of its own as soon as it is known, so that a crash or a hang loses no earlier
+answer: `{"begin": stage}` before a stage, then `{"stage": ..., ...}` with what it found.
 """
 
 from __future__ import annotations
@@ -13,36 +13,40 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
+from steepest.config.key_names import PPO_KEYS
+from steepest.errors import key_names, render
+
 if TYPE_CHECKING:
     from steepest.devices import Device
 
 TORCH = "torch"
 CHOICE = "choice"
 CHECKS = " checks"
-"""Behind a device's name: the stage of its checks."""
+"""Suffix of a device's name: the stage of its checks."""
 
 
 def main() -> None:
-    """Ask everything once. What libraries print goes to standard error, away from the answers."""
+    """Run all stages once. Output of libraries goes to standard error, away from the answers."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if _stage(out, TORCH, _torch):
         from steepest.devices.api import by_preference
 
-        *better, last = by_preference()  # the last is there on every machine: it answers before one that may hang
+        *better, last = by_preference()  # every machine has the last one, so it answers before devices that may hang
         for device in [last, *better]:
             _stage(out, device.name, partial(_facts, device))
             _stage(out, device.name + CHECKS, partial(_checks, device))
         _stage(out, CHOICE, _choice)
     out.flush()
-    os._exit(0)  # a broken library may crash while the interpreter is taken down, and everything is said
+    os._exit(0)  # a broken library may crash at the interpreter's exit; all answers are printed
 
 
 def _stage(out: TextIO, name: str, ask: Callable[[], Mapping[str, Any]]) -> bool:
-    """Print what `ask` gives, or the error that it raises; whether it gave something."""
+    """Print the result of `ask`, or the error that it raises. Returns True for a result."""
     _print(out, {"begin": name})
     try:
-        answer = dict(ask())
+        with key_names(PPO_KEYS):
+            answer = dict(ask())
     except BaseException as error:  # whatever a broken package raises, SystemExit included, is an answer
         _print(out, {"stage": name, "error": f"{type(error).__name__}: {error}"})
         return False
@@ -51,8 +55,17 @@ def _stage(out: TextIO, name: str, ask: Callable[[], Mapping[str, Any]]) -> bool
 
 
 def _print(out: TextIO, answer: Mapping[str, Any]) -> None:
-    out.write(json.dumps(answer) + "\n")
+    out.write(json.dumps(_in_keys(answer)) + "\n")
     out.flush()
+
+
+def _in_keys(value: Any) -> Any:
+    """The value with settings by their keys in all its texts."""
+    if isinstance(value, str):
+        return render(value, PPO_KEYS)
+    if isinstance(value, Mapping):
+        return {name: _in_keys(entry) for name, entry in value.items()}
+    return [_in_keys(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _torch() -> dict[str, Any]:
@@ -69,7 +82,7 @@ def _choice() -> dict[str, Any]:
 
 
 def _facts(device: Device) -> dict[str, Any]:
-    """What the device says about itself, as plain values; without a device only what needs none."""
+    """The facts of a device as plain values; if it is not available, only those that need no hardware."""
     from steepest.rollout import vllm_versions
 
     reason = device.availability()

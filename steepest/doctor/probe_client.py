@@ -1,4 +1,4 @@
-"""Start the probe and read its answers, whatever becomes of it."""
+"""Starts the probe and reads its answers, also if it crashes or hangs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 from steepest.doctor.probe import CHECKS, CHOICE, TORCH
 
 TIME_LIMIT = 60.0
-"""Seconds. On a whole machine it takes two or three; a driver that hangs would take for ever."""
+"""Time limit in seconds. On a working machine the probe takes two or three; a driver that hangs never returns."""
 
 
 @dataclass
 class Answers:
-    """What the probe said: by stage, a mapping with what was found or with `error`."""
+    """The answers of the probe: for each stage a mapping with the facts or with `error`."""
 
     stages: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     died: str | None = None
-    """Why the probe did not come to its end, with the stage and the last words; None when it did."""
+    """Why the probe did not finish, with the stage and its last output; None if it finished."""
     died_at: str | None = None
-    """The stage that it died in."""
+    """The stage in which it ended early."""
 
     @property
     def torch(self) -> Mapping[str, Any]:
@@ -39,18 +39,18 @@ class Answers:
 
     @property
     def devices(self) -> dict[str, Mapping[str, Any]]:
-        """By name: what each device that was asked says about itself."""
+        """Mapping from the name of a device to its facts, for each device that was asked."""
         return {
             name: stage for name, stage in self.stages.items() if name not in (TORCH, CHOICE) and CHECKS not in name
         }
 
     def checks(self, kind: str) -> list[Mapping[str, Any]]:
-        """All devices' checks of a kind, `versions` or `setup`."""
+        """The checks of all devices of one kind, `versions` or `setup`."""
         return [check for name, stage in self.stages.items() if name.endswith(CHECKS) for check in stage.get(kind, ())]
 
 
 class Probe:
-    """The probe, running from the start on; `answers` waits for it."""
+    """Starts the probe process when it is made; `answers` waits for it."""
 
     def __init__(self, command: list[str] | None = None) -> None:
         self._process = subprocess.Popen(
@@ -62,7 +62,7 @@ class Probe:
         )
 
     def answers(self, time_limit: float = TIME_LIMIT) -> Answers:
-        """What it said until its end or the time limit, at which it is ended."""
+        """Everything that the probe printed until its end, or until the time limit, when it is killed."""
         late = False
         try:
             text, errors = self._process.communicate(timeout=time_limit)

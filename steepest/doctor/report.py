@@ -1,4 +1,4 @@
-"""The report: groups of lines, and its form as JSON."""
+"""The report: groups of lines, also as JSON."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from typing import Any
 from steepest.checks import Check, Status
 
 STATUSES: tuple[Status, ...] = ("ok", "warning", "problem")
-"""From good to bad."""
+"""Status of a line, from good to bad."""
 
 SCHEMA = 1
-"""Of the JSON form. It grows when a field or a line's name goes or changes its meaning; new ones may come any time."""
+"""Version of the JSON. It increases when a field or the name of a line is removed or changes its meaning. New fields
+and lines do not change it."""
 
 EXIT_OK = 0
 EXIT_PROBLEM = 1
 
 
 def ok(name: str, text: str, remedy: str | None = None) -> Check:
-    """A line without fault. A remedy says how to get what is absent without being missed."""
+    """A line without a problem. A remedy says how to install something optional that is absent."""
     return Check(name, "ok", text, remedy)
 
 
 def warning(name: str, text: str, remedy: str) -> Check:
-    """Works, but may not do what is wanted."""
+    """A line about something that works, but perhaps not as wanted."""
     return Check(name, "warning", text, remedy)
 
 
 def problem(name: str, text: str, remedy: str) -> Check:
-    """Something that is installed or set up does not work."""
+    """A line about something that is installed or set up but does not work."""
     return Check(name, "problem", text, remedy)
 
 
@@ -43,13 +44,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole."""
+    """The whole report."""
 
     version: str
     device: str | None
-    """What an unset trainer.device takes; None when no device can be asked."""
+    """The device that a run takes if trainer.device is unset; None if no device can be asked."""
     devices: dict[str, dict[str, Any]]
-    """By name: what each device says about itself, as plain values."""
+    """Mapping from the name of a device to its facts, as plain values."""
     groups: list[Group]
     seconds: float = field(default=0.0, compare=False)
 
@@ -63,12 +64,12 @@ class Report:
 
     @property
     def status(self) -> Status:
-        """The worst of the lines."""
+        """The worst status of all lines."""
         return max((line.status for line in self.lines()), key=STATUSES.index, default="ok")
 
     @property
     def exit_code(self) -> int:
-        """Of the command: warnings do not fail it."""
+        """The exit code of the command: 1 with a problem; warnings do not count."""
         return EXIT_PROBLEM if self.status == "problem" else EXIT_OK
 
     def as_json(self) -> dict[str, Any]:
@@ -88,7 +89,8 @@ class Report:
 
 
 def group(name: str, *parts: Callable[[], list[Check]]) -> Group:
-    """The lines of all parts. A part that fails is a line too: one fault may not take the rest of the report away."""
+    """The lines of all parts. A part that raises becomes a line too, so that the rest of the report is still
+    printed."""
     lines: list[Check] = []
     for part in parts:
         try:

@@ -17,7 +17,7 @@ STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 _NAME_WIDTH = 20
 _WIDTHS = (40, 120)
 _PIPE_WIDTH = 120
-"""Of a line into a file or a pipe, unless COLUMNS says otherwise."""
+"""Width of a line in a file or a pipe, unless COLUMNS is set."""
 
 
 def show(report: Report, stream: TextIO | None = None) -> None:
@@ -25,7 +25,7 @@ def show(report: Report, stream: TextIO | None = None) -> None:
     out = sys.stdout if stream is None else stream
     width = min(max(shutil.get_terminal_size((_PIPE_WIDTH, 24)).columns, _WIDTHS[0]), _WIDTHS[1])
     rows = list(render(report, width))
-    if isinstance(out, io.TextIOWrapper):  # a path may hold letters that the terminal's encoding has not
+    if isinstance(out, io.TextIOWrapper):  # a path may hold characters that the terminal cannot encode
         out.reconfigure(errors="backslashreplace")
     if not out.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         print("\n".join(text for text, _ in rows), file=out)
@@ -64,7 +64,7 @@ def _line(line: Check, width: int) -> Iterator[tuple[str, str]]:
 
 
 def _wrap(text: str, first: str, rest: str, width: int) -> list[str]:
-    # paths and commands keep their hyphens together and are never cut: they are there to be copied
+    # paths and commands are never cut, not even at hyphens, so that they can be copied
     wrapper = textwrap.TextWrapper(
         width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )

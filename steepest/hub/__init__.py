@@ -1,12 +1,12 @@
-"""What a user writes as a model or a data set becomes a folder on this machine: `find`. The hubs' clients live here.
+"""`find` turns a model or data set that the user names into a folder on this machine. The hubs' clients are here too.
 
 find.py         one function: local path, GGUF file, Hugging Face id, ModelScope id -> local folder
-client.py       what a hub's client has to offer, and who offers it
+client.py       the interface of a hub's client, and the choice of one
 huggingface.py  over huggingface_hub
 modelscope.py   over modelscope_hub
 files.py        files of a repository: patterns, checksums, room on the disk
-receipts.py     which downloads are whole and checked, so that a start needs neither network nor hashing
-faults.py       what can go wrong, in words
+receipts.py     records which downloads are complete and checked, so that a start needs neither network nor hashing
+faults.py       the faults of a hub and their messages
 """
 
 from steepest.hub.faults import Source

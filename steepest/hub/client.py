@@ -1,4 +1,4 @@
-"""What the two hubs have in common."""
+"""The interface that the clients of both hubs implement."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.hub.files import Kind, Listing, RemoteFile
 
 
@@ -16,32 +16,32 @@ class HubClient(Protocol):
     cache: Path
     """The folder of the hub's cache."""
     newest: str
-    """The branch that is meant where no revision is given."""
+    """The default branch, used when no revision is given."""
     checks: bool
-    """Whether `download` itself compares every file with its checksum."""
+    """True if `download` itself compares every file with its checksum."""
 
     def list(self, revision: str) -> Listing:
         """The files of a branch, a tag or a commit."""
         ...
 
     def folder(self, revision: str, listing: Listing) -> Path:
-        """Where `download` is going to put them."""
+        """The folder into which `download` puts the files."""
         ...
 
     def held(self, revision: str, listing: Listing, file: RemoteFile) -> int:
-        """Bytes of the file that are in the cache already."""
+        """Number of bytes of the file that are already in the cache."""
         ...
 
     def download(self, revision: str, listing: Listing, patterns: Sequence[str]) -> Path:
-        """Fetch what matches; files that are there stay. Returns the folder."""
+        """Download the files that match a pattern and are not there yet. Returns the folder."""
         ...
 
     def discard(self, path: Path) -> None:
-        """Take a damaged file out of the cache."""
+        """Remove a damaged file from the cache."""
         ...
 
     def copy_in_cache(self, revision: str, patterns: Sequence[str]) -> tuple[Path, str] | None:
-        """(folder, commit or empty) of a copy that anyone left in the cache; not known to be whole."""
+        """(folder, commit or empty) of a copy that another program left in the cache. It may be incomplete."""
         ...
 
 

@@ -1,7 +1,8 @@
-"""What can go wrong with a hub, in one word each, and what to tell the user.
+"""The faults of a hub, one word for each, and their messages to the user.
 
-The clients raise what their HTTP libraries raise, wrapped differently from release to release. `fault_of` reads status
-codes, error numbers and the names of classes along the chain of an exception, so it needs none of these packages.
+The clients raise the exceptions of their HTTP libraries, wrapped differently from release to release. `fault_of` reads
+status codes, error numbers and the names of classes along the chain of an exception, so it needs none of these
+packages.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
+from steepest.errors import setting
 
 What = Literal[
     "missing", "revision", "login", "gated", "forbidden", "limit", "server", "network", "offline", "space", "cache",
@@ -31,7 +33,7 @@ class HubFault(Exception):
 
 @dataclass(frozen=True)
 class HubNames:
-    """What things are called on a hub."""
+    """The names of a hub, its variables, commands and extra, for messages."""
 
     title: str
     other: Hub
@@ -53,17 +55,17 @@ NAMES: dict[Hub, HubNames] = {
 
 @dataclass(frozen=True)
 class Source:
-    """What the user wrote and how the settings beside it are written, for messages."""
+    """What the user wrote, and the names of the related settings, for messages."""
 
     name: str
     """A path or a hub id."""
     hub: Hub
-    key: str = "actor_rollout_ref.model.path"
-    hub_option: str = "actor_rollout_ref.model.hub="
+    key: str = setting("path")
+    hub_option: str = f"{setting('hub')}="
     revision: str | None = None
-    revision_option: str = "actor_rollout_ref.model.revision="
+    revision_option: str = f"{setting('revision')}="
     local_option: str = ""
-    """How a folder of this machine is given instead; empty: by `key`."""
+    """The option that takes a folder of this machine instead; empty: `key` takes it."""
     noun: str = "model"
 
     @property
@@ -140,7 +142,7 @@ _WORDS: dict[What, tuple[str, str]] = {
     ),
     "other": ("{hub}'s client failed", "{by_hand}."),
 }
-"""What is wrong, and what to do."""
+"""Fault -> (what is wrong, what to do)."""
 
 
 def _words(fault: HubFault, source: Source, names: HubNames) -> tuple[str, str]:
@@ -173,11 +175,12 @@ _NETWORK = (
     "ConnectionError", "NetworkError", "TransportError", "Timeout", "TimeoutError", "TimeoutException",
     "RequestTimeoutError", "ProtocolError", "ChunkedEncodingError",
 )  # fmt: skip
-"""Classes of the clients and their HTTP libraries; those of the standard library go by the same names."""
+"""Names of exception classes of the clients and of HTTP libraries; the standard library uses the same names."""
 
 
 def fault_of(error: BaseException) -> HubFault:
-    """What an exception of a client means. The strongest sign along its chain counts, not the outermost."""
+    """The fault that an exception of a client means. The most specific exception in its chain decides, not the
+    outermost."""
     chain = list(_chain(error))
     detail = _first_line(error)
     status = next((found for link in chain if (found := _status(link)) is not None and found >= 400), None)
@@ -205,7 +208,7 @@ def fault_of(error: BaseException) -> HubFault:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception, what caused it, and what it gathered from parallel downloads; each once."""
+    """The exception, its causes, and the exceptions it collected from parallel downloads; each once."""
     seen: set[int] = set()
     left = [error]
     while left:
@@ -234,7 +237,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _first_line(error: BaseException) -> str:
-    """The client's own words, one short line of them; the name of the class where they are not in English."""
+    """The first line of the client's message, shortened; the name of the class where the message is not in English."""
     gathered = getattr(error, "failed_files", None)
     if isinstance(gathered, dict) and gathered:
         path, first = next(iter(gathered.items()))

@@ -16,15 +16,15 @@ Kind = Literal["model", "dataset"]
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
 """Configs and tokenizers, and remote code (which runs only when trusted)."""
 MODEL_FILES = ("*.safetensors", *TOKENIZER_FILES)
-"""The same with weights, as safetensors only."""
+"""TOKENIZER_FILES and the weights, in the form of safetensors only."""
 _BLOCK = 1 << 20
 _SPARE = 64 << 20
-"""Bytes that stay free on the disk of the cache."""
+"""Number of bytes that must stay free on the disk of the cache."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the hub lists it. `digest` is `sha256:...` or `git-sha1:...`, empty where the hub tells none."""
+    """A file as the hub lists it. `digest` is `sha256:...` or `git-sha1:...`, empty where the hub lists none."""
 
     path: str
     size: int
@@ -39,12 +39,12 @@ class Listing:
     files: tuple[RemoteFile, ...]
 
     def wanted(self, patterns: Sequence[str]) -> tuple[RemoteFile, ...]:
-        """The files that match one of the patterns; `*` also matches `/`."""
+        """The files that match at least one pattern; `*` also matches `/`."""
         return tuple(file for file in self.files if any(fnmatch(file.path, pattern) for pattern in patterns))
 
 
 def what_is_wrong(path: Path, file: RemoteFile) -> str | None:
-    """Compare a file on the disk with what the hub lists, by size and checksum; None when they agree."""
+    """Compare size and checksum of a file on the disk with the hub's list: the difference in words, or None."""
     size = path.stat().st_size
     if size != file.size:
         return f"{file.path} has {size} bytes instead of {file.size}"
@@ -67,7 +67,7 @@ def checksum(path: Path, kind: str) -> str:
 
 
 def require_room(folder: Path, needed: int) -> None:
-    """Raises HubFault when the disk of `folder`, which need not exist yet, has no room for `needed` more bytes."""
+    """Raise HubFault if the disk of `folder` (which need not exist yet) has less than `needed` bytes free."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if needed > 0 and needed + _SPARE > free:
@@ -75,12 +75,12 @@ def require_room(folder: Path, needed: int) -> None:
 
 
 def total(files: Iterable[RemoteFile]) -> int:
-    """Bytes of all files."""
+    """Size of all files together, in bytes."""
     return sum(file.size for file in files)
 
 
 def human(size: float) -> str:
-    """A number of bytes in words: 988.1 MB."""
+    """A number of bytes as text: 988.1 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""One function turns what a user writes as a model or a data set into a folder (or GGUF file) on this machine."""
+"""`find` turns a model or data set that the user names into a folder (or GGUF file) on this machine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steepest.config.schema_model import Hub
-from steepest.errors import DataError, ModelError, SteepestError
+from steepest.config.types import Hub
+from steepest.console import say
+from steepest.errors import DataError, ModelError, SteepestError, setting
 from steepest.hub.client import HubClient, open_client
 from steepest.hub.faults import NAMES, UNREACHABLE, HubFault, Source, fault_of, sentence
 from steepest.hub.files import MODEL_FILES, Kind, Listing, RemoteFile, human, require_room, total, what_is_wrong
@@ -20,25 +21,25 @@ _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.\-]*(/[A-Za-z0-9_][\w.\-]*)?")
 
 @dataclass(frozen=True)
 class Pin:
-    """What a name meant when it was looked up: enough to get the same files again."""
+    """The hub, repository, commit and files that a name meant when it was looked up, to get the same files again."""
 
     name: str
     hub: Hub
     revision: str | None
     commit: str
     digests: tuple[tuple[str, str], ...] = ()
-    """(path, checksum) of the files that were taken; empty for a copy in the cache of which they are not known."""
+    """(path, checksum) of the files that were taken; empty for a copy in the cache whose checksums are not known."""
 
     def agrees(self, listing: Listing, patterns: Sequence[str]) -> bool:
-        """Whether the files of the listing that are needed are those that were taken."""
-        told, there = dict(self.digests), {file.path for file in listing.files}
-        same = all(told.get(file.path, file.digest) == file.digest for file in listing.wanted(patterns))
-        return same and there.issuperset(told)
+        """True if the needed files of the listing are the files that were taken."""
+        taken, there = dict(self.digests), {file.path for file in listing.files}
+        same = all(taken.get(file.path, file.digest) == file.digest for file in listing.wanted(patterns))
+        return same and there.issuperset(taken)
 
 
 @dataclass(frozen=True)
 class Found:
-    """A folder or GGUF file of this machine; without a pin where the user named it so."""
+    """A folder or GGUF file on this machine. The pin is None where the user gave a local path."""
 
     path: Path
     pin: Pin | None = None
@@ -50,13 +51,13 @@ def find(
     kind: Kind = "model",
     files: Sequence[str] = MODEL_FILES,
     pin: Pin | None = None,
-    note: Callable[[str], None] = print,
+    note: Callable[[str], None] = say,
 ) -> Found:
-    """A local path as it is; else a hub id, from the hub's cache or downloaded and checked.
+    """Return a local path as it is; look up any other name on a hub, and take it from the hub's cache or download it.
 
-    `files`: patterns of what is needed. `pin`: what the name meant at an earlier start; the same files are taken
-    again, or none. `note` is told in one line what was taken from where. Raises ModelError or DataError, which name
-    the setting, what is wrong and the remedy.
+    `files`: patterns of the needed files. `pin`: what the name meant at an earlier start; the same files are taken
+    again, or none. `note` is called with one line that says what was taken and where from. Raises ModelError or
+    DataError, which name the setting, the fault and the remedy.
     """
     wrong: type[SteepestError] = ModelError if kind == "model" else DataError
     local = Path(source.name).expanduser()
@@ -82,11 +83,11 @@ def _local(source: Source, kind: Kind, path: Path) -> Path:
     try:
         return local_model(path)
     except ModelError as error:
-        raise ModelError(f"{source.key}: {error}") from error
+        raise ModelError(f"{source.key}: {error.marked}") from error
 
 
 class _Fetch:
-    """One look-up on a hub."""
+    """One look-up of a repository on a hub."""
 
     def __init__(
         self, source: Source, client: HubClient, kind: Kind, patterns: tuple[str, ...], note: Callable[[str], None]
@@ -96,10 +97,10 @@ class _Fetch:
         self.title = NAMES[source.hub].title
         self.receipts = Receipts(client.cache, kind, source.name)
         self.is_pinned = False
-        """Whether the commit need not be what the revision is now."""
+        """True if the commit may differ from the present commit of the revision."""
 
     def newest(self) -> Found:
-        """What the revision is now; without a network, what it was when it was last fetched."""
+        """The present commit of the revision; without a network, the commit that was fetched last."""
         try:
             listing = self.client.list(self.revision)
         except Exception as error:
@@ -107,7 +108,7 @@ class _Fetch:
         return self._bring(self.revision, listing)
 
     def pinned(self, pin: Pin) -> Found:
-        """The files of the pin, wherever they still are."""
+        """The files of the pin, from the cache or from the hub."""
         self.is_pinned = True
         kept = self.receipts.read(pin.commit)
         if kept is not None and not (self._is_whole(kept) and pin.agrees(kept.listing, self.patterns)):
@@ -134,7 +135,7 @@ class _Fetch:
         lost = (
             f"{self.source.label}: this run began with commit {pin.commit} of {self.title}, and the files of that are "
             "neither in the cache nor on the hub any more{}. Bring them back, or start a run of its own with "
-            "trainer.resume_mode=disable or another trainer.experiment_name."
+            f"{setting('resume_mode')}=disable or another {setting('experiment_name')}."
         )
         try:
             listing = self.client.list(pin.commit)
@@ -148,7 +149,7 @@ class _Fetch:
         return self._bring(pin.commit, listing)
 
     def _bring(self, revision: str, listing: Listing) -> Found:
-        """The files of a listing, downloaded and checked where they are not in the cache."""
+        """The files of a listing; those that are not in the cache are downloaded and checked."""
         wanted = self._wanted(listing)
         kept = self.receipts.read(listing.commit)
         if kept is not None and kept.holds(wanted):
@@ -183,7 +184,7 @@ class _Fetch:
         return wanted
 
     def _download(self, revision: str, listing: Listing, wanted: Sequence[RemoteFile]) -> Path:
-        """Fetch and check. What is damaged, on the way or since an earlier download, is fetched once more."""
+        """Download and check files. A damaged file, from this or an earlier download, is downloaded once more."""
         for is_last in (False, True):
             folder = self.client.download(revision, listing, self.patterns)
             if self.client.checks:
@@ -198,7 +199,7 @@ class _Fetch:
         return folder
 
     def _from_cache(self, revision: str, fault: HubFault, error: Exception) -> Found:
-        """What the cache has, for a hub that cannot be asked. Raises `error` where that does not help."""
+        """The copy in the cache, for a hub that cannot be reached. Raises `error` if there is no usable copy."""
         if fault.what not in UNREACHABLE:
             raise error
         kept = self.receipts.latest(revision)

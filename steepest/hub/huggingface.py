@@ -1,4 +1,4 @@
-"""The Hugging Face hub, over huggingface_hub. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are read by that."""
+"""The Hugging Face hub, over huggingface_hub. It reads HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from steepest.hub.files import Kind, Listing, RemoteFile
 class HuggingFace:
     """One model or data set; see `client.HubClient`.
 
-    Cache: models--OWNER--NAME/{blobs,refs,snapshots}, where a snapshot holds links to blobs that are named by their
+    The cache is models--OWNER--NAME/{blobs,refs,snapshots}. A snapshot holds links to blobs that are named by their
     checksum.
     """
 
@@ -69,7 +69,7 @@ def _remote_file(sibling: Any) -> RemoteFile:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """The client warns at every retry; when all fail, our error says it once."""
+    """Hide the client's warning at every retry; when all retries fail, our error reports it once."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""Models that lie on this machine: which paths are taken, and what is said of the others."""
+"""Models on this machine: which paths are accepted, and the errors for other paths."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from steepest.errors import ModelError
 
 
 def looks_like_a_path(text: str) -> bool:
-    """Whether the text can only mean a place on this machine, never a hub id."""
+    """True if the text can only be a local path, never a hub id."""
     return text.startswith(("/", ".", "~")) or text.endswith(".gguf") or text.count("/") > 1
 
 
 def local_model(path: Path | str) -> Path:
-    """A model folder or .gguf file that is there; a folder without config.json that holds exactly one .gguf file
-    stands for that file.
+    """Check a model folder or .gguf file and return its path. For a folder without config.json that holds exactly one
+    .gguf file it returns that file.
 
     Raises ModelError for anything else.
     """

@@ -1,6 +1,6 @@
-"""ModelScope, over modelscope_hub (which the full `modelscope` package brings along too).
+"""ModelScope, over modelscope_hub (the full `modelscope` package installs it too).
 
-MODELSCOPE_ENDPOINT, MODELSCOPE_CACHE and MODELSCOPE_API_TOKEN are read by that package, at each call.
+That package reads MODELSCOPE_ENDPOINT, MODELSCOPE_CACHE and MODELSCOPE_API_TOKEN at each call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ except ImportError:
 class ModelScope:
     """One model or data set; see `client.HubClient`.
 
-    Cache: models/OWNER--NAME/snapshots/REVISION. The folder of a branch is written over when the branch moves.
+    The cache is models/OWNER--NAME/snapshots/REVISION. The folder of a branch is written over when the branch moves.
     """
 
     newest = "master"
@@ -92,7 +92,7 @@ class ModelScope:
         return Path(folder), ""
 
     def _find_endpoint(self) -> None:
-        """Without MODELSCOPE_ENDPOINT the client asks modelscope.cn, then modelscope.ai, which of them has it."""
+        """Find the server that has the repository: MODELSCOPE_ENDPOINT, else modelscope.cn, else modelscope.ai."""
         if not self._found:
             endpoint = self._api.resolve_endpoint_for_read(self.name, repo_type=self.kind)
             self._api, self._found = HubApi(config=HubConfig(), endpoint=endpoint), True
@@ -112,9 +112,9 @@ def _remote_file(entry: dict[str, Any]) -> RemoteFile:
 
 
 def _commit(files: Sequence[dict[str, Any]]) -> str:
-    """The newest commit that changed one of the files: the listing names no commit of its own.
+    """The newest commit that changed one of the files, because the listing names no commit of its own.
 
-    Where the hub names none at all, a name made of the files' checksums.
+    Where the hub names no commit at all, this is a name computed from the files' checksums.
     """
     dated = [(int(entry.get("CommittedDate") or 0), str(entry.get("Revision") or "")) for entry in files]
     newest = max(dated, default=(0, ""))[1]
@@ -126,7 +126,7 @@ def _commit(files: Sequence[dict[str, Any]]) -> str:
 
 @contextmanager
 def _without_log() -> Iterator[None]:
-    """The client logs every retry and every failed file; when all fail, our error says it once."""
+    """Hide the client's log of retries and failed files; when all retries fail, our error reports it once."""
     logger = logging.getLogger("modelscope_hub")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

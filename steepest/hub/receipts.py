@@ -1,9 +1,9 @@
-"""Receipts: which downloads are whole and were checked.
+"""Receipts record which downloads are complete and were checked.
 
-A receipt lies in the hub's cache, under `.steepest/`, so that it travels with the cache to a machine without a network.
-It holds the files of one commit with size, checksum and, of those that were checked, the time of their last change. As
-long as size and time on the disk are the same a file counts as checked; one with another time is hashed again, be it a
-copy of the cache, or the file of a newer commit in its place (ModelScope's client writes over the folder of a branch).
+A receipt is stored in the hub's cache, under `.steepest/`, so that it is copied with the cache to a machine without a
+network. It holds the files of one commit with size and checksum and, for files that were checked, the time of their
+last change. While size and time on the disk are the same, a file counts as checked. A file with another time is hashed
+again: it may belong to a copied cache, or to a newer commit (ModelScope's client overwrites the folder of a branch).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from steepest.hub.files import Kind, Listing, RemoteFile, what_is_wrong
 
 @dataclass
 class Receipt:
-    """What is known of one commit's files in one folder."""
+    """The files of one commit in one folder: size, checksum and time of the check."""
 
     folder: Path
     listing: Listing
     checked: dict[str, int] = field(default_factory=dict)
-    """Path -> time of last change (ns) when its checksum was right."""
+    """Path -> time of the file's last change (ns) when its checksum was found right."""
 
     def holds(self, files: Iterable[RemoteFile]) -> bool:
-        """Whether all these files are there, whole and right."""
+        """True if all these files are in the folder, complete and with the right checksum."""
         return all(self._holds(file) for file in files)
 
     def _holds(self, file: RemoteFile) -> bool:
@@ -45,7 +45,7 @@ class Receipts:
         self.folder = cache / ".steepest" / f"{kind}s--{name.replace('/', '--')}"
 
     def read(self, commit: str) -> Receipt | None:
-        """The receipt of a commit; None where there is none, or none that can be read."""
+        """The receipt of a commit; None if it is missing or cannot be read."""
         found = _load(self.folder / f"{commit}.json")
         try:
             files = tuple(RemoteFile(str(path), int(size), str(digest)) for path, size, digest in found["files"])
@@ -55,17 +55,17 @@ class Receipts:
             return None
 
     def latest(self, revision: str) -> Receipt | None:
-        """The receipt of the commit that `revision`, a branch or a commit, was when it was last fetched."""
+        """The receipt of the commit that `revision` (a branch or a commit) meant when it was last fetched."""
         commit = _load(self.folder / "revisions.json").get(revision, revision)
         return self.read(str(commit))
 
     def of_folder(self, folder: Path) -> Receipt | None:
-        """The receipt that speaks of a folder."""
+        """The receipt whose files are in `folder`, if there is one."""
         found = (self.read(path.stem) for path in sorted(self.folder.glob("*.json")))
         return next((receipt for receipt in found if receipt is not None and receipt.folder == folder), None)
 
     def write(self, revision: str, listing: Listing, folder: Path, checked: Sequence[RemoteFile]) -> None:
-        """Note that these files of the listing lie in `folder`, whole and right; none: that they are on their way."""
+        """Record that the `checked` files of the listing are in `folder`. With no such files: a download has begun."""
         before = self.read(listing.commit)
         times = dict(before.checked) if before is not None and before.folder == folder else {}
         times |= {file.path: (folder / file.path).stat().st_mtime_ns for file in checked}

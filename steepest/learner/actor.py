@@ -16,11 +16,13 @@ from steepest.core.masked import masked_mean
 from steepest.core.policy_losses import LossInputs
 from steepest.learner.metrics import Means, Metrics, Sums
 from steepest.learner.micro_batches import MicroBatches
-from steepest.learner.mini_batches import UpdateSettings, iterate_mini_batches, seed_of
+from steepest.learner.mini_batches import UpdateSettings
 from steepest.learner.optim import OptimSettings
 from steepest.learner.trainable import ComputeSettings, MicroBatch, Trainable
+from steepest.learner.update_plan import Cut, MiniBatch, UpdatePlan, plan_update
 from steepest.models.causal_lm import CausalLM
 from steepest.models.packing import scatter
+from steepest.models.passes import DistributionsFound, ExactKL, LogProbs, Scores
 
 PolicyLoss = Callable[[LossInputs], tuple[Tensor, dict[str, Tensor]]]
 Choice = Callable[[LossInputs], Tensor]
@@ -30,9 +32,8 @@ Choice = Callable[[LossInputs], Tensor]
 class KLReference(Protocol):
     """A reference whose distributions the exact KL is taken to."""
 
-    @property
-    def model(self) -> CausalLM: ...
-    def predicting_states(self, part: MicroBatch) -> Tensor: ...
+    def distributions(self, part: MicroBatch) -> DistributionsFound: ...
+    def take_flops(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -55,31 +56,32 @@ class ActorLossSettings:
 
 
 class PolicyPasses(Trainable[CausalLM]):
-    """Log-probs of a batch's responses: what actor and reference do alike."""
+    """Log-probs of a batch's responses: what actor and reference have in common."""
 
     temperature: float
     forward: MicroBatches
 
-    def _log_probs(self, part: MicroBatch, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """(b, T) f32 log-probs and entropies of one micro-batch; 0 where a token is no target of it."""
+    def _scores(self, part: MicroBatch, request: LogProbs | ExactKL) -> Scores:
+        """The answer to `request` for one micro-batch, each tensor as (b, T) f32; 0 where a token is no target."""
         with self.autocast():
-            found, entropies = self.model.log_probs(
-                part.packed, temperature=self.temperature, with_entropy=with_entropy
-            )
-        log_probs = scatter(found, part.packed, part.shape)
-        return log_probs, None if entropies is None else scatter(entropies, part.packed, part.shape)
+            found: Scores = self.run(request)
+        entropies, squares, kl = (None if x is None else scatter(x, part.packed, part.shape) for x in found[1:4])
+        return Scores(scatter(found.log_probs, part.packed, part.shape), entropies, squares, kl, found.flops)
 
     @torch.no_grad()
-    def _batch_log_probs(self, batch: Batch, *, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        out = torch.zeros(batch.responses.shape, dtype=torch.float32)
-        entropy_out = torch.zeros_like(out) if with_entropy else None
-        for part in self.micro_batches(batch, self.forward, batch.trained_mask):
+    def _batch_scores(
+        self, batch: Batch, cut: Cut | None, *, with_entropy: bool, with_squares: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(log-probs, entropies, squares), each (B, T) f32 on the CPU; 0 where they were not asked for."""
+        log_probs, entropies, squares = (torch.zeros(batch.responses.shape, dtype=torch.float32) for _ in range(3))
+        mask = batch.trained_mask
+        for part in self.micro_batches(batch, self.cut(batch, self.forward, mask) if cut is None else cut, mask):
             with self.memory("log-probs", part, self.forward):
-                log_probs, entropies = self._log_probs(part, with_entropy=with_entropy)
-            out[part.rows] = log_probs.cpu()
-            if entropy_out is not None and entropies is not None:
-                entropy_out[part.rows] = entropies.cpu()
-        return out, entropy_out
+                found = self._scores(part, LogProbs(part.packed, self.temperature, with_entropy, with_squares))
+            for target, value in zip((log_probs, entropies, squares), found[:3], strict=True):
+                if value is not None:
+                    part.write(value, target)
+        return log_probs, entropies, squares
 
 
 class Actor(PolicyPasses):
@@ -92,7 +94,7 @@ class Actor(PolicyPasses):
 
     role = "actor"
     reference: KLReference | None = None
-    """Whom the exact KL reads in the update. Given once, by who builds both."""
+    """Reference for the exact KL in the update; set by `assembly.roles`, which builds both."""
 
     def __init__(
         self,
@@ -112,34 +114,22 @@ class Actor(PolicyPasses):
         self.loss, self.settings = loss or ActorLossSettings(), update
         self.forward, self.temperature = forward or update.micro, temperature
 
-    def log_probs(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def log_probs(self, batch: Batch, cut: Cut | None = None) -> tuple[Tensor, Tensor]:
         """(log_probs, entropies), both (B, T) f32 on the CPU, without gradient; 0 where trained_mask is false.
 
         Reads tokens, lengths and trained_mask. The code path is that of `update`, so the ratio of the first
-        mini-batch is 1 up to float32 rounding (exactly 1 when both passes are cut alike).
+        mini-batch is 1 up to float32 rounding (exactly 1 when both passes are cut alike). `cut` is this rank's plan of
+        the passes (`plan_passes` by `forward` over trained_mask); 0 in rows that it does not name. None: one process.
         """
-        return self._batch_log_probs(batch, with_entropy=True)
+        return self._batch_scores(batch, cut, with_entropy=True)[:2]
 
-    @torch.no_grad()
-    def log_probs_and_squares(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """`log_probs`, and of the same distributions the sum of the squared probabilities, all (B, T) f32.
+    def log_probs_and_squares(self, batch: Batch, cut: Cut | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """`log_probs`, and of the same distributions the sum of the squared probabilities, all (B, T) f32."""
+        return self._batch_scores(batch, cut, with_entropy=True, with_squares=True)
 
-            log sum p^2 = logsumexp(2 s) - 2 logsumexp(s) = 2 log p(y) - log q(y)
-
-        for any token y, q being the distribution at half the temperature: the head runs twice on states that are
-        there, and no kernel of its own is needed.
-        """
-        out = [torch.zeros(batch.responses.shape, dtype=torch.float32) for _ in range(3)]
-        for part in self.micro_batches(batch, self.forward, batch.trained_mask):
-            packed = part.packed
-            with self.memory("log-probs", part, self.forward), self.autocast():
-                states = self.model.predicting_states(packed)
-                log_probs, entropies = self.model.score(states, packed, temperature=self.temperature, with_entropy=True)
-                sharper, _ = self.model.score(states, packed, temperature=self.temperature / 2)
-            assert entropies is not None
-            for target, found in zip(out, (log_probs, entropies, (2 * log_probs - sharper).exp()), strict=True):
-                target[part.rows] = scatter(found, packed, part.shape).cpu()
-        return out[0], out[1], out[2]
+    def take_flops(self) -> float:
+        """See Trainable; the passes of the reference in the update count too."""
+        return super().take_flops() + (0.0 if self.reference is None else self.reference.take_flops())
 
     def may_skip_log_probs(self, num_rows: int) -> bool:
         """Whether the pass before the update is redundant: with one optimizer step a batch, the log-probs of the
@@ -147,11 +137,17 @@ class Actor(PolicyPasses):
         return self.settings.num_updates(num_rows) == 1
 
     def update(self, batch: Batch, *, step: int) -> Metrics:
-        """One PPO update: epochs x mini-batches, an optimizer step each. `step` is the training step, for the shuffle.
+        """`update_by` with the plan of one process for training step `step`."""
+        (plan,) = plan_update(batch, self.settings, step, shares_prompts=self.compute.shares_prompts)
+        return self.update_by(batch, plan)
+
+    def update_by(self, batch: Batch, plan: UpdatePlan) -> Metrics:
+        """One PPO update: epochs x mini-batches, an optimizer step each, as the plan says.
 
         Reads tokens, loss_mask, advantages, old_log_probs, ref_log_probs (with use_kl_loss, unless it is exact),
         entropies, rollout_is_weights (factors of the policy loss, where there are any). With old_log_probs None
-        (allowed when `may_skip_log_probs`) the update's own log-probs stand in for them, and are written there.
+        (allowed when `may_skip_log_probs`) the update's own log-probs stand in for them, and are written there: those
+        of the rows in the plan, 0 elsewhere.
 
         Metrics: first the mean over a mini-batch, then over mini-batches. `pg_loss`, `entropy_loss`, `kl_loss` are
         aggregated by loss_agg_mode, without their coefficients; `pg_clipfrac`, `pg_clipfrac_lower`, `ppo_kl` and
@@ -160,25 +156,16 @@ class Actor(PolicyPasses):
         loss_mask; without batch.entropies the update measures it, over that of its first mini-batch. `lr` is the rate
         of this step. `ratio_max_dev_first` = max |ratio - 1| before the first step.
 
-        A mini-batch without any token of loss_mask is passed over: no step, no metric. Raises ValueError when a field
-        that is needed is None.
+        On several ranks each has the whole batch, its own plan, and gets the same metrics. A mini-batch without any
+        token of loss_mask is in no plan: no step, no metric. Raises ValueError when a field that is needed is None.
         """
         self._require_fields(batch)
         means, metrics = Means(), self._old_entropy(batch)
         own = torch.zeros(batch.responses.shape) if batch.old_log_probs is None else None
-        for number, rows in enumerate(iterate_mini_batches(len(batch), self.settings, step)):
-            mini = batch.select(rows)
-            if not mini.loss_mask.any():
-                continue
-            denominators = LossDenominators.of(mini.loss_mask)
-            loss = _MiniBatchLoss(self, denominators, first=_RATIO not in metrics)
-            loss.seed = seed_of(self.settings.seed, step, number)
-            micro = self.settings.micro
-            parts = self._parts_and_choice(mini, loss)
-            found = self.accumulate(parts, loss, micro)
-            if own is not None:
-                for picks, log_probs in loss.own:
-                    own[rows[picks]] = log_probs
+        for mini in plan.mini_batches:
+            loss = _MiniBatchLoss(self, mini.denominators, first=_RATIO not in metrics, seed=mini.seed, own=own)
+            parts = self._parts_and_choice(batch, mini, loss, alone=plan.ranks == 1 and len(mini.micro) == 1)
+            found = self.accumulate(parts, loss, self.settings.micro)
             metrics |= {name: found.pop(name) for name in _ONCE if name in found}
             means.add(found)
             self.step("actor", means)
@@ -188,40 +175,41 @@ class Actor(PolicyPasses):
             metrics["actor/kl_coef"] = self.loss.kl_loss_coef
         return metrics | means.read() | self.finish_iteration("actor")
 
-    def _parts_and_choice(self, mini: Batch, loss: _MiniBatchLoss) -> Iterable[MicroBatch]:
-        """The micro-batches of a mini-batch. A loss that picks tokens gets its choice over all of them: where there
-        are several, by a pass of its own that reads the log-probs of the policy as it is now."""
+    def _parts_and_choice(
+        self, batch: Batch, mini: MiniBatch, loss: _MiniBatchLoss, *, alone: bool
+    ) -> Iterable[MicroBatch]:
+        """The micro-batches of a mini-batch. A loss that picks tokens gets its choice over the whole mini-batch: by a
+        pass of its own that reads the log-probs of the policy as it is now, unless one micro-batch is `alone`."""
+        made = self.micro_batches(batch, mini.micro, batch.loss_mask)
         if self.choose is None:
-            return self.micro_batches(mini, self.settings.micro, mini.loss_mask)
-        parts = list(self.micro_batches(mini, self.settings.micro, mini.loss_mask))
-        if len(parts) > 1:
-            log_probs = self._log_probs_of(parts, mini)
-            old = log_probs if mini.old_log_probs is None else mini.old_log_probs
-            assert mini.advantages is not None
-            loss.chosen = self.choose(LossInputs(log_probs, old, mini.advantages, mini.loss_mask, seed=loss.seed))
+            return made
+        parts, rows = list(made), torch.tensor(mini.rows)
+        if not alone:
+            whole = batch.select(rows)
+            log_probs = self.reducer.sum(self._log_probs_of(parts, batch)[rows])
+            old = log_probs if whole.old_log_probs is None else whole.old_log_probs
+            assert whole.advantages is not None
+            loss.chosen = torch.zeros_like(batch.loss_mask)
+            loss.chosen[rows] = self.choose(
+                LossInputs(log_probs, old, whole.advantages, whole.loss_mask, seed=loss.seed)
+            )
         return parts
 
     @torch.no_grad()
-    def _log_probs_of(self, parts: Sequence[MicroBatch], mini: Batch) -> Tensor:
-        found = torch.zeros(mini.responses.shape, dtype=torch.float32)
+    def _log_probs_of(self, parts: Sequence[MicroBatch], batch: Batch) -> Tensor:
+        found = torch.zeros(batch.responses.shape, dtype=torch.float32)
         for part in parts:
             with self.memory("log-probs", part, self.settings.micro):
-                found[part.rows] = self._log_probs(part, with_entropy=False)[0].cpu()
+                part.write(self._scores(part, LogProbs(part.packed, self.temperature)).log_probs, found)
         return found
 
-    def _log_probs_and_kl(self, part: MicroBatch, *, with_entropy: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`_log_probs`, and the exact KL where the loss has it: all from one pass, and one of the reference."""
+    def _scores_and_kl(self, part: MicroBatch, *, with_entropy: bool) -> Scores:
+        """Log-probs, and the exact KL where the loss has it: all from one pass, and one of the reference."""
         if not self.loss.exact_kl:
-            return *self._log_probs(part, with_entropy=with_entropy), None
+            return self._scores(part, LogProbs(part.packed, self.temperature, with_entropy))
         assert self.reference is not None
-        packed = part.packed
-        ref_states = self.reference.predicting_states(part)
-        with self.autocast():
-            states = self.model.predicting_states(packed)
-            found, entropies = self.model.score(states, packed, temperature=self.temperature, with_entropy=with_entropy)
-            kl = self.model.exact_kl(states, self.reference.model, ref_states, temperature=self.temperature)
-        log_probs, kl = scatter(found, packed, part.shape), scatter(kl, packed, part.shape)
-        return log_probs, None if entropies is None else scatter(entropies, packed, part.shape), kl
+        reference = self.reference.distributions(part)
+        return self._scores(part, ExactKL(part.packed, reference, self.temperature, with_entropy))
 
     def _old_entropy(self, batch: Batch) -> Metrics:
         if batch.entropies is None or not batch.loss_mask.any():
@@ -254,14 +242,14 @@ class _MiniBatchLoss:
     denominators: LossDenominators
     first: bool
     """The mini-batch before whose step the policy is still the old one."""
-    loss: ActorLossSettings = field(init=False)
-    seed: int = 0
+    seed: int
     """Of the loss's random choices."""
+    own: Tensor | None
+    """(B, T) f32 on the CPU, takes the log-probs where the batch has no old ones; None where it has."""
+    loss: ActorLossSettings = field(init=False)
     chosen: Tensor | None = None
-    """(m, T) bool on the CPU, the tokens that the loss picked over the mini-batch; None: it picks none, or the
+    """(B, T) bool on the CPU, the tokens that the loss picked over the mini-batch; None: it picks none, or the
     mini-batch is one micro-batch."""
-    own: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """(rows, log-probs on the CPU) of each micro-batch, where the batch has no old ones."""
 
     def __post_init__(self) -> None:
         self.loss = self.actor.loss
@@ -270,12 +258,12 @@ class _MiniBatchLoss:
         batch, mask = part.batch, part.batch.loss_mask
         measures_entropy = self.first and batch.entropies is None
         with_entropy = measures_entropy or self.loss.entropy_coeff != 0.0
-        log_probs, entropies, kl = self.actor._log_probs_and_kl(part, with_entropy=with_entropy)
+        log_probs, entropies, _, kl, _ = self.actor._scores_and_kl(part, with_entropy=with_entropy)
         old_log_probs = log_probs.detach() if batch.old_log_probs is None else batch.old_log_probs
-        if batch.old_log_probs is None:
-            self.own.append((part.rows, old_log_probs.cpu()))
+        if self.own is not None:
+            part.write(old_log_probs, self.own)
         assert batch.advantages is not None
-        chosen = None if self.chosen is None else self.chosen[part.rows].to(mask.device)
+        chosen = self._chosen(part)
         inputs = LossInputs(log_probs, old_log_probs, batch.advantages, mask, chosen, self.seed)
         per_token, stats = self.actor.policy_loss(inputs)
         if batch.rollout_is_weights is not None:  # of old over rollout; the loss's own ratio is training over old
@@ -299,6 +287,13 @@ class _MiniBatchLoss:
                 kl = kl_estimate(log_probs, batch.ref_log_probs, self.loss.kl_loss_type, response_mask=mask)
             total = total + self.loss.kl_loss_coef * self._aggregate("actor/kl_loss", kl, mask, sums)
         return total
+
+    def _chosen(self, part: MicroBatch) -> Tensor | None:
+        if self.chosen is None:
+            return None
+        if len(part.rows) == 0:
+            return torch.zeros_like(part.batch.loss_mask)
+        return self.chosen[part.rows].to(part.batch.loss_mask.device)
 
     def _aggregate(self, name: str, per_token: Tensor, mask: Tensor, sums: Sums) -> Tensor:
         value = aggregate(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steepest.errors import CheckpointError
+from steepest.errors import CheckpointError, setting
 from steepest.learner.checkpoint_files import (
     files_under,
     is_disk_full,
@@ -75,10 +75,10 @@ class Start:
 
     def _of_another_job(self, found: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.checkpoint} cannot be gone on from: it holds {found}, so another kind of job wrote it "
-            "(another algorithm.adv_estimator, or supervised fine-tuning). Choose another trainer.experiment_name or "
-            "trainer.default_local_dir; to begin with its weights set the model's path to "
-            f"{self.checkpoint}/actor there."
+            f"{self.checkpoint} cannot be resumed from: it holds {found}, so another kind of job wrote it "
+            f"(another {setting('adv_estimator')}, or supervised fine-tuning). Choose another "
+            f"{setting('experiment_name')} or {setting('default_local_dir')}; to begin with its weights set the "
+            f"model's path to {self.checkpoint}/actor there."
         )
 
 
@@ -237,7 +237,7 @@ class CheckpointStore:
         if fault is not None:
             raise CheckpointError(
                 f"checkpoint {path} cannot be used: {fault}. Give the path of a whole global_step_N folder, or use "
-                "trainer.resume_mode=auto for the newest whole one."
+                f"{setting('resume_mode')}=auto for the newest whole one."
             )
         return Path(path)
 
@@ -322,8 +322,7 @@ class CheckpointStore:
         return CheckpointError(
             f"checkpoint {_name(step)} cannot be written: the disk of {self.folder} has {free} bytes free "
             f"({_human(free)}), about {needed} bytes ({_human(needed)}) are needed. {kept} Free some space, point "
-            "trainer.default_local_dir at another disk, or keep fewer with trainer.max_actor_ckpt_to_keep (supervised "
-            "fine-tuning: trainer.max_ckpt_to_keep)."
+            f"{setting('default_local_dir')} at another disk, or keep fewer with {setting('max_ckpt_to_keep')}."
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from steepest.core.reducer import IDENTITY, Reducer
+
 Metrics = dict[str, float]
 
 
@@ -28,10 +30,16 @@ class Sums:
         value = value.detach()
         self._maxima[name] = value.maximum(self._maxima[name]) if name in self._maxima else value
 
-    def read(self) -> Metrics:
-        """The numbers, by one transfer for all of them: on an accelerator each one waits for the device."""
-        found = self._sums | self._maxima
-        return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True)) if found else {}
+    def read(self, reducer: Reducer = IDENTITY) -> Metrics:
+        """The numbers, by one transfer for all of them: on an accelerator each one waits for the device.
+
+        `reducer` makes them those of all ranks; each has to have added the same names in the same order.
+        """
+        sums, maxima = list(self._sums.values()), list(self._maxima.values())
+        found = [reducer.sum(torch.stack(sums))] if sums else []
+        found += [reducer.max(torch.stack(maxima))] if maxima else []
+        names = [*self._sums, *self._maxima]
+        return dict(zip(names, torch.cat(found).tolist(), strict=True)) if found else {}
 
 
 class Means:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from steepest.errors import setting
+
 
 @dataclass(frozen=True)
 class MicroBatches:
@@ -14,8 +16,13 @@ class MicroBatches:
     """Sequences per pass, in the order of the batch."""
     tokens: int | None = 16384
     """Real (padding-free) tokens per pass, prompt and response together."""
-    key: str = ""
-    """The configuration key of the one that counts; named when memory runs out."""
+    purpose: str = ""
+    """Whose passes these are, such as `critic.update`: messages name the setting of that part when memory runs out."""
+
+    @property
+    def setting(self) -> str:
+        """The one that counts, for messages."""
+        return setting("micro_batch_tokens" if self.rows is None else "micro_batch_rows", self.purpose)
 
     def __post_init__(self) -> None:
         if self.rows is None and self.tokens is None:

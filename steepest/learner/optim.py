@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from steepest.core.reducer import IDENTITY, Reducer
 from steepest.devices.api import device_of
 from steepest.errors import CheckpointError, ModelError
 
@@ -108,16 +109,19 @@ class Optimizer:
         """The learning rate of the present training step."""
         return self.settings.lr * lr_factor(self.iterations, self.settings)
 
-    def step(self) -> tuple[float, bool]:
+    def step(self, reducer: Reducer = IDENTITY) -> tuple[float, bool]:
         """Clip, step, zero the gradients. Returns (global L2 norm before clipping, whether the step was taken).
 
-        A norm that is NaN or inf changes neither weights nor moments: the step is skipped, counted and told.
-        Clipping multiplies by min(1, clip_grad / (norm + 1e-6)).
+        A norm that is NaN or inf changes neither weights nor moments: the step is skipped, counted and reported.
+        Clipping multiplies by min(1, clip_grad / (norm + 1e-6)). On several ranks the gradients are summed over the
+        ranks before this is called. All clip by the largest of their norms, which are equal up to rounding, and all
+        skip the step if one of them has to.
         """
         gradients = [p.grad for p in self._named.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        size = float(norm)  # the one time that a step waits for the device
-        finite = math.isfinite(size)
+        norm = _whole(torch.nn.utils.get_total_norm(gradients))
+        found = reducer.max(torch.stack([norm, (~norm.isfinite()).to(norm.dtype)]))
+        norm, (size, bad) = found[0], found.tolist()  # the one time that a step waits for the device
+        finite = bad == 0.0
         if finite:
             if self.settings.clip_grad is not None:
                 torch.nn.utils.clip_grads_with_norm_(self._named.values(), self.settings.clip_grad, norm)
@@ -188,6 +192,12 @@ class Optimizer:
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 return f"first bad gradient: {name}"
         return None
+
+
+def _whole(norm: Tensor) -> Tensor:
+    """The norm as a plain number: that of sharded gradients is a DTensor, of which each rank knows its part."""
+    gather = getattr(norm, "full_tensor", None)
+    return norm if gather is None else gather()
 
 
 def save_optimizer(optimizer: Optimizer, folder: Path) -> None:

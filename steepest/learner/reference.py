@@ -11,9 +11,11 @@ from steepest.core.batch import Batch
 from steepest.learner.actor import PolicyPasses
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.trainable import ComputeSettings, MicroBatch
+from steepest.learner.update_plan import Cut, of_rows
 from steepest.models.causal_lm import CausalLM
 from steepest.models.lora_models import LoraCausalLM
 from steepest.models.packing import scatter
+from steepest.models.passes import Distributions, DistributionsFound, HiddenStates
 
 
 class Reference(PolicyPasses):
@@ -35,15 +37,17 @@ class Reference(PolicyPasses):
         super().__init__(model.requires_grad_(False), compute=compute, optim=None)
         self.forward, self.temperature = forward or MicroBatches(), temperature
 
-    def log_probs(self, batch: Batch) -> Tensor:
-        """(B, T) f32 on the CPU, of the tokens of trained_mask; 0 elsewhere. The code path is the actor's."""
-        return self._batch_log_probs(batch, with_entropy=False)[0]
+    def log_probs(self, batch: Batch, cut: Cut | None = None) -> Tensor:
+        """(B, T) f32 on the CPU, of the tokens of trained_mask; 0 elsewhere. The code path is the actor's, and `cut`
+        is as in `Actor.log_probs`."""
+        return self._batch_scores(batch, cut, with_entropy=False)[0]
 
     @torch.no_grad()
-    def predicting_states(self, part: MicroBatch) -> Tensor:
-        """(M, hidden) states that the tokens of a micro-batch of the actor's are predicted from."""
+    def distributions(self, part: MicroBatch) -> DistributionsFound:
+        """What the tokens of a micro-batch of the actor are predicted from."""
         with self.autocast():
-            return self.model.predicting_states(part.packed)
+            found: DistributionsFound = self.run(Distributions(part.packed))
+            return found
 
 
 class BaseReference(PolicyPasses):
@@ -66,16 +70,17 @@ class BaseReference(PolicyPasses):
         super().__init__(model, compute=compute, optim=None)
         self.forward, self.temperature = forward or MicroBatches(), temperature
 
-    def log_probs(self, batch: Batch) -> Tensor:
-        """(B, T) f32 on the CPU, of the tokens of trained_mask; 0 elsewhere. The code path is the actor's."""
+    def log_probs(self, batch: Batch, cut: Cut | None = None) -> Tensor:
+        """As `Reference.log_probs`."""
         with self.model.base_alone():
-            return self._batch_log_probs(batch, with_entropy=False)[0]
+            return self._batch_scores(batch, cut, with_entropy=False)[0]
 
     @torch.no_grad()
-    def predicting_states(self, part: MicroBatch) -> Tensor:
-        """As `Reference.predicting_states`."""
+    def distributions(self, part: MicroBatch) -> DistributionsFound:
+        """As `Reference.distributions`."""
         with self.model.base_alone(), self.autocast():
-            return self.model.predicting_states(part.packed)
+            found: DistributionsFound = self.run(Distributions(part.packed))
+            return found
 
 
 @dataclass(frozen=True)
@@ -106,11 +111,12 @@ class ReadingReference(BaseReference):
 
     kept: States | None = None
 
-    def log_probs(self, batch: Batch) -> Tensor:
-        """As `BaseReference.log_probs`; the states are kept for `states`."""
+    def log_probs(self, batch: Batch, cut: Cut | None = None) -> Tensor:
+        """As `BaseReference.log_probs`; the states are kept for `states`. Every rank reads every row, since the update
+        may give it rows that `cut` does not name; the log-probs are 0 in those."""
         out = torch.zeros(batch.responses.shape, dtype=torch.float32)
         self.kept = self._read(batch, out)
-        return out
+        return of_rows(out, cut)
 
     def states(self, batch: Batch) -> States:
         """The states of a batch: those kept if `log_probs` had this batch last, else from a pass of their own.
@@ -125,16 +131,12 @@ class ReadingReference(BaseReference):
     def _read(self, batch: Batch, log_probs: Tensor | None) -> States:
         states, mask = States.empty(batch, self.model.config.get_text_config().hidden_size), batch.trained_mask
         with self.model.base_alone():
-            for part in self.micro_batches(batch, self.forward, mask, every_row=True):
+            for part in self.micro_batches(batch, self.cut(batch, self.forward, mask, every_row=True), mask):
                 with self.memory("log-probs and hidden states", part, self.forward), self.autocast():
-                    packed = part.packed
-                    context = self.model.attention.context(packed)
-                    hidden = self.model.hidden_states(packed.input_ids, packed.position_ids, context)
-                    before = hidden.index_select(0, packed.predict_index)
+                    found = self.run(HiddenStates(part.packed, self.temperature, log_probs is not None))
                     if log_probs is not None:
-                        found, _ = self.model.score(before, packed, temperature=self.temperature)
-                        log_probs[part.rows] = scatter(found, packed, part.shape).cpu()
+                        part.write(scatter(found.log_probs, part.packed, part.shape), log_probs)
                     place = states.index[part.rows][mask[part.rows]]
-                    states.tokens[place] = before.float().cpu()
-                    states.final[part.rows] = hidden.index_select(0, packed.final_index).float().cpu()
+                    states.tokens[place] = found.before.float().cpu()
+                    part.write(found.final.float(), states.final)
         return states

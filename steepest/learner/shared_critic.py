@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.core.advantages import EstimatorCall
 from steepest.core.batch import Batch
-from steepest.learner.critic import Critic, ReturnsOf
+from steepest.learner.critic import Critic, ValuesAndGradient
 from steepest.learner.metrics import Metrics
 from steepest.learner.reference import ReadingReference, States
 from steepest.learner.trainable import MicroBatch
+from steepest.learner.update_plan import Cut, UpdatePlan, of_rows
 from steepest.models.lora_models import FrozenValueModel
 from steepest.models.packing import scatter
+from steepest.models.passes import HeadValues
 
 
 class AdapterCritic(Critic):
@@ -23,20 +26,20 @@ class AdapterCritic(Critic):
 
     model: FrozenValueModel
 
-    def values(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def values(self, batch: Batch, cut: Cut | None = None) -> tuple[Tensor, Tensor]:
         """See Critic."""
         with self.model.switched():
-            return super().values(batch)
+            return super().values(batch, cut)
 
-    def update(self, batch: Batch, *, step: int) -> Metrics:
+    def update_by(self, batch: Batch, plan: UpdatePlan) -> Metrics:
         """See Critic."""
         with self.model.switched():
-            return super().update(batch, step=step)
+            return super().update_by(batch, plan)
 
-    def values_with_gradient(self, batch: Batch, returns_of: ReturnsOf) -> tuple[Tensor, Tensor]:
+    def values_and_gradient(self, batch: Batch, estimator: EstimatorCall, cut: Cut | None = None) -> ValuesAndGradient:
         """See Critic."""
         with self.model.switched():
-            return super().values_with_gradient(batch, returns_of)
+            return super().values_and_gradient(batch, estimator, cut)
 
 
 @dataclass(frozen=True)
@@ -56,36 +59,35 @@ class HeadCritic(Critic):
         """`options` are those of Critic."""
         super().__init__(model, **options)
         self.reader = reader
-        self._states: States | None = None
+
+    def take_flops(self) -> float:
+        """See Trainable; the passes of `reader` count too, unless they have been taken from it."""
+        return super().take_flops() + self.reader.take_flops()
 
     @torch.no_grad()
-    def values(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """See Critic."""
+    def values(self, batch: Batch, cut: Cut | None = None) -> tuple[Tensor, Tensor]:
+        """See Critic. Every rank computes every row: the reader has the states of all."""
         states, mask = self.reader.states(batch), batch.trained_mask
         out = torch.zeros(batch.responses.shape, dtype=torch.float32)
         out[mask] = self._head(states.tokens[states.index[mask]]).cpu()
-        return out, self._head(states.final).cpu()
-
-    def update(self, batch: Batch, *, step: int) -> Metrics:
-        """See Critic."""
-        self._states = self.reader.states(batch)
-        try:
-            return super().update(batch, step=step)
-        finally:
-            self._states = None
+        return of_rows(out, cut), of_rows(self._head(states.final).cpu(), cut)
 
     def has_one_update(self, num_rows: int) -> bool:
         """Never: its passes run no model, so there is nothing to save."""
         return False
 
     def _head(self, states: Tensor) -> Tensor:
-        return self.model.head_values(states.to(self.device))
+        found: Tensor = self.run(HeadValues(states.to(self.device))).values
+        return found
 
-    def _parts(self, mini: Batch, rows: Tensor) -> Iterator[MicroBatch]:
-        assert self._states is not None
-        for part in super()._parts(mini, rows):
-            place = self._states.index[rows[part.rows]][part.batch.loss_mask.cpu()]
-            yield StateBatch(part.rows, part.batch, part.packed, self._states.tokens[place])
+    def _source(self, batch: Batch) -> States:
+        return self.reader.states(batch)
+
+    def _parts(self, batch: Batch, cut: Cut, source: Any) -> Iterator[MicroBatch]:
+        states: States = source
+        for part in super()._parts(batch, cut, source):
+            place = states.index[part.rows][batch.loss_mask[part.rows]]
+            yield StateBatch(part.rows, part.batch, part.packed, states.tokens[place])
 
     def _values(self, part: MicroBatch, *, with_final: bool) -> tuple[Tensor, Tensor | None]:
         assert isinstance(part, StateBatch) and not with_final

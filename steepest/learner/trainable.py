@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from steepest.core.batch import Batch
+from steepest.core.reducer import IDENTITY, Reducer
 from steepest.devices.api import device_of
-from steepest.devices.memory import GOES_ON, memory_guard
+from steepest.devices.memory import RESUMES, memory_guard
+from steepest.errors import setting
 from steepest.learner.metrics import Means, Metrics, Sums
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.optim import Optimizer, OptimSettings, load_optimizer, save_optimizer
-from steepest.models.packing import Packed, pack_batch, pack_shared
+from steepest.learner.update_plan import Cut, plan_passes
+from steepest.models.packing import Packed, pack_batch, pack_nothing, pack_shared
 from steepest.models.varlen import Attention, check_varlen
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -40,9 +43,6 @@ class ComputeSettings:
     """Packed SDPA, or the device's own (see `choose_attention`)."""
     shares_prompts: bool = False
     """The responses of one prompt are computed over one copy of its tokens (on the CPU, with packed SDPA)."""
-    model_key: str = ""
-    """The model's section of the configuration and, below, the key that bounds a sequence; named in messages."""
-    length_key: str = "the length of prompts and responses"
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -58,10 +58,13 @@ class Trainable(Generic[ModelT]):
 
     role: ClassVar[str]
     """What messages call it."""
+    reducer: Reducer = IDENTITY
+    """Sums and maxima over the ranks, for metrics and the gradient norm; set by what starts more than one rank."""
 
     def __init__(self, model: ModelT, *, compute: ComputeSettings, optim: OptimSettings | None) -> None:
         self.device = torch.device(compute.device)
         self.compute = compute
+        self._flops = 0.0
         with self._memory("weights, on their way to the device", _SMALLER):
             self.model = model.to(self.device).eval()
         self.model.attention = compute.attention  # type: ignore[assignment]
@@ -80,26 +83,39 @@ class Trainable(Generic[ModelT]):
         """The precision of every forward pass, with and without gradient: one place, so that ratios are 1."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute.dtype == "bfloat16")
 
-    def micro_batches(
-        self, batch: Batch, micro: MicroBatches, mask: Tensor, *, every_row: bool = False
-    ) -> Iterator[MicroBatch]:
-        """The batch in micro-batches on the device; the targets of each are the tokens of `mask`.
+    def run(self, request: Any) -> Any:
+        """One pass through the model, by its one entry (see models/passes.py). Its arithmetic is counted."""
+        found = self.model(request)
+        self.count(found.flops)
+        return found
 
-        mask is (B, T) bool: `batch.trained_mask` in passes before the update, `batch.loss_mask` in the update. Rows
-        without a true token are left out unless `every_row`: they have no log-prob, no value and no loss.
+    def count(self, flops: float) -> None:
+        """Add operations to those that `take_flops` returns next."""
+        self._flops += flops
+
+    def take_flops(self) -> float:
+        """Operations of the passes since this was last called, backward passes included (see models/flops.py)."""
+        taken, self._flops = self._flops, 0.0
+        return taken
+
+    def cut(self, batch: Batch, micro: MicroBatches, mask: Tensor, *, every_row: bool = False) -> Cut:
+        """The plan of the passes over a batch in one process; see `plan_passes`."""
+        (cut,) = plan_passes(batch, micro, mask, every_row=every_row, shares_prompts=self.compute.shares_prompts)
+        return cut
+
+    def micro_batches(self, batch: Batch, cut: Cut, mask: Tensor) -> Iterator[MicroBatch]:
+        """The micro-batches of a plan on the device; the targets of each are the tokens of `mask`.
+
+        mask is (B, T) bool: `batch.trained_mask` in passes before the update, `batch.loss_mask` in the update.
         """
-        chosen = torch.arange(len(batch)) if every_row else mask.any(dim=1).nonzero()[:, 0]
         pack = pack_shared if self.compute.shares_prompts else pack_batch
-        for picks in self._cut(batch, chosen, micro):
-            rows = chosen[picks]
+        for picks in cut:
+            rows = torch.tensor(picks, dtype=torch.int64)
+            if not picks:
+                yield MicroBatch(rows, self.moved(_empty_row(batch)), self.moved(pack_nothing()))
+                continue
             part = batch.select(rows)
             yield MicroBatch(rows, self.moved(part), self.moved(pack(part, mask[rows])))
-
-    def _cut(self, batch: Batch, rows: Tensor, micro: MicroBatches) -> list[list[int]]:
-        if not self.compute.shares_prompts:
-            return micro.split(batch.lengths[rows].tolist())
-        fields = (batch.prompt_lengths, batch.response_lengths, batch.group_ids)
-        return micro.split_groups(*(field[rows].tolist() for field in fields))
 
     def moved(self, record: RecordT) -> RecordT:
         """A dataclass with its tensors on the device."""
@@ -108,22 +124,22 @@ class Trainable(Generic[ModelT]):
 
     @contextmanager
     def memory(self, doing: str, part: Any, micro: MicroBatches, *, backward: bool = False) -> Iterator[None]:
-        """Run one micro-batch: when memory runs out, say which, and which key to lower."""
+        """Run one micro-batch: when memory runs out, say which, and which setting to lower."""
         packed = getattr(part, "packed", part)
         rows, tokens = len(packed.lengths), len(packed.input_ids)
         what = f"{doing}: a micro-batch of {rows} sequence(s), {tokens} tokens"
         if rows > 1:
             now, size = (micro.rows, rows) if micro.rows is not None else (micro.tokens, tokens)
-            remedy = f"Lower {micro.key or 'the size of micro-batches'} below {size} (now {now})"
+            remedy = f"Lower {micro.setting} below {size} (now {now})"
         else:
-            remedy = f"One sequence alone is too much: lower {self.compute.length_key}"
-        if backward and self.compute.model_key and not self.compute.gradient_checkpointing:
-            remedy += f", or set {self.compute.model_key}.enable_gradient_checkpointing=true"
+            remedy = f"One sequence alone is too much: lower {setting('max_length')}"
+        if backward and not self.compute.gradient_checkpointing:
+            remedy += f", or set {setting('enable_gradient_checkpointing', self.role)}=true"
         with self._memory(what, f"{remedy}, or take a smaller model."):
             yield
 
     def _memory(self, doing: str, remedy: str) -> AbstractContextManager[None]:
-        return memory_guard(device_of(self.device), lambda: (f"{self.role} {doing}", f"{remedy} {GOES_ON}"))
+        return memory_guard(device_of(self.device), lambda: (f"{self.role} {doing}", f"{remedy} {RESUMES}"))
 
     # -- updates --------------------------------------------------------------------------------------------
 
@@ -135,13 +151,13 @@ class Trainable(Generic[ModelT]):
             for part in parts:
                 with self.memory("update", part, micro, backward=True):
                     loss_of(part, sums).backward()
-        return sums.read()
+        return sums.read(self.reducer)
 
     def step(self, name: str, means: Means) -> None:
         """One optimizer step. Adds `<name>/grad_norm` (steps taken only) and `<name>/skipped_steps` to `means`."""
         assert self.optimizer is not None
         with self._memory("optimizer step, with two moments of each weight", _SMALLER):
-            norm, taken = self.optimizer.step()
+            norm, taken = self.optimizer.step(self.reducer)
         means.count(f"{name}/skipped_steps", 0 if taken else 1)
         if taken:
             means.add({f"{name}/grad_norm": norm})
@@ -196,7 +212,10 @@ class Trainable(Generic[ModelT]):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of a batch that go through the model together, on its device."""
+    """Rows of a batch that go through the model together, on its device.
+
+    An empty one (see update_plan.py) has no `rows`; its `batch` is one row of zeros whose masks are false.
+    """
 
     rows: Tensor
     """(b,) int64 on the CPU, where the rows stand in the batch."""
@@ -208,6 +227,21 @@ class MicroBatch:
     def shape(self) -> tuple[int, int]:
         """(b, T)."""
         return len(self.batch), self.batch.responses.shape[1]
+
+    def write(self, found: Tensor, target: Tensor) -> None:
+        """Put what was found for the rows, (b, ...) on any device, into their places of a tensor of the whole batch."""
+        target[self.rows] = found[: len(self.rows)].cpu()
+
+
+def _empty_row(batch: Batch) -> Batch:
+    """One row of zeros with the fields of the batch: nothing of it is trained."""
+    fields = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
+    found: dict[str, Any] = {name: _zero_row(x) for name, x in fields.items() if isinstance(x, Tensor)}
+    return Batch(**found, extras={name: _zero_row(x) for name, x in batch.extras.items()})
+
+
+def _zero_row(field: Tensor) -> Tensor:
+    return field.new_zeros((1, *field.shape[1:]))
 
 
 def move(record: RecordT, device: torch.device) -> RecordT:

@@ -1,6 +1,6 @@
-"""Where the numbers of a run go. A logger is one file: a class with `log` and `close`, registered under its name.
+"""Loggers take the metrics of a run. A logger is one file: a class with `log` and `close`, registered by its name.
 
-No logger's package is imported before its name is asked for, and none of them needs torch.
+The package of a logger is imported only when the configuration names the logger. No logger needs torch.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from steepest.errors import ConfigError, SteepestError
+from steepest.errors import ConfigError, SteepestError, setting
 from steepest.registry import ModuleRegistry
 
-LOGGERS = ModuleRegistry("logger", "trainer.logger", package="steepest.loggers.outputs")
+LOGGERS = ModuleRegistry("logger", setting("logger"), package="steepest.loggers.outputs")
 """Values are factories `f(LoggerContext) -> Logger`. The fact `package` names the module that must be importable;
 the extra of Steepest that installs it has the logger's own name. The fact `start_hint` says what to do when the service
 refuses to start. The fact `essential` marks a logger whose failure ends the run."""
@@ -25,7 +25,7 @@ refuses to start. The fact `essential` marks a logger whose failure ends the run
 
 @dataclass(frozen=True)
 class LoggerContext:
-    """What a logger may know when it is made."""
+    """What a logger gets when it is made: names, run folder, configuration and steps."""
 
     run_folder: Path
     project: str
@@ -35,7 +35,8 @@ class LoggerContext:
     total_steps: int | None = None
     """The number of the last step, for the progress bar."""
     start_step: int = 0
-    """The step this run continues after; 0 for a new run. What an earlier run logged after it is superseded."""
+    """The step this run continues after; 0 for a new run. Rows that an earlier run logged after this step are
+    replaced."""
 
 
 class Logger(Protocol):
@@ -44,14 +45,15 @@ class Logger(Protocol):
     name: str
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of one step. Values are finite or not; names are never changed."""
+        """Write the metrics of one step. Values may be nan or inf; names are never changed."""
 
     def close(self) -> None:
-        """Write what is still held back. Called once, also when the run failed."""
+        """Write everything that is still buffered. Called once, also when the run failed."""
 
 
 class Guarded:
-    """A logger whose failures are warned about once, counted, and told again at the end; the run goes on."""
+    """Wraps a logger. Its failures do not end the run: the first is a warning, all are counted and reported at the
+    end."""
 
     def __init__(self, logger: Logger) -> None:
         self.logger, self.name = logger, logger.name
@@ -79,7 +81,7 @@ class Guarded:
         if self.num_failures == 1:
             warnings.warn(
                 f"the logger {self.name!r} failed {when} ({type(error).__name__}: {error}). The run goes on; "
-                "further failures of it are counted and told at the end.",
+                "further failures of it are counted and reported at the end.",
                 stacklevel=3,
             )
 
@@ -116,7 +118,7 @@ class Loggers:
 
 
 def as_number(name: str, value: Any) -> float | int:
-    """A plain int or float. Raises TypeError for what is no number: metrics are numbers, texts go to the sample log."""
+    """Convert a value to int or float. Raises TypeError for anything else: metrics are numbers."""
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, (int, float)):
@@ -129,7 +131,7 @@ def as_number(name: str, value: Any) -> float | int:
 
 
 def check_loggers(names: Sequence[str]) -> list[str]:
-    """What is wrong with the names of `trainer.logger`, one message a problem; empty when nothing is.
+    """The problems of the names in `trainer.logger`, one message for each; empty if there is none.
 
     Looks for packages without importing them, so it can run before anything is loaded.
     """
@@ -138,13 +140,13 @@ def check_loggers(names: Sequence[str]) -> list[str]:
         try:
             entry = LOGGERS.get(name)
         except ConfigError as error:
-            problems += error.problems
+            problems += error.marked_problems
             continue
         package = entry.facts.get("package")
         if package and not _is_installed(package):
             problems.append(
-                f"trainer.logger: {name!r} needs the package {package}, which is not installed. "
-                f"Run `pip install 'steepest[{name}]'`, or take {name} out of trainer.logger."
+                f"{setting('logger')}: {name!r} needs the package {package}, which is not installed. "
+                f"Run `pip install 'steepest[{name}]'`, or take {name} out of {setting('logger')}."
             )
     return problems
 
@@ -159,7 +161,7 @@ def make_loggers(
     total_steps: int | None = None,
     start_step: int = 0,
 ) -> Loggers:
-    """The loggers of a run, jsonl always among them. Each name counts once.
+    """Make the loggers of a run. jsonl is always one of them; a repeated name counts once.
 
     Raises ConfigError for unknown names, packages that are not installed and services that refuse to start.
     """
@@ -188,8 +190,8 @@ def _start(name: str, context: LoggerContext) -> Logger:
     except Exception as error:
         hint = entry.facts.get("start_hint", "See to that")
         raise ConfigError(
-            f"trainer.logger: {name} cannot start ({type(error).__name__}: {error}). {hint}, "
-            f"or take {name} out of trainer.logger."
+            f"{setting('logger')}: {name} cannot start ({type(error).__name__}: {error}). {hint}, "
+            f"or take {name} out of {setting('logger')}."
         ) from error
     return logger if entry.facts.get("essential") else Guarded(logger)
 

@@ -1,4 +1,4 @@
-"""samples.jsonl, answers to be read by people, and what is read back from metrics.jsonl."""
+"""Writes samples.jsonl, responses for people to read, and reads metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from steepest.loggers.rows import RowFile, read_rows
 
 
 class SampleLog:
-    """`samples.jsonl`: one line a logged response, so that anyone can read what the model wrote and what it earned."""
+    """Writes `samples.jsonl`, one line per logged response: what the model wrote and its score."""
 
     def __init__(self, path: str | Path, *, start_step: int = 0) -> None:
         self._rows = RowFile(path, start_step=start_step)
@@ -40,7 +40,7 @@ class SampleLog:
 
 
 def read_metrics(path: str | Path) -> dict[int, dict[str, float]]:
-    """Step -> metrics of a metrics.jsonl. Several rows of one step (training and validation) are joined."""
+    """Step -> metrics of a metrics.jsonl. Rows of the same step (training and validation) are merged."""
     steps: dict[int, dict[str, float]] = {}
     for row in read_rows(path):
         step = row.pop("step")

@@ -1,4 +1,4 @@
-"""Files of JSON lines: strict JSON, one row a line, flushed, whole after a kill, each step there once."""
+"""Files of strict JSON, one row per line. Each row is flushed; a killed run leaves whole rows, each step once."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 from steepest.errors import SteepestError
 
 NONFINITE = "_nonfinite"
-"""The key that says which values of a row are "nan", "inf" or "-inf"; in their places stands null."""
+"""The key that holds the values of a row that are "nan", "inf" or "-inf"; the values themselves are null."""
 
 _NAMES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class RowFile:
-    """Appends rows to a file. Opening it repairs what an earlier run left behind.
+    """Appends rows to a file. Opening the file repairs it after an earlier run.
 
     A last line that was cut off by a kill is removed. With `start_step` > 0 the rows of later steps are removed as
-    well, because the run does those steps again. With `start_step` = 0 a file of an earlier run is kept beside,
+    well, because the run does those steps again. With `start_step` = 0 a file of an earlier run is kept,
     renamed to `name.1.jsonl`, `name.2.jsonl`, ...
     """
 
@@ -43,8 +43,8 @@ class RowFile:
             self._file.flush()
         except OSError as error:
             raise SteepestError(
-                f"{self.path}: cannot append to the run's log ({error.strerror}). Make room or mend the folder, then "
-                "start the same command again: it goes on from the last checkpoint."
+                f"{self.path}: cannot append to the run's log ({error.strerror}). Make room or fix the folder, then "
+                "start the same command again: it resumes from the last checkpoint."
             ) from error
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class RowFile:
 
 
 def dumps(row: Mapping[str, Any]) -> str:
-    """One line of strict JSON; floats keep every digit; see NONFINITE for what JSON cannot say."""
+    """One line of strict JSON. Floats keep every digit; NONFINITE holds values that JSON cannot express."""
     plain: dict[str, Any] = {}
     odd: dict[str, str] = {}
     for key, value in row.items():
@@ -66,7 +66,7 @@ def dumps(row: Mapping[str, Any]) -> str:
 
 
 def _strict(value: Any) -> Any:
-    """Nested values: what JSON cannot say is written as text."""
+    """A nested value in which everything that JSON cannot express is text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
@@ -77,7 +77,7 @@ def _strict(value: Any) -> Any:
 
 
 def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, nan and inf put back. A last line that is cut off is left out.
+    """Yield the rows of a file, with nan and inf restored. A last line that is cut off is left out.
 
     Raises SteepestError for any other line that is damaged.
     """
@@ -89,7 +89,7 @@ def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
                 row: dict[str, Any] = json.loads(line)
             except ValueError as error:
                 raise SteepestError(
-                    f"{path}:{number}: this line is no JSON ({error}). Mend or move the file, then start again."
+                    f"{path}:{number}: this line is no JSON ({error}). Fix or move the file, then start again."
                 ) from error
             for key, name in row.pop(NONFINITE, {}).items():
                 row[key] = _NAMES[name]
@@ -97,7 +97,7 @@ def read_rows(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def _keep(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrite a file with the wanted rows only, and put it in place in one move."""
+    """Rewrite a file with the wanted rows only; a rename puts it in place."""
     beside = path.with_suffix(".tmp")
     with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         for row in read_rows(path):

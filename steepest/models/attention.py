@@ -1,8 +1,9 @@
 """The one attention function that Steepest gives to transformers: attention of packed sequences.
 
-Models run with `attn_implementation="steepest"` on inputs of shape (1, N): N tokens of several sequences, no padding,
-no mask. Which token may see which is known to a context object, passed to the model as `attention_context=` and handed
-by transformers through every layer to `attend_packed`. So training, prefill and decoding differ in the context only.
+Models run with `attn_implementation="steepest"` on inputs of shape (1, N): N tokens of several sequences, without
+padding and without a mask. A context object knows which token may attend to which. It is passed to the model as
+`attention_context=`, and transformers passes it through every layer to `attend_packed`. So training, prefill and
+decoding differ only in the context.
 
 transformers makes a mask only for implementations that registered a mask function. "steepest" registers none, so none
 is made.
@@ -29,7 +30,7 @@ SUPPORTED = (
     "Supported are decoder-only models with full causal attention in every layer that use transformers' attention "
     "interface, for example Qwen2, Qwen3, Llama, Mistral, Gemma (1), Granite, SmolLM, Phi-3, OLMo."
 )
-# What some models pass to their attention, and what it means. None of it is computed here.
+# Arguments that some models pass to their attention, and their meaning. None of them is supported here.
 _REFUSED = {
     "softcap": "attention soft-capping",
     "s_aux": "attention sinks",
@@ -62,7 +63,7 @@ def attend_packed(
 ) -> tuple[Tensor, None]:
     """The function transformers calls in each layer: query (1, H, N, D), key and value (1, KV, N, D) -> (1, N, H, D).
 
-    Raises ModelError for a call without a context and for what is not computed here (see SUPPORTED).
+    Raises ModelError for a call without a context and for arguments that are not supported (see SUPPORTED).
     """
     name = type(module).__name__
     if attention_context is None:
@@ -93,7 +94,7 @@ AttentionInterface.register(IMPLEMENTATION, attend_packed)
 
 @contextmanager
 def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Run the body with another attention implementation of transformers ("eager", "sdpa"), then switch back."""
+    """Use another attention implementation of transformers ("eager", "sdpa") in the `with` block."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:
@@ -103,7 +104,7 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
 
 
 class _ToPadded(torch.autograd.Function):
-    """(N, ...) -> (P, ...) by index. The gradient is a gather too: padding gets no gradient, so nothing is summed."""
+    """(N, ...) -> (P, ...) by index. Its gradient is a gather too, because padding has no gradient to add."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, padded_index: Tensor, packed_index: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ class PackedContext:
         which = torch.arange(len(order)).repeat_interleave(widths)
         column = torch.arange(int(widths.sum())) - (widths.cumsum(0) - widths)[which]
         is_pad = column >= lengths[which]
-        # Padding repeats the sequence's last token: any finite number will do, since nobody looks at it.
+        # Padding repeats the sequence's last token; any finite number would do, because nothing attends to it.
         padded_index = starts[which] + torch.minimum(column, lengths[which] - 1)
         packed_index = torch.empty(int(lengths.sum()), dtype=torch.int64)
         packed_index[padded_index[~is_pad]] = torch.arange(len(which))[~is_pad]
@@ -173,7 +174,7 @@ class PackedContext:
         self._is_pad = is_pad.to(device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """See AttentionContext. `layer` plays no part."""
+        """See AttentionContext. `layer` is not used."""
         parts = [x.transpose(0, 1) for x in (query, key, value)]
         if self._uniform:
             return self._dense(parts, scale)
@@ -190,18 +191,18 @@ class PackedContext:
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """Of one bucket: query (rows, H, L, D), key and value (rows, KV, L, D)."""
+        """Attention of one bucket: query (rows, H, L, D), key and value (rows, KV, L, D)."""
         gqa = query.shape[1] != key.shape[1]
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=gqa)
 
 
 def _fits(length: int, width: int) -> bool:
-    """A sequence joins a bucket when at most a quarter of its row is padding, or when the bucket is short anyway."""
+    """True if a sequence may join a bucket: at most a quarter of its row is padding, or the bucket is short."""
     return length * 4 >= width * 3 or width <= 32
 
 
 class RecordingContext(PackedContext):
-    """A PackedContext that notes each layer's key and value shapes; for self-checks and for sizing a KV cache."""
+    """A PackedContext that records each layer's key and value shapes, for self-checks and the size of a KV cache."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
         super().__init__(lengths, device)

@@ -1,7 +1,7 @@
-"""Frozen matrices held in bfloat16, half of their memory.
+"""Stores frozen matrices in bfloat16, which halves their memory.
 
-Most released models are files of bfloat16 numbers: in float32 they take twice the room and say nothing more. A matrix
-that is held so computes in the dtype of its input, cast anew at each use, forward and backward; no pass keeps the cast.
+The files of most released models hold bfloat16 numbers: in float32 they take twice the memory without being more exact.
+A matrix stored this way is cast to the dtype of its input at each use, forward and backward, and the cast is not kept.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ HELD = torch.bfloat16
 
 
 def hold_in_bf16(hf: PreTrainedModel, *, rounding: bool) -> None:
-    """Hold the frozen matrices of the layers in bf16; embedding and norms, and with them the stream of hidden states,
-    stay fp32.
+    """Store the frozen matrices of the layers in bf16. Embedding and norms, and so the hidden states, stay fp32.
 
-    `rounding` False: those linear layers of the backbone whose numbers all are bf16 ones, so that no number changes
-    anywhere. True: all linear layers, the head too. Under autocast to bf16 no number changes by that either; it is for
-    who computes in nothing else.
+    `rounding` False: only linear layers of the backbone whose numbers all are bf16 numbers, so that no number changes.
+    True: all linear layers and the head. Under autocast to bf16 this changes no number either; use it only for models
+    that always compute under such autocast.
     """
     embedding, head = hf.get_input_embeddings().weight, hf.get_output_embeddings()
     kinds = (nn.Linear, Conv1D) if rounding else (nn.Linear,)
@@ -40,7 +39,7 @@ def hold_in_bf16(hf: PreTrainedModel, *, rounding: bool) -> None:
 
 
 def is_held(layer: nn.Linear) -> bool:
-    """Whether a layer's matrix is held in bf16 and computes in other dtypes too."""
+    """True if the layer's matrix is stored in bf16 and is cast to other dtypes at each use."""
     return layer.weight.dtype == HELD and getattr(vars(layer).get("forward"), "__func__", None) is _forward
 
 

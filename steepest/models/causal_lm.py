@@ -14,30 +14,39 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from steepest.core.exact_kl import exact_kl
 from steepest.core.log_probs import token_log_probs
-from steepest.errors import ModelError
+from steepest.errors import ModelError, setting
 from steepest.models.attention import IMPLEMENTATION, SUPPORTED, AttentionContext
-from steepest.models.flops import count_backbone, count_head
+from steepest.models.flops import backbone_flops, head_flops
 from steepest.models.fused.patch import fuse
 from steepest.models.hf_logging import quiet_transformers
 from steepest.models.packing import Packed
+from steepest.models.passes import (
+    Distributions,
+    DistributionsFound,
+    ExactKL,
+    HiddenStates,
+    LogProbs,
+    Scores,
+    StatesFound,
+)
 from steepest.models.varlen import Attention
 
 
 class CausalLM(nn.Module):
     """A causal LM whose log-probs are computed only where they are needed.
 
-    `hf` is the transformers model with Steepest's packed attention; its weights are fp32 masters, and the trainer's
-    autocast decides what is computed in bf16. Dropout is off in training mode too.
+    `hf` is the transformers model with Steepest's packed attention. Its weights are fp32 masters; the trainer's
+    autocast decides what is computed in bf16. Dropout is off, also in training mode.
     """
 
     has_adapter = False
-    """Whether `hf` has LoRA layers (see `LoraCausalLM`), so that its matrices are not all there is to its weights."""
+    """True if `hf` has LoRA layers (see `LoraCausalLM`): then the weights are the matrices and the adapter."""
 
     def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
         self.hf = hf
         self.attention = Attention()
-        """Of `log_probs`; the trainer sets the device's own."""
+        """The attention of `log_probs`; the trainer sets the one of the device."""
         set_packed_attention(hf)
         fuse(hf)
 
@@ -47,40 +56,66 @@ class CausalLM(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the output projection; may exceed the tokenizer's."""
+        """Number of rows of the output projection; it may exceed the tokenizer's vocabulary."""
         return self.hf.get_output_embeddings().weight.shape[0]
 
-    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, context: AttentionContext) -> Tensor:
-        """Last hidden states, final norm included: (N,) ids and positions -> (N, hidden)."""
-        return run_backbone(self.hf.base_model, input_ids, position_ids, context)
+    def forward(self, request: LogProbs | ExactKL | Distributions | HiddenStates) -> Any:
+        """The one entry of passes over packed sequences: `Scores`, `DistributionsFound` or `StatesFound`, as the
+        request says (see models/passes.py)."""
+        packed = request.packed
+        context = self.attention.context(packed)
+        hidden = self.hidden_states(packed.input_ids, packed.position_ids, context)
+        flops = backbone_flops(self.hf.base_model, len(packed.input_ids), context, backward=hidden.requires_grad)
+        before = hidden.index_select(0, packed.predict_index)
+        if isinstance(request, LogProbs):
+            return self._log_probs(request, before, flops)
+        if isinstance(request, ExactKL):
+            return self._exact_kl(request, before, flops)
+        if isinstance(request, Distributions):
+            head = self.hf.get_output_embeddings()
+            return DistributionsFound(before, head.weight.detach(), head.bias, flops)
+        log_probs = None
+        if request.with_log_probs:
+            log_probs, _, of_head = self._score(before, packed, request.temperature)
+            flops += of_head
+        return StatesFound(before, hidden.index_select(0, packed.final_index), log_probs, flops)
 
     def log_probs(
         self, packed: Packed, *, temperature: float = 1.0, with_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probability of each target, and the entropy of the distribution it comes from.
+        """(log-probs, entropies) of the targets: a pass by `LogProbs`, without its other numbers."""
+        found = self(LogProbs(packed, temperature, with_entropy))
+        return found.log_probs, found.entropies
 
-            log softmax(logits[predict_index] / temperature)[targets]
+    def _log_probs(self, request: LogProbs, states: Tensor, flops: float) -> Scores:
+        found, entropies, more = self._score(states, request.packed, request.temperature, request.with_entropy)
+        if not request.with_squares:
+            return Scores(found, entropies, None, None, flops + more)
+        sharper, _, again = self._score(states, request.packed, request.temperature / 2)
+        return Scores(found, entropies, (2 * found - sharper).exp(), None, flops + more + again)
 
-        The vocabulary projection runs on the M predicting positions only, in chunks. Returns ((M,) f32, (M,) f32 or
-        None). Differentiable; with no targets the result is empty.
-        """
-        hidden = self.predicting_states(packed)
-        return self.score(hidden, packed, temperature=temperature, with_entropy=with_entropy)
-
-    def predicting_states(self, packed: Packed) -> Tensor:
-        """(M, hidden) last hidden states at `predict_index`."""
-        hidden = self.hidden_states(packed.input_ids, packed.position_ids, self.attention.context(packed))
-        return hidden.index_select(0, packed.predict_index)
-
-    def score(
-        self, hidden: Tensor, packed: Packed, *, temperature: float = 1.0, with_entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """`log_probs` from the (M, hidden) states at `predict_index`, for who needs the states too."""
-        head = self.hf.get_output_embeddings()
-        count_head(head.weight, hidden)
+    def _exact_kl(self, request: ExactKL, states: Tensor, flops: float) -> Scores:
+        found, entropies, more = self._score(states, request.packed, request.temperature, request.with_entropy)
+        head, reference = self.hf.get_output_embeddings(), request.reference
+        more += head_flops(head.weight, states) + head_flops(reference.weight, reference.states)
         scale, softcap = logit_transform(self.config)
-        return token_log_probs(
-            hidden,
+        kl = exact_kl(
+            (states, head.weight, head.bias),
+            (reference.states, reference.weight, reference.bias),
+            temperature=request.temperature,
+            logit_scale=scale,
+            softcap=softcap,
+        )
+        return Scores(found, entropies, None, kl, flops + more)
+
+    def _score(
+        self, states: Tensor, packed: Packed, temperature: float, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None, float]:
+        """(log-probs, entropies, operations) of the targets from the (M, hidden) states at `predict_index`."""
+        head = self.hf.get_output_embeddings()
+        scale, softcap = logit_transform(self.config)
+        found, entropies = token_log_probs(
+            states,
             head.weight,
             head.bias,
             packed.targets,
@@ -89,24 +124,17 @@ class CausalLM(nn.Module):
             logit_scale=scale,
             softcap=softcap,
         )
+        return found, entropies, head_flops(head.weight, states)
 
-    def exact_kl(self, hidden: Tensor, reference: CausalLM, ref_hidden: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """(M,) f32 KL of this policy's next-token distributions to the reference's, from the (M, hidden) states of
-        both. Nothing flows into the reference."""
-        head, ref_head = (model.hf.get_output_embeddings() for model in (self, reference))
-        for weight, states in ((head.weight, hidden), (ref_head.weight.detach(), ref_hidden)):
-            count_head(weight, states)
-        scale, softcap = logit_transform(self.config)
-        return exact_kl(
-            (hidden, head.weight, head.bias),
-            (ref_hidden, ref_head.weight, ref_head.bias),
-            temperature=temperature,
-            logit_scale=scale,
-            softcap=softcap,
-        )
+    # -- for engines, which own the weights that they compute with -----------------------------------------------
+
+    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, context: AttentionContext) -> Tensor:
+        """Last hidden states, final norm included: (N,) ids and positions -> (N, hidden)."""
+        return run_backbone(self.hf.base_model, input_ids, position_ids, context)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(n, hidden) -> (n, V) f32 logits, with the config's scale and soft cap. For decoding: a few rows only."""
+        """(n, hidden) -> (n, V) f32 logits, with the config's scale and soft cap. Meant for the few rows of
+        decoding."""
         scale, softcap = logit_transform(self.config)
         logits = self.hf.get_output_embeddings()(hidden).float()
         if scale != 1.0:
@@ -126,8 +154,9 @@ class CausalLM(nn.Module):
         return self.named_parameters()
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight once under its Hugging Face name, as the policy computes with it now; a tied head is the
-        embedding. Live tensors here, merged ones of a model with an adapter: for who keeps or writes weights."""
+        """Every weight once under its Hugging Face name, as the policy computes with it now; a head that is tied to the
+        embedding is left out. These are the live tensors; a model with an adapter returns merged copies. For callers
+        that store or send weights."""
         seen: set[int] = set()
         for name, tensor in self.hf.state_dict().items():
             if tensor.data_ptr() not in seen:
@@ -136,19 +165,19 @@ class CausalLM(nn.Module):
 
     @torch.no_grad()
     def write_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        """Take over what another model's `named_weights` gives, in place, in the dtype that is here."""
+        """Copy the weights that another model's `named_weights` returns into this model, in this model's dtypes."""
         own = self.hf.state_dict()
         for name, tensor in weights:
             own[name].copy_(tensor)
 
     def computes_as(self, other: CausalLM) -> bool:
-        """Whether another model of the same class has the same numbers as weights, in whatever dtype they are held."""
+        """True if another model of the same class has equal weights, also if they are stored in another dtype."""
         pairs = zip(self.hf.parameters(), other.hf.parameters(), strict=True)
         return all(torch.equal(mine, theirs.to(mine.dtype)) for mine, theirs in pairs)
 
     def copy_as(self, dtype: torch.dtype) -> CausalLM:
         """A frozen copy with weights in `dtype`. Tied weights stay tied; buffers (rotary tables) keep their dtype."""
-        # deepcopy looks here before it copies: each weight is converted once, wherever it is used.
+        # deepcopy takes what it finds in this memo: each weight is converted once, also if it is used twice.
         memo: dict[int, Any] = {
             id(p): nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False) for p in self.hf.parameters()
         }
@@ -165,25 +194,24 @@ def run_backbone(backbone: nn.Module, input_ids: Tensor, position_ids: Tensor, c
         attention_context=context,
     )
     hidden: Tensor = output.last_hidden_state[0]
-    count_backbone(backbone, len(input_ids), context, backward=hidden.requires_grad)
     return hidden
 
 
 def set_packed_attention(hf: PreTrainedModel) -> None:
-    """Switch a transformers model to packed attention. Raises ModelError where it has attention code of its own."""
+    """Switch a transformers model to packed attention. Raises ModelError for a model with its own attention code."""
     hf.set_attn_implementation(IMPLEMENTATION)
     if hf.config._attn_implementation != IMPLEMENTATION:
         raise ModelError(f"{type(hf).__name__} does not use transformers' attention interface. {SUPPORTED}")
 
 
 def save_folder(hf: PreTrainedModel, folder: Path | str, tokenizer: Any) -> None:
-    """save_pretrained of model and tokenizer. A generation config that transformers refuses to write is mended."""
+    """save_pretrained of model and tokenizer. A generation config that transformers refuses to write is corrected."""
     generation = getattr(hf, "generation_config", None)
     if generation is not None and not generation.do_sample:
         # Sampling settings without do_sample are an error to transformers, although many released models have them.
-        mended = copy.deepcopy(generation)
-        mended.temperature = mended.top_p = mended.top_k = None
-        hf.generation_config = mended
+        corrected = copy.deepcopy(generation)
+        corrected.temperature = corrected.top_p = corrected.top_k = None
+        hf.generation_config = corrected
     try:
         with quiet_transformers():
             hf.save_pretrained(folder)
@@ -194,30 +222,31 @@ def save_folder(hf: PreTrainedModel, folder: Path | str, tokenizer: Any) -> None
         tokenizer.save_pretrained(folder)
 
 
-_SHORTER = "Lower data.max_prompt_length or data.max_response_length (in SFT data.max_length)"
+_PATH = setting("path")
+_SHORTER = f"Lower {setting('max_length')}"
 
 
 def check_length(config: PretrainedConfig, length: int) -> None:
-    """Raises ModelError when sequences of `length` tokens need positions or windows that the model has not."""
+    """Raise ModelError if sequences of `length` tokens need more positions, or a larger window, than the model has."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise ModelError(
-            f"a sequence may reach {length} tokens, but the model has positions for {limit} only "
+            f"{_PATH}: a sequence may reach {length} tokens, but the model has positions for {limit} only "
             f"(max_position_embeddings). {_SHORTER}."
         )
     window = getattr(text, "sliding_window", None)
     windowed = "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"])
     if window is not None and windowed and length > window:
         raise ModelError(
-            f"a sequence may reach {length} tokens, but the model attends to the last {window} only (sliding_window). "
-            f"Keep within {window}. {_SHORTER}."
+            f"{_PATH}: a sequence may reach {length} tokens, but the model attends to the last {window} only "
+            f"(sliding_window). Keep within {window}. {_SHORTER}."
         )
     for rope in _rope_tables(text):
         original = rope.get("original_max_position_embeddings") or math.inf
         if rope.get("rope_type") in ("dynamic", "longrope") and length > original:
             raise ModelError(
-                f"a sequence may reach {length} tokens, but beyond {original} this model's position code "
+                f"{_PATH}: a sequence may reach {length} tokens, but beyond {original} this model's position code "
                 f"({rope['rope_type']}) changes with the longest sequence of a batch, so log-probs would depend on the "
                 f"batch. {_SHORTER}."
             )

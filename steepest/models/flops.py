@@ -1,17 +1,17 @@
-"""How much arithmetic the models' passes do, counted as they run: the numerator of `perf/mfu`.
+"""How much arithmetic a model's pass does: the numerator of `perf/mfu`. The answer to each pass carries its number.
 
-A product of (m, k) and (k, n) is 2mkn operations. Counted are the linear layers for each packed token, attention's
-scores and values for each pair of a token and one it sees, and the heads where they are computed. A backward pass costs
-a forward one for the gradient of the inputs and one for that of the weights; frozen weights have none. Left out are the
-embedding, which is a look-up, and norms, activations, softmax, sampling and the optimizer, which memory bounds. What is
-computed a second time to save memory (gradient checkpointing, logits in the backward pass) and what padding costs is no
-work of the model and is not counted either: such a pass reaches a smaller share of the machine's limit.
+A product of (m, k) and (k, n) is 2mkn operations. These are counted: the linear layers for each packed token, the
+scores and values of attention for each pair of a token and a token it attends to, and the heads where they are
+computed. A backward pass costs a forward pass for the gradient of the inputs and another for that of the weights;
+frozen weights have no gradient. These are not counted: the embedding, which is a look-up; norms, activations, softmax,
+sampling and the optimizer, which are limited by memory; and work that the model itself does not need, that is padding
+and everything computed a second time to save memory (gradient checkpointing, logits in the backward pass). A pass with
+such work reaches a smaller share of the machine's limit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,45 +24,17 @@ from transformers.pytorch_utils import Conv1D
 from steepest.core.batch import Batch
 
 
-@dataclass
-class Odometer:
-    """Operations since the process started. It only runs forward: take differences."""
-
-    flops: float = 0.0
-    running: bool = True
-
-    def add(self, flops: float) -> None:
-        if self.running:
-            self.flops += flops
-
-    def read(self) -> float:
-        return self.flops
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """The body counts nothing: a rollout engine's work is known from its answers (see `generation_flops`)."""
-        before, self.running = self.running, False
-        try:
-            yield
-        finally:
-            self.running = before
-
-
-WORK = Odometer()
-"""The one of this process: models add to it, whoever calls them."""
-
-
 @dataclass(frozen=True)
 class _Matrix:
-    """One product that a token goes through."""
+    """One matrix product that is computed for every token."""
 
     module: nn.Module
     name: str = "weight"
     layer: nn.Module | None = None
-    """The LoRA layer that the module is an adapter's part of, if it is one."""
+    """The LoRA layer of which the module is a part, if it is one."""
     adapter: str = ""
     share: float = 1.0
-    """Of the weight, what one token meets: of a mixture's experts, those it is sent to."""
+    """Share of the weight that one token uses; in a mixture of experts, the share of the experts it is sent to."""
 
     @property
     def weight(self) -> Tensor:
@@ -79,27 +51,21 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _matrices: WeakKeyDictionary[nn.Module, list[_Matrix]] = WeakKeyDictionary()
 
 
-def count_backbone(backbone: Any, tokens: int, context: Any, *, backward: bool) -> None:
-    """A packed pass through a transformers base model; `backward` says that its gradient will be taken.
-
-    A context without `num_pairs` is a rollout engine's, which works for `generation_flops`.
-    """
-    pairs = getattr(context, "num_pairs", None)
-    if pairs is None or not WORK.running:
-        return
+def backbone_flops(backbone: Any, tokens: int, context: Any, *, backward: bool) -> float:
+    """A packed pass through a transformers base model; `backward` says that its gradient will be taken."""
     linear = linear_flops(backbone, backward=backward)
-    WORK.add(linear * tokens + attention_flops(backbone.config, pairs) * (3 if backward else 1))
+    return linear * tokens + attention_flops(backbone.config, context.num_pairs) * (3 if backward else 1)
 
 
-def count_head(weight: Tensor, hidden: Tensor) -> None:
-    """A product of (n, hidden) states and a head's weight."""
+def head_flops(weight: Tensor, hidden: Tensor) -> float:
+    """A product of (n, hidden) states and a head's weight, and its gradients where they are recorded."""
     grad = torch.is_grad_enabled()
     times = 1 + (grad and weight.requires_grad) + (grad and hidden.requires_grad)
-    WORK.add(2.0 * times * hidden.shape[0] * weight.numel())
+    return 2.0 * times * hidden.shape[0] * weight.numel()
 
 
 def linear_flops(backbone: Any, *, backward: bool = False) -> float:
-    """Operations of a token in the linear layers, adapters that are off left out."""
+    """Operations per token in the linear layers, without adapters that are switched off."""
     if backbone not in _matrices:
         _matrices[backbone] = list(_find_matrices(backbone))
     total = 0.0
@@ -111,25 +77,25 @@ def linear_flops(backbone: Any, *, backward: bool = False) -> float:
 
 
 def forget(backbone: nn.Module) -> None:
-    """The model's layers have been changed: look at them again before the next pass is counted."""
+    """Forget the known layers of a model whose layers have changed; the next counted pass reads them again."""
     _matrices.pop(backbone, None)
 
 
 def attention_flops(config: PretrainedConfig, pairs: int) -> float:
-    """Scores and values of `pairs` of a token and one it sees, in all layers."""
+    """Operations of attention in all layers; `pairs` counts pairs of a token and a token it attends to."""
     text = config.get_text_config()
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 4.0 * pairs * text.num_hidden_layers * text.num_attention_heads * size
 
 
 def causal_pairs(lengths: Sequence[int]) -> int:
-    """Each token sees itself and those before it in its sequence."""
+    """Number of such pairs in causal sequences: each token attends to itself and to the earlier ones."""
     return sum(length * (length + 1) for length in lengths) // 2
 
 
 def generation_flops(model: Any, batch: Batch) -> float:
-    """What a rollout with a KV cache cannot do without: each prompt read once, however many responses it has; each
-    response token but the last fed back; logits for each response token. `model` is a CausalLM."""
+    """The operations that a rollout with a KV cache needs at least: each prompt once, for any number of responses; one
+    pass for each response token except the last; logits for each response token. `model` is a CausalLM."""
     backbone, head = model.hf.base_model, model.hf.get_output_embeddings().weight
     prompts = dict(zip(batch.group_ids.tolist(), batch.prompt_lengths.tolist(), strict=True)).values()
     fed = [length - 1 for length in batch.lengths.tolist()]

@@ -10,7 +10,7 @@ from transformers.utils import logging as hf_logging
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice from transformers inside the body; errors still raise."""
+    """Hide transformers' progress bars and advice in the `with` block; errors are still raised."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

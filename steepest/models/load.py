@@ -1,4 +1,4 @@
-"""From a folder to a model: local folders, GGUF files, tokenizers, end tokens, fp32 weights without dropout."""
+"""Loads models and tokenizers from local folders and GGUF files: fp32 weights, no dropout, end tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
-from steepest.errors import ModelError
+from steepest.errors import ModelError, setting
 from steepest.hub import local_model
 from steepest.models.causal_lm import CausalLM
 from steepest.models.hf_logging import quiet_transformers
@@ -35,7 +35,7 @@ from steepest.registry import nearest
 
 __all__ = ["check_vocabulary", "end_token_ids", "load_causal_lm", "load_tokenizer", "load_value_model"]
 
-_OVERRIDE_KEY = "actor_rollout_ref.model.override_config"
+_OVERRIDE_KEY = setting("override_config")
 _HEAD_PREFIXES = ("score.", "classifier.")
 
 
@@ -44,20 +44,20 @@ def load_tokenizer(
 ) -> Any:
     """The tokenizer of a model folder or GGUF file, with a pad token.
 
-    A tokenizer without a pad token pads with its end token; that is safe, because lengths come from the engine and are
-    never read off the padding. `custom_chat_template` replaces the template. Raises ModelError.
+    A tokenizer without a pad token gets its end token as pad token. That is safe, because lengths come from the engine
+    and are never computed from the padding. `custom_chat_template` replaces the template. Raises ModelError.
     """
     where, extra = _source(Path(path))
-    # AutoTokenizer puts the family's own tokenizer in the place of a generic one for some families (qwen2), and so
-    # would silently read another vocabulary than the one in the folder.
+    # For some families (qwen2) AutoTokenizer replaces a generic tokenizer by the family's own, and so would silently
+    # read another vocabulary than the one in the folder.
     auto = PreTrainedTokenizerFast if _is_generic(Path(where)) else AutoTokenizer
     with _as_model_error(path, "tokenizer"), quiet_transformers():
         tokenizer = auto.from_pretrained(where, trust_remote_code=trust_remote_code, **extra)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        # transformers makes an empty tokenizer of some families where the folder has no file of it
+        # for some families transformers makes an empty tokenizer if the folder has no tokenizer file
         raise ModelError(
             f"{path}: no tokenizer: text becomes no tokens. The folder lacks its files (tokenizer.json, or what the "
-            "family has instead). Copy them there, or name another folder with actor_rollout_ref.model.tokenizer_path."
+            f"family has instead). Copy them there, or name another folder with {setting('tokenizer_path')}."
         )
     if custom_chat_template is not None:
         tokenizer.chat_template = custom_chat_template
@@ -69,9 +69,10 @@ def load_tokenizer(
 
 
 def end_token_ids(path: Path | str, tokenizer: Any) -> tuple[int, ...]:
-    """Every token that ends a response: eos_token_id of the generation config (one or a list) and the tokenizer's.
+    """Every token that ends a response: eos_token_id of the generation config (one or a list) and of the tokenizer.
 
-    Without a generation config, that of config.json. Sorted. Raises ModelError when there is none.
+    Without a generation config, eos_token_id of config.json is used. The result is sorted. Raises ModelError without
+    any end token.
     """
     where, extra = _source(Path(path))
     found: set[int] = set()
@@ -97,7 +98,7 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     override_config: Mapping[str, Any] | None = None,
 ) -> CausalLM:
-    """A policy or reference from a folder or GGUF file (de-quantised), on the CPU, in training mode.
+    """Load a policy or reference from a folder or GGUF file (de-quantised), on the CPU, in training mode.
 
     Weights are in `dtype`: keep fp32 for a model that is trained, since bf16 loses updates of the size of lr 1e-6.
     Every dropout is 0; tied embeddings stay tied. `override_config` sets existing entries of the model's config.
@@ -125,10 +126,10 @@ def load_value_model(
     trust_remote_code: bool = False,
     override_config: Mapping[str, Any] | None = None,
 ) -> ValueModel:
-    """A critic: the backbone of any checkpoint of the family with a value head.
+    """Load a critic: the backbone of any checkpoint of the family, with a value head.
 
-    The head is the checkpoint's own where it has a one-label one (a saved critic, a reward model), else zero.
-    Otherwise as `load_causal_lm`.
+    The head is the checkpoint's own if that has one label (a saved critic, a reward model), else it is zero. Everything
+    else is as in `load_causal_lm`.
     """
     source, extra = _source(Path(path))
     config = _load_config(path, source, extra, trust_remote_code, override_config or {})
@@ -156,11 +157,14 @@ def check_vocabulary(model: CausalLM | ValueModel, tokenizer: Any) -> None:
     """Raises ModelError when the tokenizer can produce ids that the model has no embedding for."""
     rows = model.hf.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, but the model embeds {rows}: they do not fit.")
+        raise ModelError(
+            f"{setting('path')}: the tokenizer has {len(tokenizer)} tokens, but the model embeds {rows}: "
+            "they do not fit."
+        )
 
 
 def _is_generic(folder: Path) -> bool:
-    """Whether the folder says that its tokenizer.json is all there is to its tokenizer."""
+    """True if, by the folder's config, its tokenizer.json is the complete tokenizer."""
     file = folder / "tokenizer_config.json"
     if not file.is_file() or not (folder / "tokenizer.json").is_file():
         return False
@@ -204,10 +208,10 @@ def _is_dropout(name: str) -> bool:
 
 
 def _finish(hf: PreTrainedModel) -> PreTrainedModel:
-    """Dropout 0 in every module, own memory for every weight, and nothing left of a quantised origin."""
+    """Set dropout to 0 in every module, give every weight its own memory and remove settings of a quantised file."""
     for parameter in hf.parameters():
-        # Weights may still be views into the file, at whatever alignment they have in it. On a CPU the alignment picks
-        # the kernel and so the last bits of a product: two files with the same weights would not train alike.
+        # Weights may still be views into the file, with the alignment they have there. On a CPU the alignment decides
+        # the kernel and so the last bits of a product: two files with the same weights would train differently.
         if not _owns_memory(parameter.data):
             parameter.data = parameter.data.clone()
     for module in hf.modules():
@@ -218,7 +222,7 @@ def _finish(hf: PreTrainedModel) -> PreTrainedModel:
 
 
 def _owns_memory(weight: Tensor) -> bool:
-    """Whether a weight is all there is in its memory, and torch has taken that: what is mapped from a file cannot be
+    """True if a weight fills its storage and torch has allocated it: a storage that is mapped from a file cannot be
     resized."""
     storage = weight.untyped_storage()
     return storage.resizable() and storage.nbytes() == weight.numel() * weight.element_size()
@@ -232,7 +236,7 @@ def _as_ids(value: int | list[int] | None) -> set[int]:
 
 @contextmanager
 def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
-    """Turn what transformers raises over a user's files into one ModelError."""
+    """Turn the errors that transformers raises about a user's files into one ModelError."""
     try:
         yield
     except ImportError as error:
@@ -246,7 +250,7 @@ def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
             f"{path}: cannot load a {what}: a .safetensors file is damaged or cut off ({error}). Download or copy it "
             "again."
         ) from error
-    except (IndexError, AttributeError, TypeError) as error:  # what transformers runs into over a config of odd values
+    except (IndexError, AttributeError, TypeError) as error:  # errors of transformers for unusual values in a config
         raise ModelError(
             f"{path}: cannot load a {what}: {type(error).__name__}: {error}. Do the entries of its config.json fit "
             f"each other and the weights, those of {_OVERRIDE_KEY} included?"
@@ -256,10 +260,7 @@ def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
             raise
         text = str(error).strip()
         if "trust_remote_code" in text:
-            text = (
-                "the model brings code of its own. Read it, then allow it with "
-                "actor_rollout_ref.model.trust_remote_code=true."
-            )
+            text = f"the model brings code of its own. Read it, then allow it with {setting('trust_remote_code=true')}."
         if "ignore_mismatched_sizes" in text:  # transformers' report is not shown, and its option is not ours
             text = "the weights have other shapes than its config.json (and override_config) says."
         raise ModelError(f"{path}: cannot load a {what}: {text}") from error

@@ -1,7 +1,7 @@
 """LoRA adapters inside a transformers model: peft's layers, put in place, switched, merged, saved and read.
 
-The model keeps its class; where a linear layer is adapted stands peft's layer around it. Several adapters lie on one
-frozen base, each under a name of its own, and at most one of them is switched on.
+The model keeps its class; peft's layer is put around each linear layer that has an adapter. One frozen base can have
+several adapters, each with its own name. At most one of them is switched on.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from steepest.errors import CheckpointError, ModelError
+from steepest.errors import CheckpointError, ModelError, setting
 from steepest.models.flops import forget
 from steepest.models.fused.lora import fuse
 from steepest.registry import nearest
 
 ALL_LINEAR = "all-linear"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-"""peft's names: `PeftModel.from_pretrained(base, folder)` reads the two."""
+"""peft's file names: `PeftModel.from_pretrained(base, folder)` reads both files."""
 BASE_FILE = "base_model.json"
-"""Ours, beside them: a `BaseModel`."""
+"""Our own file in the same folder: a `BaseModel`."""
 _PREFIX = "base_model.model."
-"""What peft puts before a weight's name in its file."""
+"""The prefix of a weight's name in peft's file."""
 _PARTS = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The model under an adapter: what a run's configuration says about it."""
+    """The model under an adapter, as the run's configuration names it."""
 
     path: str
     hub: str = "huggingface"
@@ -53,13 +53,11 @@ class LoraSettings:
     rank: int
     alpha: int = 16
     target_modules: tuple[str, ...] = (ALL_LINEAR,)
-    """Names of linear layers (`q_proj`, or `self_attn.q_proj`), or `all-linear`: all of the backbone."""
+    """Names of linear layers (`q_proj`, or `self_attn.q_proj`), or `all-linear`: all linear layers of the backbone."""
     exclude_modules: tuple[str, ...] = ()
-    """Of those, the ones to leave out."""
+    """Names of linear layers among them that get no adapter."""
     base: BaseModel = field(default_factory=lambda: BaseModel(""))
-    """Written beside the adapter, which is nothing without it."""
-    section: str = "actor_rollout_ref.model"
-    """Of the configuration; named in messages."""
+    """The base model, written next to the adapter, which is useless without it."""
 
 
 def is_adapter(folder: Path | str) -> bool:
@@ -71,8 +69,7 @@ def is_adapter(folder: Path | str) -> bool:
 def add_adapter(hf: PreTrainedModel, name: str, settings: LoraSettings) -> None:
     """Put a fresh adapter into the model and switch it on. The base is frozen, the adapter fp32 and trainable.
 
-    Its output is the base's, bit for bit, until it is trained. Raises ModelError for names of layers that there are
-    not.
+    Until it is trained, the model's output is the base's, bit for bit. Raises ModelError for names that no layer has.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -104,18 +101,18 @@ def has_adapter(hf: nn.Module, name: str) -> bool:
 
 
 def switch_adapter(hf: nn.Module, name: str | None) -> None:
-    """Let the model compute with this adapter alone, or with none. What is trained does not change by it."""
+    """Switch to this adapter, or to none. It does not change which parameters are trained."""
     for _, layer in _adapted(hf):
         if name is not None:
             layer.set_adapter(name)
         layer.enable_adapters(name is not None)
         for part in _PARTS:
-            getattr(layer, part).requires_grad_(True)  # peft takes it from adapters that are off
+            getattr(layer, part).requires_grad_(True)  # peft switches it off for adapters that are off
 
 
 @contextmanager
 def adapter(hf: nn.Module, name: str | None, *, afterwards: str) -> Iterator[None]:
-    """The body computes with this adapter (None: with the base alone); then `afterwards` is on."""
+    """Use this adapter (None: the base alone) in the `with` block; afterwards `afterwards` is on."""
     switch_adapter(hf, name)
     try:
         yield
@@ -132,8 +129,8 @@ def adapter_parameters(hf: nn.Module, name: str) -> Iterator[tuple[str, nn.Param
 
 @torch.no_grad()
 def merged_weights(hf: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Every weight once, under the name it has in the plain model, with the adapter in it; one at a time, as copies
-    where the adapter is. A matrix that is held in bf16 is merged in fp32."""
+    """Every weight once, under its name in the plain model, with the adapter merged. Layers with an adapter yield
+    copies, one at a time. A matrix that is stored in bf16 is merged in fp32."""
     layers = {module: layer for module, layer in _adapted(hf)}
     seen: set[int] = set()
     for key, tensor in hf.state_dict().items():
@@ -151,8 +148,8 @@ def merged_weights(hf: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def plain_copy(hf: PreTrainedModel, name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model without any of peft's layers, with this adapter merged, frozen, in memory of its own."""
-    # deepcopy looks here before it copies. The weights are written below, so their old numbers are not copied.
+    """A frozen copy of the model without peft's layers, with this adapter merged, in its own memory."""
+    # deepcopy takes what it finds in this memo. The weights are written below, so their old numbers are not copied.
     memo: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, dtype=dtype), requires_grad=False) for p in hf.parameters()
     }
@@ -171,7 +168,8 @@ def plain_copy(hf: PreTrainedModel, name: str, dtype: torch.dtype) -> PreTrained
 
 
 def save_adapter(hf: Any, name: str, settings: LoraSettings, folder: Path) -> None:
-    """Write what `PeftModel.from_pretrained` reads: settings with the base's path, and the adapter's weights."""
+    """Write the files that `PeftModel.from_pretrained` reads: settings with the base's path, and the adapter's
+    weights."""
     config = copy.deepcopy(hf.peft_config[name])
     config.base_model_name_or_path, config.revision = settings.base.path, settings.base.revision
     config.inference_mode = True
@@ -182,7 +180,7 @@ def save_adapter(hf: Any, name: str, settings: LoraSettings, folder: Path) -> No
 
 
 def base_of(folder: Path) -> BaseModel:
-    """The base of an adapter, ours or another's. Raises ModelError when the files do not say."""
+    """The base of an adapter, written by us or by another program. Raises ModelError if the files do not name it."""
     try:
         if (folder / BASE_FILE).is_file():
             return BaseModel(**json.loads((folder / BASE_FILE).read_text(encoding="utf-8")))
@@ -198,28 +196,28 @@ def base_of(folder: Path) -> BaseModel:
 def load_adapter(hf: nn.Module, name: str, settings: LoraSettings, folder: Path) -> None:
     """Read the weights that `save_adapter` wrote into an adapter of the same settings.
 
-    Raises CheckpointError: no adapter there, or one of another rank, alpha or other layers.
+    Raises CheckpointError if there is no adapter, or one with another rank, alpha or other layers.
     """
     if not (folder / CONFIG_FILE).is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise CheckpointError(
-            f"{folder} holds no LoRA adapter: it was written with {settings.section}.lora_rank=0. Go on with that, or "
-            "begin a new run (another trainer.experiment_name)."
+            f"{folder} holds no LoRA adapter: it was written with {setting('lora_rank')}=0. Go on with that, or "
+            f"begin a new run (another {setting('experiment_name')})."
         )
     saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     for key, now, then in (
-        ("lora_rank", settings.rank, saved["r"]),
-        ("lora_alpha", settings.alpha, saved["lora_alpha"]),
+        (setting("lora_rank"), settings.rank, saved["r"]),
+        (setting("lora_alpha"), settings.alpha, saved["lora_alpha"]),
     ):
         if now != then:
             raise CheckpointError(
-                f"{settings.section}.{key}={now}: the adapter in {folder} has {then}. Go on with that, or begin a new "
-                "run (another trainer.experiment_name)."
+                f"{key}={now}: the adapter in {folder} has {then}. Go on with that, or begin a new "
+                f"run (another {setting('experiment_name')})."
             )
     tensors = {key.removeprefix(_PREFIX): tensor for key, tensor in load_file(folder / WEIGHTS_FILE).items()}
     own = dict(adapter_parameters(hf, name))
     if strange := sorted(set(own) ^ set(tensors)):
         raise CheckpointError(
-            f"{settings.section}.target_modules and exclude_modules choose other layers than the adapter in {folder} "
+            f"{setting('target_modules')} and exclude_modules choose other layers than the adapter in {folder} "
             f"has, for example {strange[0].rpartition('.lora_')[0]}. Give those that it was made with."
         )
     for key, parameter in own.items():
@@ -230,36 +228,39 @@ def load_adapter(hf: nn.Module, name: str, settings: LoraSettings, folder: Path)
 
 
 def _adapted(hf: nn.Module, name: str | None = None) -> Iterator[tuple[str, Any]]:
-    """(module name, peft layer) of every adapted layer, or of those that this adapter has a part in."""
+    """(module name, peft layer) for every layer with an adapter, or for the layers of this adapter."""
     for key, module in hf.named_modules():
         if hasattr(module, "lora_A") and hasattr(module, "base_layer") and (name is None or name in module.lora_A):
             yield key, module
 
 
 def _linear_layers(hf: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
-    """The backbone's linear layers, adapted ones under their own name; never the head."""
+    """The backbone's linear layers, without the head; a layer with an adapter has its plain name."""
     for key, module in hf.base_model.named_modules():
         if ".lora_" not in f".{key}" and isinstance(module, (nn.Linear, Conv1D)):
             yield key.removesuffix(".base_layer"), module
 
 
 def _targets(hf: PreTrainedModel, settings: LoraSettings) -> list[str]:
-    """Names for peft. Raises ModelError for one that no layer has, and when none is left."""
+    """Names of layers for peft. Raises ModelError for a name that no layer has, and if no layer is left."""
     layers = [key for key, _ in _linear_layers(hf)]
     short = sorted({key.rpartition(".")[2] for key in layers})
     names = short if settings.target_modules == (ALL_LINEAR,) else list(settings.target_modules)
-    for option, asked in (("target_modules", names), ("exclude_modules", settings.exclude_modules)):
+    for option, asked in (
+        (setting("target_modules"), names),
+        (setting("exclude_modules"), settings.exclude_modules),
+    ):
         for name in asked:
             if not any(_is_named(key, name) for key in layers):
                 guess = nearest(name, short)
                 hint = f" Did you mean {guess}?" if guess else ""
                 raise ModelError(
-                    f"{settings.section}.{option}={name}: {type(hf).__name__} has no linear layer of that name in its "
+                    f"{option}={name}: {type(hf).__name__} has no linear layer of that name in its "
                     f"backbone.{hint} There are: {', '.join(short)}."
                 )
     if not [key for key in layers if _in(key, names) and not _in(key, settings.exclude_modules)]:
         raise ModelError(
-            f"{settings.section}.exclude_modules={','.join(settings.exclude_modules)} leaves no layer of "
+            f"{setting('exclude_modules')}={','.join(settings.exclude_modules)} leaves no layer of "
             f"target_modules={','.join(settings.target_modules)}: nothing would be trained."
         )
     return sorted(names)

@@ -1,4 +1,4 @@
-"""Policy and critic with an adapter: a frozen base, of their own or shared, and what is trained beside it."""
+"""Policy and critic with an adapter: the frozen base, their own or a shared one, and the parts that are trained."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from steepest.errors import CheckpointError
+from steepest.errors import CheckpointError, setting
 from steepest.models import lora
 from steepest.models.causal_lm import CausalLM
 from steepest.models.lora import LoraSettings
 from steepest.models.value_head import HEAD_FILE, ValueModel
 
 ACTOR, CRITIC = "actor", "critic"
-"""Names of the two adapters on one base."""
+"""Names of the two adapters that one base can have."""
 
 
 class LoraCausalLM(CausalLM):
-    """A policy whose base is frozen and whose adapter is trained. With a fresh adapter it is the base, bit for bit.
+    """A policy whose base is frozen and whose adapter is trained. With a new adapter its output is the base's, bit for
+    bit.
 
-    A folder written by `save` holds the adapter alone. `adapter`: such a folder to read it from.
+    `save` writes a folder with the adapter alone. `adapter`: such a folder from which it is loaded.
     """
 
     has_adapter = True
@@ -39,7 +40,7 @@ class LoraCausalLM(CausalLM):
             lora.load_adapter(hf, ACTOR, settings, adapter)
 
     def saved_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The adapter's."""
+        """The parameters of the adapter."""
         return lora.adapter_parameters(self.hf, ACTOR)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -47,7 +48,8 @@ class LoraCausalLM(CausalLM):
         return lora.merged_weights(self.hf, ACTOR)
 
     def computes_as(self, other: CausalLM) -> bool:
-        """Whether the adapter adds nothing yet. `other` is this model, which is the reference with its adapter off."""
+        """True while the adapter adds nothing. `other` is this model itself: with its adapter off it is the
+        reference."""
         assert other is self
         return not any(bool(p.any()) for name, p in lora.adapter_parameters(self.hf, ACTOR) if ".lora_B." in name)
 
@@ -62,13 +64,14 @@ class LoraCausalLM(CausalLM):
             tokenizer.save_pretrained(folder)
 
     def base_alone(self) -> AbstractContextManager[None]:
-        """The body computes with the base, the adapter off: the policy that training began with."""
+        """Switch the adapter off in the `with` block: the model then is the policy that training began with."""
         return lora.adapter(self.hf, None, afterwards=ACTOR)
 
 
 class DeepHead(nn.Module):
-    """hidden -> hidden -> one number, zero at the start: for a head that has to read values out of states that nothing
-    shapes for it. On the quickstart's states a linear one explained less than the mean does (see docs/lora.md)."""
+    """Maps hidden -> hidden -> one number, which is zero at the start. It is used where the hidden states are not
+    trained for the values. On the quickstart's states a linear head explained less than the mean does (see
+    docs/lora.md)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -83,16 +86,16 @@ class DeepHead(nn.Module):
 
 
 class FrozenValueModel(ValueModel):
-    """A critic on a frozen base: an adapter of its own (`settings`) and a linear value head, or a deep head alone.
+    """A critic on a frozen base, with its own adapter (`settings`) and a linear value head, or with a deep head alone.
 
-    The base is the actor's (give its `hf`) or one of the critic's own. Only adapter and head are trained and saved.
+    The base is the actor's (pass its `hf`) or the critic's own. Only adapter and head are trained and saved.
     """
 
     def __init__(self, hf: PreTrainedModel, settings: LoraSettings | None) -> None:
         super().__init__(hf)
         self.settings = settings
         self.shares_base = lora.has_adapter(hf, ACTOR)
-        """Whether the base is the actor's; then the actor's adapter stays on, but inside of `switched`."""
+        """True if the base is the actor's. Then the actor's adapter is on, except within `switched`."""
         self.deep_head: DeepHead | None = None
         if settings is not None:
             lora.add_adapter(hf, CRITIC, settings)
@@ -104,32 +107,36 @@ class FrozenValueModel(ValueModel):
 
     @property
     def head(self) -> nn.Module:
-        """What makes values of hidden states."""
+        """The module that computes values from hidden states."""
         return self.score if self.deep_head is None else self.deep_head
 
-    def head_values(self, hidden: Tensor) -> Tensor:
+    def _head_values(self, hidden: Tensor) -> Tensor:
         """See ValueModel."""
         if self.deep_head is None:
-            return super().head_values(hidden)
+            return super()._head_values(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             found: Tensor = self.deep_head(hidden.float())[:, 0]
             return found
 
+    def _head_flops(self, hidden: Tensor) -> float:
+        """See ValueModel. A deep head is not counted: nothing next to the base that its states come from."""
+        return super()._head_flops(hidden) if self.deep_head is None else 0.0
+
     def switched(self) -> AbstractContextManager[None]:
-        """The body computes with this critic's adapter, or with the base alone if it has none."""
+        """Switch to this critic's adapter in the `with` block, or to the base alone if it has none."""
         if not self.shares_base:
             return nullcontext()
         return lora.adapter(self.hf, None if self.settings is None else CRITIC, afterwards=ACTOR)
 
     def saved_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The adapter's, if there is one, and the head's."""
+        """The parameters of the adapter, if there is one, and of the head."""
         if self.settings is not None:
             yield from lora.adapter_parameters(self.hf, CRITIC)
         for name, parameter in self.head.named_parameters():
             yield f"value_head.{name}", parameter
 
     def save(self, folder: Path | str, tokenizer: Any) -> None:
-        """Write the adapter as peft does, and the head beside it."""
+        """Write the adapter as peft does, and the head into the same folder."""
         if self.settings is not None:
             lora.save_adapter(self.hf, CRITIC, self.settings, Path(folder))
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.head.state_dict().items()}
@@ -141,7 +148,8 @@ class FrozenValueModel(ValueModel):
             lora.load_adapter(self.hf, CRITIC, self.settings, folder)
         elif (folder / lora.CONFIG_FILE).is_file() or not (folder / HEAD_FILE).is_file():
             raise CheckpointError(
-                f"{folder} holds no value head on a frozen base: it was written with another critic.share_base or "
-                "critic.model.lora_rank. Go on with those, or begin a new run (another trainer.experiment_name)."
+                f"{folder} holds no value head on a frozen base: it was written with another {setting('share_base')} "
+                f"or {setting('lora_rank')}. Go on with those, or begin a new run "
+                f"(another {setting('experiment_name')})."
             )
         self.head.load_state_dict(load_file(folder / HEAD_FILE))

@@ -1,4 +1,4 @@
-"""Padding-free sequences: real tokens only, one after another, with the places of the tokens to be scored.
+"""Sequences without padding: the real tokens one after another, with the places of the tokens that are scored.
 
 N packed tokens, M scored tokens (targets), b sequences, T columns of the result.
 """
@@ -18,18 +18,18 @@ from steepest.core.batch import Batch
 
 @dataclass(frozen=True)
 class SharedPrompts:
-    """Where prompts lie that several responses share: a prompt, then its responses."""
+    """The places of prompts that several responses share. Each prompt is followed by its responses."""
 
     segments: tuple[int, ...]
-    """Lengths of what attends causally within itself, end to end: a shared prompt, each of its responses, or a prompt
-    and response that share nothing. They sum to N."""
+    """Lengths of the segments that attend causally within themselves, in order: a shared prompt, each of its responses,
+    or a prompt with its response that share nothing. They sum to N."""
     spans: tuple[tuple[int, int, int], ...]
     """(start, middle, end) of each shared prompt: the tokens of middle..end attend to all of start..middle too."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """b sequences laid end to end. There is no padding in it, so no pad id and no mask either."""
+    """b sequences, one after another. There is no padding, so there is neither a pad id nor a mask."""
 
     input_ids: Tensor
     """(N,) int64, the sequences' tokens in row order."""
@@ -48,10 +48,10 @@ class Packed:
     final_index: Tensor
     """(b,) int64 into N: the last token of each sequence."""
     shared: SharedPrompts | None = None
-    """Set where a prompt lies here once for several sequences."""
+    """Set if a prompt is stored once for several sequences."""
 
     def to(self, device: torch.device | str) -> Packed:
-        """The same on another device."""
+        """A copy on another device."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in fields.items()}
         return Packed(**moved)
@@ -61,8 +61,8 @@ def pack_batch(batch: Batch, mask: Tensor) -> Packed:
     """Pack the prompt and response of every row; the targets are the response tokens with `mask` true.
 
     mask is (B, T) bool: `batch.trained_mask` before the update, `batch.loss_mask` in it. `cols` counts response tokens,
-    so `scatter(x, packed, batch.responses.shape)` lines up with `mask` and is 0 where it is false.
-    Raises ValueError when a prompt is empty: nothing comes before its first response token.
+    so `scatter(x, packed, batch.responses.shape)` has the shape of `mask` and is 0 where it is false.
+    Raises ValueError for an empty prompt: no token would precede its first response token.
     """
     if int(batch.prompt_lengths.min()) < 1:
         row = int(batch.prompt_lengths.argmin())
@@ -84,12 +84,12 @@ def pack_batch(batch: Batch, mask: Tensor) -> Packed:
 
 
 def pack_shared(batch: Batch, mask: Tensor) -> Packed:
-    """As `pack_batch`, but rows of one `group_ids` share the tokens of their prompt.
+    """Pack like `pack_batch`, but rows with the same `group_ids` share the tokens of their prompt.
 
     A prompt is followed by the responses of its rows, whose positions continue where it ends; its last token predicts
-    the first token of each of them. A prompt of one row is packed as by `pack_batch`, and so is the whole batch where
-    each prompt has one row.
-    Raises ValueError when rows of a group have different prompts.
+    the first token of each of them. A prompt with one row is packed as in `pack_batch`, and so is a batch of such
+    prompts. Example: two responses to a prompt of 10 tokens, of 3 and 5 tokens, take 10 + 3 + 5 packed tokens instead
+    of 13 + 15. Raises ValueError when rows of a group have different prompts.
     """
     groups: dict[int, list[int]] = {}
     for row, group in enumerate(batch.group_ids.tolist()):
@@ -109,7 +109,7 @@ def _lay_out(batch: Batch, mask: Tensor, groups: list[list[int]]) -> Packed:
     prompt_lengths, lengths = batch.prompt_lengths.tolist(), batch.response_lengths.tolist()
     width = batch.prompts.shape[1]
     ids, positions, segments, spans, place = [], [], [], [], 0
-    starts, lasts = [0] * len(batch), [0] * len(batch)  # of a response, and of the prompt token before it
+    starts, lasts = [0] * len(batch), [0] * len(batch)  # places: response's first, prompt's last token
     for rows in groups:
         size, start = prompt_lengths[rows[0]], place
         ids.append(batch.prompts[rows[0], width - size :])
@@ -171,8 +171,27 @@ def pack_sequences(token_ids: Sequence[Sequence[int]], loss_mask: Sequence[Seque
     )
 
 
+def pack_nothing() -> Packed:
+    """One token without a target: what a rank that has no rows sends through a model that is sharded over ranks.
+
+    Log-probs and values of its targets are empty, and gradients through it are 0.
+    """
+    none = torch.zeros(0, dtype=torch.int64)
+    one = torch.zeros(1, dtype=torch.int64)
+    return Packed(
+        input_ids=one,
+        position_ids=one,
+        lengths=(1,),
+        predict_index=none,
+        targets=none,
+        rows=none,
+        cols=none,
+        final_index=one,
+    )
+
+
 def scatter(values: Tensor, packed: Packed, shape: tuple[int, int]) -> Tensor:
-    """Put one number a target into its place of a (b, T) tensor; 0 elsewhere. Differentiable.
+    """Put one number per target into its place of a (b, T) tensor; other places are 0. Differentiable.
 
     values is (M,); T of `shape` must be beyond the largest column.
     """

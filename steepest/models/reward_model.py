@@ -1,4 +1,4 @@
-"""A reward model: any Hugging Face sequence-classification model, scoring conversations in batches."""
+"""Reward models: any Hugging Face sequence-classification model, which scores conversations in batches."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from steepest.models.load import load_tokenizer
 from steepest.registry import nearest
 
 Messages = Sequence[Mapping[str, Any]]
-_NO_LIMIT = 10**6  # tokenizers without a limit say a huge number
+_NO_LIMIT = 10**6  # tokenizers without a limit report a huge number
 
 
 @dataclass
 class RewardModel:
-    """Scores a conversation with its response by the text that the model's own tokenizer makes of both.
+    """Scores a conversation with its response, tokenized by the reward model's own tokenizer.
 
-    One output: the score is its logit. Several: the probability of `label`, by its number.
+    With one output the score is its logit; with several it is the probability of output number `label`.
     """
 
     model: PreTrainedModel
@@ -41,8 +41,9 @@ class RewardModel:
         return min(known, default=None)
 
     def token_ids(self, messages: Messages, response: str) -> list[int]:
-        """By the chat template, with the response as the assistant's turn. Without a template: the turns' texts, a
-        blank line between them, with the special tokens that the tokenizer puts around a text."""
+        """Token ids by the chat template, with the response as the assistant's turn. Without a template they are those
+        of the turns' texts with a blank line between them, and the special tokens that the tokenizer puts around a
+        text."""
         turns = [dict(message) for message in messages] + [{"role": "assistant", "content": response}]
         if self.tokenizer.chat_template is None:
             text = "\n\n".join(str(turn["content"]) for turn in turns)
@@ -52,7 +53,8 @@ class RewardModel:
 
     @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """A score each, in their order; rows of like length share a pass. The same as one at a time, to rounding."""
+        """One score per sequence, in order. Sequences of similar length share a pass, which changes scores only by
+        rounding."""
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
         scores = [0.0] * len(sequences)
         for start in range(0, len(order), self.micro_batch_size):
@@ -62,11 +64,11 @@ class RewardModel:
         return scores
 
     def _batch(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """(b,) f32 on the CPU. Padded on the right, so that nothing real sees padding."""
+        """The scores (b,) f32, on the CPU. Rows are padded on the right, so that no real token attends to padding."""
         width, config = max(map(len, rows)), self.model.config
         own_pad = config.pad_token_id
-        # Decoders read the score at the last token that is no pad. Without a pad of its own that is the last token, so
-        # the padding must be a token that no row has.
+        # transformers' decoders take the score at the last token that is not the pad token. A tokenizer may have no pad
+        # token of its own, so the padding must be a token that no row holds.
         pad = own_pad if own_pad is not None else _unused(rows)
         ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=self.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
@@ -93,8 +95,8 @@ def load_reward_model(
     label: str | None,
     trust_remote_code: bool,
 ) -> RewardModel:
-    """From a local folder, in evaluation mode. Raises ModelError: no such model, weights missing, a label that it has
-    not, several labels and none named."""
+    """Load a reward model from a local folder, in evaluation mode. Raises ModelError if there is no such model, weights
+    are missing, the label does not exist, or there are several labels and none is named."""
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     try:
         with quiet_transformers():

@@ -1,4 +1,4 @@
-"""Does this architecture survive packing? Asked of every model once, right after loading, on a dozen tokens."""
+"""Checks that packing does not change a model's numbers: once per model, after loading, on a dozen tokens."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_causal_lm(model: CausalLM) -> dict[int, tuple[int, int, int]]:
 
 @torch.no_grad()
 def check_backbone(model: PreTrainedModel) -> None:
-    """The same for a model without a vocabulary head: compare the hidden states that a value head would read."""
+    """Do the same for a model without a vocabulary head: compare the hidden states that a value head reads."""
     packed, context = _random_batch(model.get_input_embeddings().weight.shape[0], _device(model))
     mine = _packed_hidden(model, packed, context)
     with attention_implementation(model, "eager"):

@@ -1,13 +1,13 @@
-"""Attention for responses of one prompt that share its tokens: the prompt lies in the pack once.
+"""Attention for responses that share the tokens of their prompt, which is packed once.
 
 A response's token attends to the prompt and, causally, to its own response. The two parts are two calls of torch's
-fused CPU attention, each with the log of its softmax's sum; from these the whole softmax follows:
+fused CPU attention, each of which also returns the log of its softmax's sum. The whole softmax follows from them:
 
     lse = log(exp(lse_own) + exp(lse_prompt))
     out = out_own * exp(lse_own - lse) + out_prompt * exp(lse_prompt - lse)
 
-The backward pass is the fused one of each part, given `lse` and `out` of the whole: with them it computes that part's
-share of the gradients exactly, since it needs no more than exp(score - lse) and the product of gradient and output.
+The backward pass calls the fused backward of each part with `lse` and `out` of the whole. That gives the exact
+gradients of the part, because the fused backward uses only exp(score - lse) and the product of gradient and output.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from steepest.models.packing import SharedPrompts
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 DEVICE = "cpu"
-"""The only kind of device that the fused attention of this module is for."""
+"""The only type of device on which this module's fused attention runs."""
 
 
 class SharedPromptContext(PackedContext):
     """Causal attention within each segment, and from the responses of a prompt to the prompt."""
 
     def __init__(self, shared: SharedPrompts, max_length: int, device: torch.device | str = DEVICE) -> None:
-        """`max_length` is that of the longest prompt with its response."""
+        """`max_length` is the length of the longest prompt with its response."""
         super().__init__(shared.segments, device)
         self.max_length = max_length
         self.spans = shared.spans
@@ -42,7 +42,7 @@ class SharedPromptContext(PackedContext):
         """See AttentionContext. `layer` plays no part."""
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         kind = query.device.type
-        # Autocast does not know this function, so its dtype is applied here.
+        # Autocast does not cast the inputs of this function, so they are cast here.
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         q, k, v = (x.transpose(0, 1).to(dtype) for x in (query, key, value))
         size = v.shape[-1]
@@ -56,13 +56,13 @@ class SharedPromptContext(PackedContext):
         return x if self._uniform else x.index_select(0, self._padded_index)
 
     def padded_zeros(self, x: Tensor) -> Tensor:
-        """The same with 0 in the padding."""
+        """Do the same as `padded`, with 0 in the padding."""
         if self._uniform:
             return x
         return self.padded(x).masked_fill_(self._is_pad.view(-1, *[1] * (x.dim() - 1)), 0.0)
 
     def packed(self, x: Tensor) -> Tensor:
-        """The inverse: padding is left out."""
+        """Invert `padded`: leave out the padding."""
         return x if self._uniform else x.index_select(0, self._packed_index)
 
     def buckets(self, *parts: Tensor) -> Iterator[list[Tensor]]:

@@ -1,6 +1,6 @@
-"""A language model from nothing: a small Llama or Qwen whose tokens are words and whole numbers.
+"""Makes a small random Llama or Qwen model whose tokens are words and whole numbers.
 
-For the quickstart, tests and benchmarks. It knows no language: it has to be trained on the texts it was made from.
+The quickstart, tests and benchmarks use it. It knows no language until it is trained on the texts it was made from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from steepest.models.hf_logging import quiet_transformers
 
 PIECES = r" ?[0-9]+| ?[A-Za-z]+| ?#+|\n| ?[^\sA-Za-z0-9#]"
-"""One token each: a number, a word or a run of '#' with the blank before it, a line break, one other character."""
+"""Matches one token: a number, a word or a run of '#' with the blank before it, a line break, or another character."""
 END, START, PAD, UNKNOWN = "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|unknown|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -47,8 +47,8 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         unk_token=UNKNOWN,
         additional_special_tokens=[START],
         clean_up_tokenization_spaces=False,
-        # Without an auto_map, transformers' AutoTokenizer reads every qwen2 folder with Qwen2's own tokenizer, whatever
-        # lies in it; with one it takes `tokenizer_class`. Nothing is ever loaded from the name.
+        # Without an auto_map, transformers' AutoTokenizer reads every qwen2 folder with Qwen2's own tokenizer; with one
+        # it takes `tokenizer_class`. Nothing is ever loaded from the name in the map.
         auto_map={"AutoTokenizer": [None, "steepest--none"]},
     )
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -103,7 +103,7 @@ def build_tiny_model(
 
 @torch.no_grad()
 def init_weights(model: PreTrainedModel, seed: int) -> None:
-    """Random weights from which a model this small learns fast.
+    """Set random weights with which such a small model learns fast.
 
     Linear: normal of std 1/sqrt(inputs), divided by sqrt(2 * layers) where a block writes to the residual stream.
     Embedding: std 1/sqrt(hidden); tied to the head, it gives first logits of std about 1.

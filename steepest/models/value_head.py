@@ -1,4 +1,4 @@
-"""The critic: the backbone of a language model with one number out of each state."""
+"""The critic: the backbone of a language model with a head that computes one number from each hidden state."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from steepest.models.causal_lm import check_length, run_backbone, save_folder, set_packed_attention
-from steepest.models.flops import count_head
+from steepest.models.flops import backbone_flops, head_flops
 from steepest.models.fused.patch import fuse
 from steepest.models.packing import Packed
+from steepest.models.passes import HeadValues, Values, ValuesFound
 from steepest.models.varlen import Attention
 
 HEAD_FILE = "value_head.safetensors"
-"""Holds the head where the family has no token-classification class; lies beside the backbone's own files."""
+"""The file of the head, next to the backbone's files, if the family has no token-classification class."""
 _HEAD_NAMES = ("score", "classifier")
 
 
 class ValueModel(nn.Module):
-    """V(s): hidden state of the last token seen -> one number. The head starts at zero, so the first values are 0.
+    """Computes V(s) from the hidden state of the last token. The head starts at zero, so the first values are 0.
 
     `hf` is the family's ForTokenClassification model with one label, or its bare backbone where there is no such
     class; then the head is a module of our own. A folder written by `save` restores the head.
@@ -34,7 +35,7 @@ class ValueModel(nn.Module):
         super().__init__()
         self.hf = hf
         self.attention = Attention()
-        """Of `values`; the trainer sets the device's own."""
+        """The attention of `values`; the trainer sets the one of the device."""
         set_packed_attention(hf)
         fuse(hf)
         self.own_head = None if find_head(hf) else nn.Linear(hf.config.get_text_config().hidden_size, 1)
@@ -47,37 +48,46 @@ class ValueModel(nn.Module):
 
     @property
     def score(self) -> nn.Linear:
-        """Linear(hidden, 1)."""
+        """The head, Linear(hidden, 1)."""
         head = self.own_head if self.own_head is not None else find_head(self.hf)
         assert head is not None
         return head
 
     def reset_head(self) -> None:
-        """Zero weight and bias."""
+        """Set weight and bias of the head to zero."""
         nn.init.zeros_(self.score.weight)
         if self.score.bias is not None:
             nn.init.zeros_(self.score.bias)
 
-    def values(self, packed: Packed, *, with_final: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Values of the states *before* each target token, and after each sequence's last token.
-
-        Returns ((M,) f32, (b,) f32 or None). The head runs in fp32 under autocast too.
-        """
+    def forward(self, request: Values | HeadValues) -> ValuesFound:
+        """The one entry of passes: values of packed sequences, or of states (see models/passes.py)."""
+        if isinstance(request, HeadValues):
+            return ValuesFound(self._head_values(request.hidden), None, self._head_flops(request.hidden))
+        packed = request.packed
         context = self.attention.context(packed)
         hidden = run_backbone(self.hf.base_model, packed.input_ids, packed.position_ids, context)
+        flops = backbone_flops(self.hf.base_model, len(packed.input_ids), context, backward=hidden.requires_grad)
+        with_final, num_targets = request.with_final, len(packed.targets)
         index = torch.cat([packed.predict_index, packed.final_index]) if with_final else packed.predict_index
-        values = self.head_values(hidden.index_select(0, index))
+        states = hidden.index_select(0, index)
+        values, flops = self._head_values(states), flops + self._head_flops(states)
         if not with_final:
-            return values, None
-        num_targets = len(packed.targets)
-        return values[:num_targets], values[num_targets:]
+            return ValuesFound(values, None, flops)
+        return ValuesFound(values[:num_targets], values[num_targets:], flops)
 
-    def head_values(self, hidden: Tensor) -> Tensor:
+    def values(self, packed: Packed, *, with_final: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(values (M,), final values (b,) or None): a pass by `Values`, without its other numbers."""
+        found = self(Values(packed, with_final))
+        return found.values, found.final
+
+    def _head_values(self, hidden: Tensor) -> Tensor:
         """(n, hidden) last states -> (n,) f32 values."""
-        count_head(self.score.weight, hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             bias = None if self.score.bias is None else self.score.bias.float()
             return F.linear(hidden.float(), self.score.weight.float(), bias)[:, 0]
+
+    def _head_flops(self, hidden: Tensor) -> float:
+        return head_flops(self.score.weight, hidden)
 
     def check_length(self, length: int) -> None:
         """Raises ModelError when the model cannot take sequences of `length` tokens as one causal context."""

@@ -1,7 +1,7 @@
 """A device's own attention over packed sequences, and the choice between it and `PackedContext`.
 
-The kernel belongs to the device (`Device.varlen_attention`). It is used for training and for log-probs; the builtin
-rollout engine's prefill and decoding keep to torch's scaled_dot_product_attention.
+The device supplies the kernel (`Device.varlen_attention`). It is used for training and for log-probs; prefill and
+decoding of the builtin rollout engine use torch's scaled_dot_product_attention.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from steepest.models.packing import Packed
 from steepest.models.shared_prompts import SharedPromptContext
 
 OVERRIDE = "attn_implementation"
-"""The entry of `override_config` that chooses; verl's name."""
+"""The entry of `override_config` that chooses the attention; the name is verl's."""
 TOLERANCE = 0.05
-"""Largest accepted difference to plain attention in half precision, as a share of the largest number."""
+"""Largest accepted difference from plain attention in half precision, as a share of the largest number."""
 _LENGTHS = (5, 1, 70)
 
 
 @dataclass(frozen=True)
 class Attention:
-    """What a model attends with, and why."""
+    """The attention of a model, and the reason for it."""
 
     name: str = PACKED_SDPA
     why: str = "the default"
     kernel: VarlenAttention | None = None
     key: str = f"override_config.{OVERRIDE}"
-    """The configuration key that chooses; named in messages."""
+    """The configuration key that chooses the attention; messages name it."""
 
     def describe(self) -> str:
-        """For the summary at start."""
+        """One sentence for the start summary."""
         return f"{self.name}, on packed sequences ({self.why})"
 
     def context(self, packed: Packed) -> AttentionContext:
-        """What one forward pass attends by."""
+        """The attention context of one forward pass."""
         if packed.shared is not None:
             return SharedPromptContext(packed.shared, max(packed.lengths), packed.input_ids.device)
         if self.kernel is None:
@@ -51,10 +51,10 @@ class Attention:
 
 
 def choose_attention(asked: str | None, device: Device, dtype: torch.dtype, key: str) -> Attention:
-    """The fused attention where the device has one for `dtype`, else packed SDPA; or the one that was asked for.
+    """Choose the requested attention; without a request the device's fused one for `dtype`, else packed SDPA.
 
-    `key` is the configuration key that asks. Raises ConfigError for a name that is unknown or
-    that this device has not: what is asked for is never replaced.
+    `key` is the configuration key of the request. Raises ConfigError for a name that is unknown or not available on
+    this device: a requested attention is never replaced by another.
     """
     kernel, why = device.varlen_attention(dtype)
     if asked is None:
@@ -90,7 +90,8 @@ class VarlenContext:
                 f"this model's values have another size ({value.shape[-1]}) than its keys ({key.shape[-1]}), which "
                 f"{VARLEN} does not compute. Set override_config.{OVERRIDE}={PACKED_SDPA}."
             )
-        # Autocast does not know the kernel, so its dtype is applied here: norms over fp32 weights give fp32 queries.
+        # Autocast does not cast the inputs of the kernel, so they are cast here: norms with fp32 weights give fp32
+        # queries.
         kind = query.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
         parts = [x.transpose(0, 1).to(dtype).contiguous() for x in (query, key, value)]
@@ -101,8 +102,8 @@ class VarlenContext:
 def check_varlen(attention: Attention, config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Compare the fused attention with plain attention: outputs and gradients, for this model's heads.
 
-    Asked once, when a model comes to its device: a kernel of another version, or on a card it was not made for, must
-    not train a model wrongly. Raises ModelError when it fails or its numbers differ.
+    It is called once, when a model is moved to its device, so that a kernel of a wrong version, or on a card that it
+    was not made for, does not train a model wrongly. Raises ModelError if the kernel fails or its numbers differ.
     """
     if attention.kernel is None:
         return

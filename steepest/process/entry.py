@@ -1,7 +1,7 @@
 """How a command starts and ends: exit codes, error messages, and what must be set before torch is imported.
 
-An entry point (`main_ppo`, `main_sft`, ...) imports this module first and torch only inside its functions. What keeps
-a broken torch-npu from ending every run is set in `steepest/__init__.py`.
+An entry point (`main_ppo`, `main_sft`, ...) imports this module first and torch only inside its functions.
+`steepest/__init__.py` sets the variable that keeps a broken torch-npu from ending every run.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SCHEDSTAT = Path("/proc/self/schedstat")
 def waiting_defaults(environment: Mapping[str, str], schedstat: Path = SCHEDSTAT) -> dict[str, str]:
     """Variables that make waiting threads behave as `process/openmp_waiting.py` describes; empty if the user set one.
 
-    Where the kernel keeps no account of threads that wait for a core, nobody would notice others on the cores: there
-    waiting threads sleep at once.
+    Where the kernel does not count the time that threads wait for a core, other processes on the cores cannot be
+    noticed; there waiting threads sleep at once.
     """
     if WAIT_POLICY in environment or SPIN_COUNT in environment:
         return {}
@@ -35,27 +35,27 @@ def waiting_defaults(environment: Mapping[str, str], schedstat: Path = SCHEDSTAT
 
 # The OpenMP library reads them when torch is imported; later they would change nothing.
 OUR_WAITING = {} if "torch" in sys.modules else waiting_defaults(os.environ)
-"""Those variables that this process set by itself."""
+"""The variables that this process has set, and the user has not."""
 os.environ.update(OUR_WAITING)
 
 LOADED = time.perf_counter()
-"""When the command started, but for the interpreter's own start."""
+"""Time at which the command started, after the start of the interpreter."""
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 _MAX_PROBLEMS = 20
-"""Problems shown in full, so that the message fits on a screen."""
+"""Number of problems shown in full, so that the message fits on a screen."""
 
 Main = Callable[[list[str]], "int | None"]
 
 
 def run_entry(main: Main, argv: Sequence[str] | None = None) -> int:
-    """Run `main(argv)` and give the exit code of the process: `sys.exit(run_entry(main))`.
+    """Run `main(argv)` and return the exit code of the process: `sys.exit(run_entry(main))`.
 
-    `argv` is without the program's name; None means that of this process. None from `main` counts as 0. A
-    SteepestError is told on standard error without traceback (2), Ctrl-C in one word (130). Any other exception is a
-    bug of ours and keeps its traceback.
+    `argv` does not hold the program's name; None means the arguments of this process. None from `main` counts as 0. A
+    SteepestError is printed on standard error without traceback (exit code 2), Ctrl-C as one sentence (130). Any other
+    exception is a bug of ours and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: main(arguments))
@@ -70,7 +70,7 @@ def guarded(call: Callable[[], int | None]) -> int:
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(
-            "\nInterrupted. The same command goes on from the last checkpoint, or starts anew where none was written.",
+            "\nInterrupted. The same command resumes from the last checkpoint, or starts again if none was written.",
             file=sys.stderr,
             flush=True,
         )
@@ -79,14 +79,14 @@ def guarded(call: Callable[[], int | None]) -> int:
 
 
 def describe(error: SteepestError) -> str:
-    """The message of an error, on one screen: several problems of the configuration become a numbered list."""
+    """The message of an error. Several problems of the configuration become a numbered list, cut to fit on a screen."""
     if not isinstance(error, ConfigError) or len(error.problems) == 1:
         return f"error: {error}"
     shown = error.problems[:_MAX_PROBLEMS]
     lines = [f"error: {len(error.problems)} problems:"]
     lines += [f"  {i}. {problem}" for i, problem in enumerate(shown, 1)]
     if len(shown) < len(error.problems):
-        lines.append(f"  and {len(error.problems) - len(shown)} more; mend these first.")
+        lines.append(f"  and {len(error.problems) - len(shown)} more; fix these first.")
     return "\n".join(lines)
 
 

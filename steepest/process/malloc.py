@@ -1,7 +1,8 @@
-"""Memory of the C library's allocator, kept for the next tensor.
+"""Settings of the C library's allocator, so that it keeps the memory of a freed tensor for the next tensor.
 
-A CPU tensor above 32 MiB is a mapping of its own by default: made for one operation, given back after it, and made
-again for the next, with a page fault for each 4 KiB. Those faults cost a training step several percent.
+By default a CPU tensor above 32 MiB gets a memory mapping of its own. The mapping is made for one operation, returned
+after it and made again for the next one, with a page fault for each 4 KiB. These faults cost a training step several
+percent.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's names for what mallopt sets (malloc.h)."""
 _VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 LARGEST_KEPT = 2**30
-"""Bytes from which a tensor has a mapping of its own all the same."""
+"""Size in bytes from which a tensor still gets a mapping of its own."""
 
 
 _LEAST_MAPPED = 2**17
-"""glibc's own default: from here on a block may be a mapping."""
+"""glibc's own default: the size in bytes from which a block may be a mapping."""
 _keeps = False
-"""Whether `keep_freed_memory` has set the limits."""
+"""True after `keep_freed_memory` has set the limits."""
 
 
 def keep_freed_memory() -> bool:
-    """Have the allocator take tensors of up to 1 GiB from memory that it keeps; docs/passes.md has what was measured.
+    """Make the allocator take tensors of up to 1 GiB from memory that it keeps; docs/passes.md has the measurements.
 
-    False, and nothing done, where the C library is not glibc or the environment already sets these limits.
+    Returns False and does nothing where the C library is not glibc or the environment already sets these limits.
     """
     global _keeps
     if any(name in os.environ for name in _VARIABLES):
@@ -42,8 +43,8 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def given_back_when_freed() -> Iterator[None]:
-    """Tensors above 128 KiB that are made meanwhile are mappings of their own all the same: for what lives long and is
-    given up as a whole, such as an engine's copy of the weights while models train."""
+    """In the `with` block tensors above 128 KiB still get mappings of their own. Use it for tensors that live long and
+    are freed together. Example: the engine's copy of the weights, which is freed while the models train."""
     mallopt = _function("mallopt") if _keeps else None
     if mallopt is None:
         yield
@@ -56,14 +57,14 @@ def given_back_when_freed() -> Iterator[None]:
 
 
 def give_back_freed() -> None:
-    """Give what is free now back to the system, where the C library can: after a model was loaded, of which parts were
-    replaced by smaller ones, and after training, where the engine's weights need the room."""
+    """Return free memory to the system, where the C library can. Called after a model was loaded and parts of it were
+    replaced by smaller ones, and after training, when the engine's weights need the memory."""
     if (trim := _function("malloc_trim")) is not None:
         trim(0)
 
 
 def _function(name: str) -> Any:
-    """The C library's; None where it has none of that name."""
+    """The function of that name in the C library; None where there is none."""
     try:
         return getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):

@@ -1,9 +1,10 @@
-"""OpenMP threads that wait for work spin for a moment, and sleep at once while others use the cores.
+"""OpenMP threads that wait for work spin for a moment, and sleep at once while other processes use the cores.
 
-Waking a thread that sleeps is dear, on a virtual machine above all; a thread that spins holds a core that others want.
-GNU's OpenMP library knows both: it spins as often as GOMP_SPINCOUNT says, but with OMP_WAIT_POLICY=PASSIVE not at all
-while there are more OpenMP threads than cores. `entry.py` sets both variables before torch is imported. An idle team of
-threads then makes all others sleep while they wait. What is computed, and by how many threads, stays as it is.
+Waking a sleeping thread is expensive, most of all on a virtual machine; a spinning thread holds a core that another
+process may need. GNU's OpenMP library can do both: a thread spins GOMP_SPINCOUNT times, but with
+OMP_WAIT_POLICY=PASSIVE it does not spin while there are more OpenMP threads than cores. `entry.py` sets both variables
+before torch is imported. To make all threads sleep while they wait, this module starts an idle team of threads. The
+numbers computed, and the number of threads that compute them, do not change.
 """
 
 from __future__ import annotations
@@ -22,18 +23,19 @@ from steepest.process.cores import cores_by_affinity
 from steepest.process.threads import adapts, gnu_openmp
 
 EVERY, CROWDED, FREE, PATIENCE = 0.5, 0.1, 0.03, 4
-"""Looks are EVERY so many seconds. Above CROWDED waiting threads sleep; below FREE in PATIENCE looks in a row they spin
-again. Both are shares of time: that of the thread which waited longest for a core. On 2 cores, 2 threads that decode,
-multiply matrices or run Python: 0.002 to 0.023 alone, 0.29 to 0.76 beside one busy process, spinning or sleeping."""
+"""Every EVERY seconds the module measures which share of the time a thread waited for a core (the thread that waited
+longest counts). Above CROWDED waiting threads sleep; below FREE in PATIENCE measurements in a row they spin again.
+Example, on 2 cores with 2 threads that decode, multiply matrices or run Python: the share is 0.002 to 0.023 alone, and
+0.29 to 0.76 next to one busy process, spinning or sleeping."""
 
 
 def adaptive_waiting() -> AbstractContextManager[object]:
-    """Looks after waiting threads while a job runs, where that can be done. After `set_threads`."""
+    """Control waiting threads in the `with` block, where the libraries allow it. Call it after `set_threads`."""
     return Waiting() if adapts() else nullcontext()
 
 
 class Waiting:
-    """Makes waiting threads sleep while others use the cores. Its own threads end with the process."""
+    """Makes waiting threads sleep while other processes use the cores. Its own threads end with this process."""
 
     def __init__(self) -> None:
         self._library, self._size = gnu_openmp(), max(2, cores_by_affinity() - torch.get_num_threads() + 2)
@@ -54,7 +56,7 @@ class Waiting:
         return self._team is not None
 
     def sleep(self) -> None:
-        """From now on waiting threads sleep at once."""
+        """Make waiting threads sleep at once from now on."""
         if self._team is None:
             made = threading.Event()
             self._release.clear()
@@ -64,15 +66,16 @@ class Waiting:
             self._team = team
 
     def spin(self) -> None:
-        """From now on waiting threads spin for a moment first."""
+        """Make waiting threads spin for a moment before they sleep, from now on."""
         if self._team is not None:
             self._release.set()
             self._team.join()
             self._team = None
 
     def _hold(self, made: threading.Event) -> None:
-        # A team of this thread's own, which ends with it, for a function that does nothing. torch.set_num_threads would
-        # reach further: the matrix products of all threads, and the number that threads started later begin with.
+        # This thread starts a team of its own, for a function that does nothing; the team ends with the thread.
+        # torch.set_num_threads would change more: the matrix products of all threads, and the number of threads that
+        # threads started later begin with.
         assert self._library is not None
         self._library.GOMP_parallel(self._library.omp_get_num_threads, None, self._size, 0)
         made.set()
@@ -87,13 +90,13 @@ class Waiting:
                 (self.sleep if crowd.look(longest(before, now) / (at - then)) else self.spin)()
                 before, then = now, at
         except (OSError, RuntimeError) as error:  # no file can be opened, no thread started
-            say(f"warning: nobody looks any more whether others use the cores ({error}); waiting threads spin.")
+            say(f"warning: the use of the cores can no longer be measured ({error}); waiting threads spin.")
         finally:
             self.spin()
 
 
 class Crowd:
-    """Whether others use the cores, from one look after the other."""
+    """Decides from successive measurements whether other processes use the cores."""
 
     def __init__(self) -> None:
         self._crowded, self._quiet = False, 0
@@ -105,7 +108,7 @@ class Crowd:
 
 
 def waits(tasks: Path = Path("/proc/self/task")) -> dict[str, int]:
-    """Thread -> nanoseconds that it wanted to run and had no core. A thread that ends meanwhile is left out."""
+    """Mapping from thread to the nanoseconds that it waited for a core. A thread that ends meanwhile is left out."""
     found = {}
     for task in os.listdir(tasks):
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -114,5 +117,6 @@ def waits(tasks: Path = Path("/proc/self/task")) -> dict[str, int]:
 
 
 def longest(before: Mapping[str, int], now: Mapping[str, int]) -> int:
-    """The most that one thread waited in between. A new thread, also under an old one's number, counts from 0."""
+    """The longest wait of one thread between two calls of `waits`. A new thread counts from 0, also one that reuses an
+    id."""
     return max((n - old if (old := before.get(task, 0)) <= n else n for task, n in now.items()), default=0)

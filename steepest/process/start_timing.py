@@ -1,4 +1,4 @@
-"""Where the seconds before the first step go."""
+"""Times the parts of a start: imports, data, models, engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Laps:
-    """Names each stretch of the start when it is over. `began`: when the command did; without it, now."""
+    """Measures the parts of a start. `began` is the time at which the command started; default: now."""
 
     def __init__(self, began: float | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -15,7 +15,7 @@ class Laps:
         self.seconds: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
-        """What lies between the last call and this one is called `name`; a name may come again."""
+        """Count the time since the last call under `name`. Times of the same name are added."""
         now = self._clock()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now

@@ -1,4 +1,4 @@
-"""How many threads compute, and what they do while they wait; printed at start. What the user has set is left alone."""
+"""How many threads compute and what they do while they wait. Settings of the user are kept."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NUM_THREADS = "OMP_NUM_THREADS"
 
 
 def set_threads(cores: int | None = None) -> None:
-    """See to it that torch starts no more threads than this process may use cores.
+    """Limit torch's threads to the number of cores that this process may use.
 
-    torch counts the machine's cores. In a container with a share of them, so many threads would take each other's turn:
-    the container's share counts. A number in OMP_NUM_THREADS is the user's and stays.
+    torch counts the machine's cores. In a container with a quota, that many threads would compete for fewer cores, so
+    the quota is used. OMP_NUM_THREADS, if the user has set it, is kept.
     """
     cores = usable_cores() if cores is None else cores
     if NUM_THREADS not in os.environ and torch.get_num_threads() > cores:
@@ -25,7 +25,7 @@ def set_threads(cores: int | None = None) -> None:
 
 
 def describe_threads() -> str:
-    """Threads, cores and what waiting threads do, and who says so; for the summary at start."""
+    """One sentence for the start summary: threads, cores, what waiting threads do, and which setting decides it."""
     given = os.environ.get(NUM_THREADS)
     why = f"{NUM_THREADS} is unset" if given is None else f"{NUM_THREADS}={given}"
     return f"{torch.get_num_threads()} on {usable_cores()} usable core(s) ({why}); {_waiting()}"
@@ -39,24 +39,25 @@ def _waiting() -> str:
     policy = os.environ.get(WAIT_POLICY)
     if SPIN_COUNT in os.environ and not OUR_WAITING:
         given = [f"{name}={os.environ[name]}" for name in (WAIT_POLICY, SPIN_COUNT) if name in os.environ]
-        return f"waiting threads do as told ({', '.join(given)})"
+        return f"waiting threads follow {', '.join(given)}"
     if policy is None:
         return f"waiting threads do as the OpenMP library likes ({WAIT_POLICY} is unset)"
-    what = {"PASSIVE": "sleep", "ACTIVE": "keep their core busy"}.get(policy.upper(), "do as it says")
+    what = {"PASSIVE": "sleep", "ACTIVE": "keep their core busy"}.get(policy.upper(), "follow it")
     return f"waiting threads {what} ({WAIT_POLICY}={policy}{', our default' if OUR_WAITING else ''})"
 
 
 def adapts() -> bool:
-    """Whether `waiting.py` tells waiting threads what to do: the variables are ours, and the library knows them.
+    """True if `openmp_waiting.py` controls waiting threads: we have set the variables, and the library reads them.
 
-    More threads than cores sleep without being told.
+    It is not needed with more threads than cores: then the library lets waiting threads sleep by itself.
     """
     threads = torch.get_num_threads()
     return SPIN_COUNT in OUR_WAITING and 1 < threads <= cores_by_affinity() and gnu_openmp() is not None
 
 
 def gnu_openmp() -> ctypes.CDLL | None:
-    """torch's OpenMP library, if it is GNU's. LLVM's and Intel's, which may stand in for it, have its names as well."""
+    """torch's OpenMP library if it is GNU's, else None. LLVM's and Intel's libraries can replace it and export its
+    names."""
     if not torch.backends.openmp.is_available():
         return None
     library = ctypes.CDLL(torch._C.__file__)  # finds names in every library that it is linked with

@@ -1,6 +1,6 @@
 """Rewards: scoring functions by `data_source`, and the worker processes that run them. No torch here.
 
-The names that are built in are those registered by the modules of graders/.
+The modules of graders/ register the built-in names; no other place is searched.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-r"""Where a response states its final answer. Shared by the graders that compare values or texts.
+r"""Finds the final answer that a response states, for the graders that compare values or texts.
 
-What counts as a statement, anywhere in the text:
+A statement of an answer is one of these, anywhere in the text:
   boxed    `\boxed{...}` or `\fbox{...}`, braces balanced
   tag      `<answer>...</answer>`
   hashes   the rest of a line after four or more `#`; the next line when its own is blank
   phrase   what follows `answer:` or `the answer is` (would be, must be) up to the end of the sentence; the next line
            when its own is blank
 
-The last statement is the answer: a model that corrects itself does it afterwards. What stands before `</think>` is
-thinking and states nothing, and a response whose thinking does not end has no answer.
+The last statement is the answer, because a model that corrects itself does so afterwards. Text before `</think>` is
+thinking and is not searched; a response whose thinking does not end has no answer.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def _boxes(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _balanced(text: str, start: int) -> str | None:
-    """From behind an open brace to its partner. None without one, or when braces nest absurdly deep."""
+    """The text between an open brace, which ends at `start`, and its closing brace. None without one, or nested too
+    deep."""
     depth = 1
     for place in re.finditer(r"\\.|[{}]", text[start : start + 2000]):
         if place[0] == "{":
@@ -100,7 +101,7 @@ def _balanced(text: str, start: int) -> str | None:
 
 
 def ground_truth_text(ground_truth: object) -> str:
-    """A ground truth as text. Raises TypeError for no text and no number, ValueError for an empty one."""
+    """A ground truth as text. Raises TypeError if it is neither a text nor a number, ValueError if it is empty."""
     if isinstance(ground_truth, (int, float)) and not isinstance(ground_truth, bool):
         ground_truth = repr(ground_truth)
     if not isinstance(ground_truth, str):

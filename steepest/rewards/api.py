@@ -1,4 +1,4 @@
-"""What a reward function is, what goes in and what comes out."""
+"""The interface of a reward function: its inputs, its result, and the table of names."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from steepest.errors import setting
 from steepest.registry import Entry, Registry
 
 # A name is the `data_source` of a row, a pattern of them (`aime*`), or what `reward.functions` calls the function.
 # Facts of an entry:
 #   modes               the values of `reward.mode` that the function takes as `mode=`
-#   needs               fields of RewardRequest that it takes as keywords, beside the usual four
-#   check_ground_truth  called with a row's ground truth, raises for one that no answer could equal
-#   check_options       called with the options of `reward.functions`, raises ValueError for those that cannot be
-#   prepare             called once in a process before the first call, and not on the sample's time
-#   part                True: only a part of a sum; no data_source chooses it
-REWARDS = Registry("reward", "reward.functions", package="steepest.rewards.graders")
+#   needs               fields of RewardRequest that it takes as keywords, in addition to the usual four
+#   check_ground_truth  called with a row's ground truth; raises if no answer can equal it
+#   check_options       called with the options of `reward.functions`; raises ValueError for invalid ones
+#   prepare             called once per process before the first call; it does not count in the sample's time
+#   part                True: usable only as a part of a sum; a data_source cannot choose it
+REWARDS = Registry("reward", setting("reward_functions"), package="steepest.rewards.graders")
 
 
 def match_name(data_source: str, names: Iterable[str]) -> str | None:
-    """The name that stands for a data source: itself, or the longest pattern that it fits."""
+    """The registered name for a data source: the same name, or the longest pattern that matches it."""
     known = list(names)
     if data_source in known:
         return data_source
@@ -31,12 +32,12 @@ def match_name(data_source: str, names: Iterable[str]) -> str | None:
 
 
 def data_source_names() -> list[str]:
-    """Every name and pattern that a row's data_source may have."""
+    """Every name and pattern that the data_source of a row can match."""
     return [name for name in REWARDS.names() if not REWARDS.get(name).facts.get("part")]
 
 
 def entry_for(data_source: str) -> Entry | None:
-    """The reward that a row's data_source chooses, or None."""
+    """The reward for the data_source of a row, or None."""
     name = match_name(data_source, data_source_names())
     return None if name is None else REWARDS.get(name)
 
@@ -44,7 +45,7 @@ def entry_for(data_source: str) -> Entry | None:
 class RewardFunction(Protocol):
     """A reward function, built in or the user's; always called with these four keywords.
 
-    Returns a number, a bool, or a mapping with "score" beside other numbers. May be `async def`.
+    Returns a number, a bool, or a mapping with "score" and other numbers. It may be `async def`.
     """
 
     def __call__(
@@ -54,7 +55,7 @@ class RewardFunction(Protocol):
 
 @dataclass(frozen=True)
 class RewardRequest:
-    """One response to be scored."""
+    """One response that has to be scored."""
 
     sample_id: str  # names the sample in warnings
     data_source: str
@@ -78,12 +79,12 @@ class RewardResult:
     scores: dict[str, float] = field(default_factory=dict)  # each reward of a weighted sum by name, without its weight
 
     def named(self) -> dict[str, float]:
-        """Every number about this response by name: the parts and the rewards of a sum."""
+        """All numbers of this response by name: the parts, and the rewards of a sum."""
         return {**self.parts, **self.scores}
 
 
 class ScoresResponses(Protocol):
-    """What scores a batch of responses: the worker processes, a judge, a reward model, or all of a run's rewards."""
+    """Interface of everything that scores responses: the worker processes, a judge, a reward model, or all rewards."""
 
     def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         """Results in the order of the requests."""
@@ -91,13 +92,14 @@ class ScoresResponses(Protocol):
 
 
 def read_outcome(outcome: object) -> tuple[float, dict[str, float]]:
-    """The score and the parts in what a reward function returned.
+    """Read the score and the parts from the result of a reward function.
 
-    Numbers are bool, int, float, numpy scalars and arrays or tensors of no dimension. Of a mapping, "score" is the
-    score and the other numbers are the parts; values that are no numbers (texts, lists, None) are left out.
+    Numbers are bool, int, float, numpy scalars and arrays or tensors without dimensions. In a mapping, "score" is the
+    score and the other numbers are the parts; values that are not numbers (texts, lists, None) are left out. Example:
+    {"score": 1, "format": 0.5, "answer": "72"} -> (1.0, {"format": 0.5}).
 
-    Raises TypeError for what is no number, ValueError for a missing "score" and for NaN or infinity, in the score
-    or in a part.
+    Raises TypeError for a result that is not a number, ValueError for a missing "score" and for NaN or infinity in the
+    score or in a part.
     """
     if not isinstance(outcome, Mapping):
         return _finite(outcome, "a score"), {}
@@ -112,7 +114,7 @@ def read_outcome(outcome: object) -> tuple[float, dict[str, float]]:
 
 
 def _plain(value: object) -> numbers.Real | None:
-    """The number behind `value`, or None. numpy and torch values are recognised without importing either."""
+    """`value` as a plain number, or None. numpy and torch values are recognised without importing either package."""
     if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):
         value = value.item()  # type: ignore[attr-defined]
     return value if isinstance(value, numbers.Real) else None

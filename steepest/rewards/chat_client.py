@@ -1,6 +1,6 @@
-"""A small client of OpenAI-compatible chat endpoints: one question, one answer, time limits, retries.
+"""A small client for OpenAI-compatible chat endpoints: one question, one answer, with time limits and retries.
 
-The key goes to the configured address and nowhere else: redirects are not followed, and errors do not hold it.
+The key is sent to the configured address only: redirects are not followed, and no error message contains the key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LONGEST_WAIT = 30.0
 
 
 class ChatFault(Exception):
-    """The endpoint gave no answer. `final`: asking again would not help. `wait`: seconds that the server asked for."""
+    """The endpoint gave no answer. `final`: a retry would not help. `wait`: seconds that the server asks to wait."""
 
     def __init__(self, message: str, *, final: bool = False, wait: float | None = None) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class ChatFault(Exception):
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """The text of an answer and what it cost. Token counts are the server's; 0 where it tells none."""
+    """The text of an answer and its cost. Token counts come from the server; 0 if it reports none."""
 
     text: str
     prompt_tokens: int
@@ -41,7 +41,7 @@ class ChatAnswer:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another address."""
+    """Refuses redirects, because a redirect would send the key to another address."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -66,14 +66,14 @@ class ChatClient:
 
     @property
     def identity(self) -> tuple[str, str, int]:
-        """What an answer depends on beside the question."""
+        """The settings that an answer depends on, in addition to the question."""
         return (self.base_url, self.model, self.max_tokens)
 
     def ask(self, text: str) -> ChatAnswer:
         """The answer to one user message, at temperature 0. Raises ChatFault after the last retry.
 
-        Waits between attempts double from half a second to 30 s, with some chance in them; what the server asks for by
-        Retry-After counts, up to 30 s.
+        The wait between attempts doubles from half a second to 30 s, with a random part. If the server sends
+        Retry-After, that time is used, up to 30 s.
         """
         for attempt in range(self.max_retries + 1):
             try:
@@ -132,7 +132,7 @@ class ChatClient:
 
 
 def _read(response: Any, deadline: float) -> bytes:
-    """The body, read in pieces so that a server that drips it out cannot hold us."""
+    """The body, read in pieces with a deadline, so that a slow server cannot block the caller."""
     parts, size = [], 0
     while part := response.read1(65536):
         parts.append(part)

@@ -1,7 +1,7 @@
-"""How often a grader is wrong: its answers on a corpus of hard cases against what a person says.
+"""Measures how often a grader is wrong: compares its verdicts on a corpus of hard cases with a person's verdicts.
 
 A corpus is JSON lines with `answer`, `truth`, `right` (the person's verdict). `unseen` marks cases that were written
-after the grader, so that no rule was made for them. The corpora of the built-in graders are in corpus/.
+after the grader, so that none of its rules was made for them. The corpora of the built-in graders are in corpus/.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from steepest.config.reward_functions import WeightedFunction
+from steepest.config.sections.reward import WeightedFunction
 from steepest.errors import ConfigError, DataError, RewardError
 from steepest.registry import is_own_code, nearest
 from steepest.rewards.api import REWARDS, RewardRequest, entry_for
@@ -23,12 +23,12 @@ from steepest.rewards.weighted import BoundFunction, bind, score_one
 
 _SHOWN = 120
 CORPORA = ("exact", "gsm8k", "math", "multiple_choice", "numeric")
-"""Graders with a corpus in the package."""
+"""Names of the graders that have a corpus in the package."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One answer, and whether a person calls it right."""
+    """One answer, with a person's verdict."""
 
     answer: str
     truth: Any
@@ -38,7 +38,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Report:
-    """What a grader made of a corpus: the cases that it got wrong."""
+    """The result of a grader on a corpus: the cases that it judged wrongly, and counts."""
 
     cases: Sequence[Case]
     false_accepts: list[Case]
@@ -53,12 +53,13 @@ class Report:
         return len(self.cases) - self.num_right
 
     def unseen(self) -> Report:
-        """The same of the cases that no rule was made for."""
+        """The report over the cases that no rule was made for."""
         lists = (self.cases, self.false_accepts, self.false_rejects)
         return Report(*([case for case in cases if case.unseen] for cases in lists))
 
     def rates(self) -> str:
-        """Two lines: of how many wrong answers how many were accepted, and of the right ones rejected."""
+        """Two lines: the share of wrong answers that were accepted, and the share of right answers that were
+        rejected."""
         pairs = (("wrong answers accepted", self.false_accepts, self.num_wrong),
                  ("right answers rejected", self.false_rejects, self.num_right))  # fmt: skip
         return "\n".join(f"{what}: {share(len(found), total)}" for what, found, total in pairs)
@@ -107,7 +108,7 @@ def grade(cases: Sequence[Case], accepts: Callable[[Case], bool]) -> Report:
 def check(name: str, *, mode: str | None = None, corpus: Path | None = None) -> Report:
     """Grade a corpus with a reward: a name, a data_source, or `file.py:function`. A score above 0 accepts.
 
-    Raises ConfigError for a reward that there is not or that has no corpus, and for a mode that it has not; DataError
+    Raises ConfigError for an unknown reward, a reward without a corpus and a mode that it does not have; DataError
     for a corpus that cannot be read.
     """
     if is_own_code(name):

@@ -1,8 +1,8 @@
-"""A language model as the judge, over an OpenAI-compatible endpoint. Runs in the trainer's process, in threads.
+"""Scores responses with a language model as judge, over an OpenAI-compatible endpoint, in threads of the trainer.
 
-The response is untrusted text. It stands between two lines with a tag that is a hash of the response itself, so that no
-response can close its own quotation; and only a verdict in the form that was asked for counts. Both make it harder for
-a response to talk the judge into a score; neither makes it impossible. A judge is a reward that can be gamed.
+The response is untrusted text. It is placed between two lines with a tag that is a hash of the response itself, so that
+no response can close its own quotation. Only a verdict in the requested form counts. Both make it harder for a response
+to persuade the judge of a score; neither makes it impossible. A model can learn to exploit a judge.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steepest.errors import ConfigError, RewardError
+from steepest.errors import ConfigError, RewardError, setting
 from steepest.rewards.api import RewardRequest, RewardResult
 from steepest.rewards.chat_client import ChatClient, ChatFault
 from steepest.rewards.pool import allowed_failures
@@ -58,16 +58,18 @@ def read_score(reply: str) -> float:
 
 
 def check_prompt(prompt: str) -> None:
-    """Raises ConfigError for a prompt without a place for the response, or with a place that there is not."""
+    """Raise ConfigError for a prompt without a place for the response, or with an unknown place."""
     names = re.findall(r"(?<!\{)\{(\w*)\}(?!\})", prompt)
     unknown = [name for name in names if name not in FIELDS]
     if unknown or "response" not in names:
         what = f"it has {{{unknown[0]}}}" if unknown else "it has no {response}"
-        raise ConfigError(f"reward.judge.prompt: {what}. Its places are {', '.join(f'{{{name}}}' for name in FIELDS)}.")
+        raise ConfigError(
+            f"{setting('prompt', 'judge')}: {what}. Its places are {', '.join(f'{{{name}}}' for name in FIELDS)}."
+        )
 
 
 def fill_prompt(prompt: str, request: RewardRequest) -> str:
-    """The text sent to the judge. Texts that are filled in are not searched for places."""
+    """The text sent to the judge. Places inside of the filled-in texts are not replaced."""
     tag = "<<<" + hashlib.sha256(request.solution.encode()).hexdigest()[:16] + ">>>"
     values = {
         "question": "\n\n".join(_text(message) for message in request.messages if message.get("role") != "system"),
@@ -84,7 +86,7 @@ def _text(message: Any) -> str:
 
 @dataclass
 class Cost:
-    """What the judge has cost since it was last asked."""
+    """Counts calls, tokens and time of the judge since the last report."""
 
     calls: int = 0
     retries: int = 0
@@ -95,10 +97,10 @@ class Cost:
 
 
 class ReplyCache:
-    """Replies by what was asked, in memory and, with a file, on disk: one JSON object a line, appended.
+    """Stores the reply to each question in memory and, if a file is given, on disk: one JSON object per line, appended.
 
-    A line that cannot be read (a run was killed while it wrote) is passed over. Raises ConfigError for a file that
-    cannot be opened.
+    A line that cannot be read (a run was killed while it wrote) is ignored. Raises ConfigError for a file that cannot
+    be opened.
     """
 
     def __init__(self, file: str | None) -> None:
@@ -112,7 +114,7 @@ class ReplyCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
-            raise ConfigError(f"reward.judge.cache_file={file!r}: {error.strerror}.") from error
+            raise ConfigError(f"{setting('cache_file', 'judge')}={file!r}: {error.strerror}.") from error
         self._file.seek(0)
         lines = self._file.read().split("\n")
         for line in lines:
@@ -144,8 +146,9 @@ class ReplyCache:
 class Judge:
     """Scores responses by asking a model for a number from 0 to 1. Used by one thread at a time.
 
-    Equal questions are asked once. What fails after its retries, and a reply without a score, is a failed sample; more
-    of them than `allowed_failures` end the call with RewardError at once, and what was not yet asked is not asked.
+    Equal questions are asked once. A question that fails after its retries, and a reply without a score, is a failed
+    sample. If more samples fail than `allowed_failures`, the call ends with RewardError at once, without the questions
+    that were not asked yet.
     """
 
     client: ChatClient
@@ -228,13 +231,14 @@ class Judge:
         )
         if hopeless:
             raise RewardError(
-                f"{text} That is more than reward.max_error_rate={self.max_error_rate:g} allows, so the run ends. "
-                "See that reward.judge.base_url and reward.judge.model are right and that the server keeps up "
-                "(reward.judge.num_concurrent, reward.judge.timeout_s, reward.judge.max_retries)."
+                f"{text} That is more than {setting('max_error_rate', 'reward')}={self.max_error_rate:g} allows, so "
+                f"the run ends. See that {setting('base_url', 'judge')} and {setting('model', 'judge')} are right and "
+                f"that the server keeps up ({setting('num_concurrent', 'judge')}, {setting('timeout_s', 'judge')}, "
+                f"{setting('max_retries', 'judge')})."
             )
         _LOG.warning("%s These rows get no score.", text)
 
 
 def api_key(variable: str) -> str | None:
-    """The key in an environment variable; None when it is not set, which local servers do not mind."""
+    """The key in an environment variable; None if it is unset (local servers need no key)."""
     return os.environ.get(variable) or None

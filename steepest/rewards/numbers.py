@@ -1,4 +1,4 @@
-"""Reading numbers as people write them: one number, several, or none that is meant."""
+"""Reads numbers as people write them, and decides which number a text states as its answer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NUMBER = re.compile(
 _SCALES = {
     "k": 10**3, "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12
 }  # fmt: skip
-# Between two numbers: both are parts of one expression, range or list, and neither is the answer.
+# If this is between two numbers, they are parts of one expression, range or list, and neither is the answer.
 _JOINING = re.compile(r"\s*(?:[-+*^:/,;&x!]|\\div|\u00f7|or|to|and|,\s*(?:and|or))?\s*[({]*\s*\Z", re.IGNORECASE)
 _DENIED = re.compile(
     r"\bnot\b|n't\b|n\u2019t\b|\b(?:more|less|fewer|greater|bigger|smaller|other)\s+than\b|\bat\s+(?:least|most)\b"
@@ -67,7 +67,7 @@ class Number:
 
 
 def clean(text: str) -> str:
-    """LaTeX, Markdown and Unicode spellings of numbers brought to plain ones."""
+    """Replace LaTeX, Markdown and Unicode spellings of numbers by plain ones."""
     text = text.translate(_DIGITS)
     for pattern, replacement in _CLEANING:
         text = pattern.sub(replacement, text)
@@ -77,10 +77,10 @@ def clean(text: str) -> str:
 def stated_number(text: str, *, last: bool = False) -> Number | None:
     """The one number that a short text states, or None.
 
-    Where there is an `=` the part after the last one counts, if it has a number. Of several numbers with words between
-    them the first counts (`last`: the last). None for a list (`1, 2`), a range (`70-72`), an open expression
-    (`6 * 12`, `72^2`, `10:30`), for words that deny or bound (`not 72`, `more than 72`, `< 72`, `between`), and for a
-    number that is more than `_MAX_DIGITS` long or follows a letter (`x72`).
+    If the text has an `=`, the part after the last one counts, provided it has a number. If there are several numbers
+    with words between them, the first counts (`last`: the last). The result is None for a list (`1, 2`), a range
+    (`70-72`), an open expression (`6 * 12`, `72^2`, `10:30`), for words that deny or bound (`not 72`, `more than 72`,
+    `< 72`, `between`), and for a number that is more than `_MAX_DIGITS` long or follows a letter (`x72`).
     """
     text = clean(text)
     after = text.rpartition("=")[2]
@@ -97,7 +97,8 @@ def stated_number(text: str, *, last: bool = False) -> Number | None:
 
 
 def _near(text: str, match: re.Match[str]) -> str:
-    """What may deny or bound a number: the words before it in its part of the sentence, and the sign behind it."""
+    """The text that may deny or bound a number: the words before it in its part of the sentence, and the sign after
+    it."""
     return re.split(r"[,;.](?=\s)", text[: match.start()])[-1] + text[match.end() : match.end() + 2]
 
 
@@ -137,7 +138,7 @@ def _value(match: re.Match[str]) -> Number | None:
 
 
 def number_in_words(text: str) -> Number | None:
-    """`seventy-two`, `minus five`, `six dozen`: a text that is a number in words and nothing else."""
+    """`seventy-two`, `minus five`, `six dozen`: a text that is only a number in words."""
     words = re.findall(r"[a-z]+", text.lower())
     negative = words[:1] == ["minus"]
     total = current = 0

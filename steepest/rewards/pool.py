@@ -1,4 +1,4 @@
-"""Scoring in worker processes, with a time limit a sample and every failure counted."""
+"""Scores responses in worker processes, with a time limit per sample, and counts every failure."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from steepest.config.reward_functions import GRADER, WeightedFunction
-from steepest.errors import ConfigError, DataError, RewardError
+from steepest.config.sections.reward import GRADER, WeightedFunction
+from steepest.errors import ConfigError, DataError, RewardError, setting
 from steepest.process.cores import usable_cores
 from steepest.registry import nearest
 from steepest.rewards.api import RewardRequest, RewardResult, match_name
 from steepest.rewards.process import Setup, WorkerProcess, end_all
 
 _LOG = logging.getLogger("steepest.rewards")
+_RATE, _TIMEOUT = setting("max_error_rate", "reward"), setting("timeout_s", "reward")
+_MODE, _CUSTOM = setting("mode", "reward"), setting("custom_reward_path")
 _MAX_CHUNK = 32
 _MAX_WORKERS = 8
-_SILENT_DEATHS = 3  # workers that died with work in hand and none begun, in one call, before we give up
-_HEARTBEAT_SECONDS = 0.5  # how often we look whether a worker is alive whose wire a child of its keeps open
-_ENDING_SECONDS = 0.5  # for a process whose wire has ended to end itself, so that its own exit code is told
+_SILENT_DEATHS = 3  # after so many workers died in one call with work that they had not begun, the call fails
+_HEARTBEAT_SECONDS = 0.5  # interval of checks for a dead worker whose child process keeps the wire open
+_ENDING_SECONDS = 0.5  # time for a process whose wire has ended to exit, so that its own exit code is reported
 
 
 class RewardPool:
@@ -37,10 +39,10 @@ class RewardPool:
 
     custom:         (path, name) of the user's function (`custom_reward_function.path`, `.name`); it then scores every
                     row, whatever its data_source. None: `functions`
-    functions:      the rewards of `reward.functions` that run here, whose weighted sum is the score. None of them: the
-                    reward that the row's data_source chooses
+    functions:      the rewards of `reward.functions` that run here; their weighted sum is the score. Empty: the reward
+                    that the row's data_source chooses
     mode:           `reward.mode` of the built-in functions that have modes
-    num_workers:    None: one a CPU core this process may use, at most 8
+    num_workers:    None: one per CPU core that this process may use, at most 8
     timeout_s:      seconds that one sample may take, counted from its own start
     max_error_rate: share of failed samples above which a `score` call raises RewardError; see `allowed_failures`
     start_seconds:  seconds a worker may take to import the user's file
@@ -64,11 +66,13 @@ class RewardPool:
         self.num_workers = min(_MAX_WORKERS, usable_cores()) if num_workers is None else num_workers
         problems = []
         if self.num_workers < 1:
-            problems.append(f"reward.num_workers={num_workers}: at least 1 is needed, or null for one a core.")
+            problems.append(
+                f"{setting('num_workers', 'reward')}={num_workers}: at least 1 is needed, or null for one a core."
+            )
         if not timeout_s > 0:
-            problems.append(f"reward.timeout_s={timeout_s}: a time limit in seconds above 0 is needed.")
+            problems.append(f"{_TIMEOUT}={timeout_s}: a time limit in seconds above 0 is needed.")
         if not 0 <= max_error_rate <= 1:
-            problems.append(f"reward.max_error_rate={max_error_rate}: a share from 0 to 1 is needed.")
+            problems.append(f"{_RATE}={max_error_rate}: a share from 0 to 1 is needed.")
         if problems:
             raise ConfigError(problems)
         self.mode, self.timeout_s, self.max_error_rate = mode, timeout_s, max_error_rate
@@ -76,7 +80,7 @@ class RewardPool:
         self.error_rate = 0.0  # share of failed samples in the last call of `score`
         self._functions = tuple(functions)
         self._custom = (str(Path(custom[0]).expanduser().resolve()), custom[1]) if custom else None
-        self._sources: dict[str, list[str]] | None = None  # what the workers say they know: data_source -> modes
+        self._sources: dict[str, list[str]] | None = None  # what the workers can score: data_source -> modes
         self._workers: list[WorkerProcess] = []
         self._lock = threading.RLock()
         self._owner = os.getpid()
@@ -89,21 +93,21 @@ class RewardPool:
         self.close()
 
     def close(self) -> None:
-        """End the workers. Waits for a `score` of another thread. A second call does nothing."""
+        """End the workers, after a `score` call of another thread has ended. A second call does nothing."""
         with self._lock:
             self._end()
 
     def worker_pids(self) -> list[int]:
-        """Process ids of the workers that run now."""
+        """Process ids of the running workers."""
         return [worker.process.pid for worker in self._workers]
 
     def start(self) -> None:
-        """Start the workers and do not wait for them; without it, `check` and `score` do."""
+        """Start the workers without waiting for them. Otherwise the first `check` or `score` starts them."""
         with self._lock:
             self._start_workers(self.num_workers)
 
     def check(self, data_sources: Iterable[str]) -> None:
-        """Start the workers and see that all rows can be scored, before the run starts.
+        """Start the workers and check that all rows can be scored, before the run starts.
 
         Raises ConfigError when the user's function cannot be imported or called, or `reward.mode` is not one of the
         modes; DataError when a data_source has no reward.
@@ -115,7 +119,7 @@ class RewardPool:
         if self._custom is not None:
             if self.mode != "strict":
                 raise ConfigError(
-                    f"reward.mode={self.mode!r} has no effect with custom_reward_function.path, which scores "
+                    f"{_MODE}={self.mode!r} has no effect with {_CUSTOM}, which scores "
                     "every row. Leave one of the two out."
                 )
             return
@@ -135,14 +139,14 @@ class RewardPool:
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise DataError(
                 f"data_source {', '.join(map(repr, unknown))}: no reward of this name.{hint} Known: "
-                f"{', '.join(known)}. Change the data, or set custom_reward_function.path to a file with your function."
+                f"{', '.join(known)}. Change the data, or set {_CUSTOM} to a file with your function."
             )
         modes = {mode for name in names.values() for mode in known[str(name)]} or {"strict"}
         if self.mode not in modes:
             guess = nearest(self.mode, modes)
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise ConfigError(
-                f"reward.mode={self.mode!r}: the rewards of {', '.join(data_sources)} have no such mode.{hint} "
+                f"{_MODE}={self.mode!r}: the rewards of {', '.join(data_sources)} have no such mode.{hint} "
                 f"Allowed: {', '.join(sorted(modes))}."
             )
 
@@ -150,8 +154,8 @@ class RewardPool:
         """Score every request; results come in the order of the requests.
 
         A sample fails when its function raises, returns no finite number, runs longer than `timeout_s` or takes the
-        worker down with it. It gets score None and the reason; the others are not touched by it. Failures are counted
-        in `error_rate` and told in one warning (logger "steepest.rewards").
+        worker down with it. It gets score None and the reason; other samples are not affected. `error_rate` is the
+        share of failures, and one warning reports them (logger "steepest.rewards").
 
         Raises RewardError as soon as more samples have failed than `allowed_failures`, or when workers cannot run.
         """
@@ -169,10 +173,10 @@ class RewardPool:
                 self.error_rate = len(call.failed) / max(1, len(requests))
             if call.hopeless:
                 raise RewardError(
-                    f"{call.failure_text()} That is more than reward.max_error_rate={self.max_error_rate:g} allows "
+                    f"{call.failure_text()} That is more than {_RATE}={self.max_error_rate:g} allows "
                     f"({call.allowed} of {len(requests)}), so the run ends; {call.num_left} samples were left "
-                    f"unscored. Mend the reward function; or raise reward.timeout_s (now {self.timeout_s:g}) or "
-                    "reward.max_error_rate."
+                    f"unscored. Fix the reward function; or raise {_TIMEOUT} (now {self.timeout_s:g}) or "
+                    f"{_RATE}."
                 )
         if call.failed:
             _LOG.warning("%s These rows get no score.", call.failure_text())
@@ -180,7 +184,7 @@ class RewardPool:
 
     @contextlib.contextmanager
     def _killing_on_error(self) -> Iterator[None]:
-        """Whatever ends a call early, Ctrl-C too, leaves no worker that still works on it."""
+        """If the block ends early, also by Ctrl-C, end every worker that still works on the call."""
         try:
             yield
         except BaseException:
@@ -211,7 +215,7 @@ class RewardPool:
                 self._bury(worker, call)
 
     def _read_workers(self, call: _Call | None) -> None:
-        """Wait for news from the workers, or for the next deadline, and act on them."""
+        """Wait for messages from the workers or for the next deadline, and handle them."""
         waiting_for = [worker for worker in self._workers if worker.chunk or not worker.ready]
         nearest_deadline = min((self._deadline(worker) for worker in waiting_for), default=0.0)
         patience = min(_HEARTBEAT_SECONDS, max(0.0, nearest_deadline - time.monotonic()))
@@ -247,7 +251,7 @@ class RewardPool:
                 call.finish(worker.chunk.popleft(), _result(kind, rest))
 
     def _bury(self, worker: WorkerProcess, call: _Call | None) -> None:
-        """A worker has died: the sample that it was on has failed, what it had not begun goes to others."""
+        """Handle a dead worker: its current sample has failed; samples that it had not begun go to other workers."""
         self._workers.remove(worker)
         how = worker.end(_ENDING_SECONDS)
         if not worker.ready:
@@ -260,9 +264,7 @@ class RewardPool:
         self._workers.remove(worker)
         worker.end()
         if not worker.ready:
-            what = (
-                f"custom_reward_function.path={self._custom[0]!r}: importing it" if self._custom else "a reward worker"
-            )
+            what = f"{_CUSTOM}={self._custom[0]!r}: importing it" if self._custom else "a reward worker"
             raise ConfigError(f"{what} took more than {self.start_seconds:g} s to start.")
         if call is not None:
             self._take_back(worker, call, f"timeout after {self.timeout_s:g} s")
@@ -303,7 +305,8 @@ class _Call:
         return len(self.failed) > self.allowed
 
     def take(self, num_workers: int) -> list[int]:
-        """The next chunk: shrinking towards the end, so that no worker is left with a long tail."""
+        """The next chunk of samples. Chunks get smaller towards the end, so that all workers finish at about the same
+        time."""
         size = max(1, min(_MAX_CHUNK, len(self.waiting) // (2 * num_workers)))
         return [self.waiting.popleft() for _ in range(min(size, len(self.waiting)))]
 
@@ -330,12 +333,12 @@ class _Call:
 def allowed_failures(num_samples: int, max_error_rate: float) -> int:
     """How many of `num_samples` may fail: floor(max_error_rate * num_samples), with two exceptions for small calls.
 
-    With a rate above 0 one failure is allowed, since 1 of 8 is more than 10 % and no reason to end a run. With a rate
-    below 1 it is never allowed that all fail.
+    With a rate above 0 one failure is always allowed: 1 of 8 is more than 10 %, but no reason to end a run. With a rate
+    below 1 it is never allowed that all samples fail.
     """
     if max_error_rate in (0, 1):
         return num_samples if max_error_rate == 1 else 0
-    # the small term: 0.29 * 100 is 28.999999999999996
+    # the small term corrects rounding: 0.29 * 100 is 28.999999999999996
     return max(0, min(max(1, int(max_error_rate * num_samples + 1e-9)), num_samples - 1))
 
 

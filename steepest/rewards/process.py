@@ -1,4 +1,4 @@
-"""One worker process as the pool sees it: start, messages both ways, end."""
+"""The pool's side of one worker process: it starts the process, exchanges messages with it and ends it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from steepest.config.reward_functions import WeightedFunction
+from steepest.config.sections.reward import WeightedFunction
 
 _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 _WIRE_SECONDS = 10  # no read or write on the wire takes longer: a worker that was stopped cannot stop the trainer
@@ -27,7 +27,7 @@ _GRACE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker is told at its start."""
+    """The settings that a worker gets at its start."""
 
     custom: tuple[str, str] | None  # absolute path and name of the user's function
     functions: tuple[WeightedFunction, ...]  # of reward.functions; none: by data_source
@@ -36,7 +36,7 @@ class Setup:
     python_path: str | None  # PYTHONPATH as the user has it, for programs that a reward starts
 
     def apply(self) -> None:
-        """Import from where the parent does, and hand on the user's own PYTHONPATH."""
+        """Set this process's import path to the parent's, and restore the user's PYTHONPATH for child processes."""
         sys.path[:] = self.import_path
         os.environ.pop("PYTHONPATH", None)
         if self.python_path is not None:
@@ -46,9 +46,9 @@ class Setup:
 class WorkerProcess:
     """A running `steepest.rewards.worker`.
 
-    Fresh interpreters, neither forks nor multiprocessing children: a fork of a process that runs torch threads can
-    deadlock, and multiprocessing's spawn imports the user's main module again. So it may be started from any thread,
-    any main module and any notebook.
+    A worker is a new interpreter, neither a fork nor a multiprocessing child: a fork of a process that runs torch
+    threads can deadlock, and multiprocessing's spawn imports the user's main module again. So a worker can be started
+    from any thread, any main module and any notebook.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -62,7 +62,7 @@ class WorkerProcess:
                 pass_fds=(theirs.fileno(), lifeline),
                 stdin=subprocess.DEVNULL,
                 env=_environment(),
-                # a group of its own: Ctrl-C is for the trainer, and `kill` reaches what the reward started
+                # its own process group: Ctrl-C reaches only the trainer, and `kill` also ends what the reward started
                 start_new_session=True,
             )
         finally:
@@ -71,10 +71,10 @@ class WorkerProcess:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _WIRE_SECONDS, 0))
         self.wire = Connection(ours.detach())
-        with contextlib.suppress(OSError):  # already gone: reading will tell
+        with contextlib.suppress(OSError):  # the worker is gone: the next read reports it
             self.wire.send(setup)
         self.ready = False
-        self.begun = False  # the worker has said that it works on chunk[0]
+        self.begun = False  # True after the worker's message that it works on chunk[0]
         self.chunk: deque[int] = deque()  # numbers of the samples it has and has not answered, in order
         self.since = time.monotonic()  # start of the process, then of the sample it works on
 
@@ -83,13 +83,13 @@ class WorkerProcess:
         return self.ready and not self.chunk
 
     def send(self, numbers: Sequence[int], payloads: Sequence[bytes]) -> None:
-        """Give work to an idle worker. Raises OSError when it is gone."""
+        """Send work to an idle worker. Raises OSError if it is gone."""
         self.wire.send(list(payloads))
         self.chunk.extend(numbers)
         self.begun, self.since = False, time.monotonic()
 
     def messages(self) -> list[list[Any]]:
-        """All messages that lie ready. Raises EOFError or OSError when there will be no more and none was read."""
+        """All messages that can be read now. Raises EOFError or OSError if none was read and no more will come."""
         read: list[list[Any]] = []
         try:
             while self.wire.poll():
@@ -142,7 +142,7 @@ def describe_exit(code: int) -> str:
 
 def _environment() -> dict[str, str]:
     environment = dict(os.environ)
-    # one thread each, unless the user says otherwise: workers times threads would be more than the machine has
+    # one thread per worker, unless the user has set it: all threads of all workers would be more than the cores
     environment.setdefault("OMP_NUM_THREADS", "1")
     # A source tree reached by sys.path alone is not on the child's path. An installed package is, and putting
     # site-packages first would let it shadow the standard library.

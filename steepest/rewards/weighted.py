@@ -1,4 +1,4 @@
-"""The rewards of a run as one function: what a row's data_source chooses, or the weighted sum of `reward.functions`."""
+"""Scores a row with the reward of its data_source, or with the weighted sum of `reward.functions`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steepest.config.reward_functions import GRADER, KEY, WeightedFunction
-from steepest.errors import ConfigError
+from steepest.config.sections.reward import GRADER, WeightedFunction
+from steepest.errors import ConfigError, setting
 from steepest.registry import Entry
 from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, entry_for, read_outcome
 
 Call = Callable[[Callable[..., Any], dict[str, Any]], Any]
-"""Runs a function with keywords and gives what it returned, awaited where it is `async`."""
+"""Calls a function with keywords and returns its result, which is awaited if the function is `async`."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class BoundFunction:
     label: str
     weight: float
     entry: Entry | None
-    """None: the one that the row's data_source chooses."""
+    """None: the reward that the row's data_source chooses."""
     options: dict[str, Any]
 
     def entry_for(self, data_source: str) -> Entry:
@@ -39,7 +39,7 @@ class BoundFunction:
         return found
 
     def keywords(self, entry: Entry, request: RewardRequest, mode: str) -> dict[str, Any]:
-        """All keywords of the call: the four of every reward, what the function needs, its options."""
+        """All keywords of the call: the four of every reward, the fields that the function needs, and its options."""
         keywords: dict[str, Any] = {
             "data_source": request.data_source,
             "solution_str": request.solution,
@@ -69,21 +69,21 @@ def bind(wanted: Sequence[WeightedFunction]) -> tuple[BoundFunction, ...]:
             _check_options(entry, item.options)
             bound.append(BoundFunction(item.label, item.weight, entry, item.options))
         except ConfigError as error:
-            problems += error.problems
+            problems += error.marked_problems
         except (TypeError, ValueError) as error:
-            problems.append(f"{KEY}.{item.name}: {error}.")
+            problems.append(f"{setting('reward_functions')}.{item.name}: {error}.")
     if problems:
         raise ConfigError(problems)
     return tuple(bound)
 
 
 def _check_options(entry: Entry, options: dict[str, Any]) -> None:
-    """Raises TypeError for options that the function does not have, ValueError for values it refuses."""
+    """Raise TypeError for options that the function does not have, ValueError for values that it refuses."""
     needs = entry.facts.get("needs", ())
     try:
         parameters = inspect.signature(entry.value).parameters.values()
     except ValueError:
-        return  # written in C, without a signature: the first call will tell
+        return  # written in C, without a signature: the first call shows it
     known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in needs}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in options:
@@ -104,9 +104,9 @@ def _check_options(entry: Entry, options: dict[str, Any]) -> None:
 
 
 def score_one(functions: Sequence[BoundFunction], request: RewardRequest, *, mode: str, call: Call) -> RewardResult:
-    """The score of a response. What a function raises, and an outcome that is no finite number, is raised on.
+    """The score of a response. Exceptions of a function are passed on; a result that is not a finite number raises too.
 
-    With one function that the data_source chooses, its parts are the result's. Else each function's own score is in
+    If the data_source chooses one function, the result has its parts. Else each function's own score is in
     `scores` under its label, `acc` is that of the first function that reports one, and other parts are `label/part`.
     """
     if functions == BY_DATA_SOURCE:
@@ -129,7 +129,7 @@ def _call(function: BoundFunction, request: RewardRequest, mode: str, call: Call
 
 
 def preparations(functions: Sequence[BoundFunction], data_source: str) -> list[Callable[[], None]]:
-    """What the functions of a row want done once in a process before their first call (fact `prepare`)."""
+    """The preparations (fact `prepare`) that the functions of a row need once per process before their first call."""
     entries = [function.entry or entry_for(data_source) for function in functions]
     return [entry.facts["prepare"] for entry in entries if entry is not None and "prepare" in entry.facts]
 
@@ -141,10 +141,10 @@ def prepare_once(prepare: Callable[[], None]) -> None:
 
 
 def ground_truth_problem(data_source: str, ground_truth: Any, functions: Sequence[WeightedFunction] = ()) -> str | None:
-    """What is wrong with a row's ground truth, by the rewards that will score it; None when nothing is.
+    """The problem that the rewards of a row find in its ground truth, or None.
 
-    Asked of every row before a model loads. `functions` are those of `reward.functions`; none of them: the reward
-    registered for the data source. A reward without the fact `check_ground_truth` takes anything.
+    It is called for every row before a model is loaded. `functions` are those of `reward.functions`; empty: the reward
+    registered for the data source. A reward without the fact `check_ground_truth` accepts every ground truth.
     """
     names = [function.name for function in functions] if functions else [GRADER]
     for name in names:

@@ -1,4 +1,5 @@
-"""The child side of the pool: `python -m steepest.rewards.worker WIRE_FD LIFELINE_FD PARENT_PID`. Not for people.
+"""The child side of the pool: `python -m steepest.rewards.worker WIRE_FD LIFELINE_FD PARENT_PID`. Only the pool starts
+it.
 
 Wire, parent to child: one `Setup`, then lists of pickled `RewardRequest`s, without what only the parent needs.
 Wire, child to parent: JSON, so that the parent never unpickles what a scoring process wrote:
@@ -8,7 +9,7 @@ Wire, child to parent: JSON, so that the parent never unpickles what a scoring p
     ["scored", score, parts, scores] or ["failed", "TypeName: message (file:line)"]
                                                                       once a sample, in order; the next one starts
 
-Standard output belongs to nobody here: what reward functions print goes to standard error.
+Standard output is not used: output of reward functions goes to standard error.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 from steepest.registry import load_file, nearest
 from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, data_source_names, read_outcome
 from steepest.rewards.process import Setup
 from steepest.rewards.weighted import BY_DATA_SOURCE, bind, preparations, prepare_once, score_one
 
 _MAX_MESSAGE = 500
-_CUSTOM_KEY = "custom_reward_function"
+_PATH, _NAME = setting("custom_reward_path"), setting("custom_reward_name")
 
 
 class Scorer:
@@ -50,9 +51,9 @@ class Scorer:
         self._source = ""  # file of the function that is running
 
     def score(self, payload: bytes, begin: Callable[[], None]) -> list[Any]:
-        """The message about one sample. Whatever the function raises, SystemExit too, is an answer and not our end.
+        """The message about one sample. Any exception of the function, also SystemExit, becomes a "failed" message.
 
-        `begin` is called when something had to be prepared first: the sample's time starts then.
+        `begin` is called after a preparation, if there was one: the sample's time starts then.
         """
         self._source = ""
         try:
@@ -102,30 +103,30 @@ class Scorer:
 
 
 def load_custom(path: str, name: str) -> Callable[..., Any]:
-    """The user's function, imported and seen to take the four keywords. Raises ConfigError."""
-    sys.path.append(str(Path(path).parent))  # helper modules beside the file
+    """Import the user's function and check that it takes the four keywords. Raises ConfigError."""
+    sys.path.append(str(Path(path).parent))  # for helper modules in the same folder
     try:
-        module = load_file(path, f"{_CUSTOM_KEY}.path")
+        module = load_file(path, _PATH)
     except ConfigError:
         raise
     except BaseException as error:
-        raise ConfigError(f"{_CUSTOM_KEY}.path={path!r}: importing it raised {describe(error, path)}") from error
+        raise ConfigError(f"{_PATH}={path!r}: importing it raised {describe(error, path)}") from error
     function = getattr(module, name, None)
     if function is None:
         guess = nearest(name, vars(module))
         hint = f" Did you mean {guess!r}?" if guess else ""
-        raise ConfigError(f"{_CUSTOM_KEY}.name={name!r}: {path} defines no such function.{hint}")
+        raise ConfigError(f"{_NAME}={name!r}: {path} defines no such function.{hint}")
     if not callable(function):
-        raise ConfigError(f"{_CUSTOM_KEY}.name={name!r}: in {path} this is {type(function).__name__}, not a function.")
+        raise ConfigError(f"{_NAME}={name!r}: in {path} this is {type(function).__name__}, not a function.")
     try:
         signature = inspect.signature(function)
     except ValueError:
-        return function  # written in C, without a signature: the first call will tell
+        return function  # written in C, without a signature: the first call shows it
     try:
         signature.bind(data_source="", solution_str="", ground_truth="", extra_info={})
     except TypeError as error:
         raise ConfigError(
-            f"{_CUSTOM_KEY}.name={name!r}: {name}{signature} in {path} cannot be called with the keywords data_source, "
+            f"{_NAME}={name!r}: {name}{signature} in {path} cannot be called with the keywords data_source, "
             f"solution_str, ground_truth, extra_info ({error}). Define it as "
             f"def {name}(data_source, solution_str, ground_truth, extra_info=None)."
         ) from error
@@ -133,7 +134,8 @@ def load_custom(path: str, name: str) -> Callable[..., Any]:
 
 
 def describe(error: BaseException, source: str) -> str:
-    """`TypeName: message (file:line)` on one line. The place is the innermost one in `source`, else the innermost."""
+    """`TypeName: message (file:line)` on one line. The place is the innermost frame in `source`, else the innermost
+    frame."""
     try:
         message = " ".join(str(error).split())
     except Exception:
@@ -157,10 +159,10 @@ def _print_to_stderr() -> None:
 
 
 def _end_with_parent(lifeline: int, parent: int) -> None:
-    """End this process and what it started when the parent is gone, were it by kill -9.
+    """End this process and its child processes when the parent is gone, even after kill -9.
 
-    The parent holds the other end of `lifeline` and never writes. A thread waits for its end; and because a reward
-    stuck in C code lets no thread run, the kernel is asked for SIGIO, whose default is to end the process.
+    The parent holds the other end of `lifeline` and never writes to it. A thread waits for its end. Because no thread
+    can run while a reward is stuck in C code, the kernel also sends SIGIO, which ends the process by default.
     """
     with contextlib.suppress(ImportError, AttributeError, OSError):  # not on every POSIX system
         import fcntl
@@ -172,7 +174,7 @@ def _end_with_parent(lifeline: int, parent: int) -> None:
     poll.register(lifeline)
 
     def watch() -> None:
-        # the parent's pid as well: a process forked by the parent may keep the pipe open
+        # the parent's pid is checked too: a process forked by the parent may keep the pipe open
         while not poll.poll(1000) and os.getppid() == parent:
             pass
         os.killpg(os.getpgrp(), signal.SIGKILL)
@@ -181,7 +183,7 @@ def _end_with_parent(lifeline: int, parent: int) -> None:
 
 
 def serve(wire: Connection) -> None:
-    """Answer until the parent closes the wire."""
+    """Answer requests until the parent closes the wire."""
 
     def send(message: list[Any]) -> None:
         wire.send_bytes(json.dumps(message).encode())
@@ -191,7 +193,7 @@ def serve(wire: Connection) -> None:
     try:
         scorer = Scorer(setup)
     except ConfigError as error:
-        send(["refused", error.problems])
+        send(["refused", error.marked_problems])
         return
     send(["ready", {name: list(REWARDS.get(name).facts.get("modes", ())) for name in data_source_names()}])
     while True:
@@ -207,7 +209,7 @@ def main() -> None:
         os.set_inheritable(fd, False)  # programs that a reward starts must not hold our wire open
     _print_to_stderr()
     _end_with_parent(lifeline, parent)
-    with contextlib.suppress(EOFError, ConnectionError):  # the parent is done with us
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has closed the wire
         serve(Connection(wire_fd))
 
 

@@ -1,7 +1,7 @@
-"""Generation: the engine protocol, the engines, and the table that names them.
+"""Generation: the interface of engines, the engines, and the table of their names.
 
-An engine is one file in engines/. The table imports it when it is asked for it, so asking for the names loads neither
-torch nor an engine's own packages.
+An engine is one file in engines/. The table imports it when a run asks for it, so reading the names loads neither torch
+nor an engine's packages.
 """
 
 from steepest.rollout.api import (

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from steepest.errors import RolloutError
+from steepest.errors import RolloutError, setting
 from steepest.registry import ModuleRegistry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROLLOUT_ENGINES = ModuleRegistry("rollout engine", "actor_rollout_ref.rollout.name", package="steepest.rollout.engines")
+ROLLOUT_ENGINES = ModuleRegistry("rollout engine", setting("rollout_engine"), package="steepest.rollout.engines")
 """Factories: `factory(description, *, end_token_ids, pad_token_id, dtype, max_num_seqs, max_model_len,
 kv_memory_bytes)`, where `description` is a `rollout.weights.ModelDescription`. An engine has no weights until
 `load_weights`."""
@@ -24,7 +24,7 @@ class SamplingParams:
     renormalised. Values out of range raise RolloutError."""
 
     max_tokens: int
-    """Most tokens of a response, the end token included."""
+    """Largest number of tokens of a response, the end token included."""
     temperature: float = 1.0
     """0 is greedy; the log-probs are then those of temperature 1, without top-k and top-p."""
     top_p: float = 1.0
@@ -34,9 +34,9 @@ class SamplingParams:
     n: int = 1
     """Responses per prompt."""
     seed: int = 0
-    """Same seed, same tokens. Give every step a seed of its own."""
+    """The same seed gives the same tokens. Pass another seed in every step."""
     ignore_eos: bool = False
-    """Go on after end tokens up to max_tokens; for benchmarks."""
+    """Continue after end tokens up to max_tokens; for benchmarks."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -53,7 +53,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One prompt to be answered `sampling.n` times. Requests of one call may differ in their sampling."""
+    """One prompt, which gets `sampling.n` responses. Requests of one call may differ in their sampling."""
 
     token_ids: Sequence[int]
     """The prompt; at least one token, and fewer than the engine's max_model_len."""
@@ -101,7 +101,7 @@ class Completion:
 
 
 class WeightSource(Protocol):
-    """Where an engine takes weights from. `rollout.weights.LocalWeights` is the source of one process; any class with
+    """Supplies an engine with weights. `rollout.weights.LocalWeights` is the source within one process; any class with
     this method is a source, for example one that receives tensors from another process."""
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:

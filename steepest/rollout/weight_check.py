@@ -1,12 +1,12 @@
-"""Does an engine that keeps its own, repacked weights hold the policy's, bit for bit?
+"""Checks, bit for bit, that an engine with its own, repacked weights holds the policy's weights.
 
-An engine fuses projections (q, k, v into one), packs matrices into a kernel's layout and may leave nothing of the
-original behind. What it cannot hide is what its layers compute. A row of zeros with a single 1 through a linear layer
-gives one column of its matrix, exactly, in whatever layout it lies. The bit patterns of some columns are added up over
-the layers of a block: a sum does not mind that matrices were fused or their rows reordered.
+An engine fuses projections (q, k, v into one), packs matrices into a kernel's layout and may not keep the original
+matrices. So its weights are read by computing: a row of zeros with a single 1, sent through a linear layer, gives
+exactly one column of its matrix, in any layout. The bit patterns of some columns are added up over the layers of a
+block, because the sum stays the same if matrices are fused or rows are reordered.
 
-The columns move with the version, so that in time all are looked at. Log-probs could not tell a small update (learning
-rate 1e-6) from no update in bf16; the bits can.
+Each version checks other columns, so that after some updates all have been checked. In bf16, log-probs cannot
+distinguish a small update (learning rate 1e-6) from no update; the bits can.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ from torch import Tensor, nn
 from steepest.rollout.weights import ModelDescription
 
 NUM_COLUMNS = 4
-"""Columns of each matrix that one check looks at."""
+"""Number of columns of each matrix that one check compares."""
 
 Digest = dict[str, int]
 """Block ("layers.3", "embedding", "head", "rest") -> sum of bit patterns."""
 
 
 def columns(width: int, version: int) -> list[int]:
-    """The columns of a matrix with `width` inputs that the check of `version` looks at; a function of both alone."""
+    """The columns that the check of `version` compares, in a matrix with `width` inputs."""
     step = max(1, width // NUM_COLUMNS)
     return [(version + i * step) % width for i in range(min(NUM_COLUMNS, width))]
 
 
 def bits(values: Tensor) -> int:
-    """The sum of the bit patterns of `values` as float32. A product may turn -0.0 into 0.0, the same number, and
-    numbers below the smallest normal one into 0 (as bf16 units of processors do), so these count as 0. NaN counts like
-    any other pattern."""
+    """The sum of the bit patterns of `values` as float32. -0.0 and numbers below the smallest normal one count as 0,
+    because a product may change both to 0 (bf16 units of processors do). NaN counts like any other pattern."""
     plain = values.detach().float()
     plain = plain.masked_fill(plain.abs() < torch.finfo(torch.float32).tiny, 0.0)
     return int(plain.contiguous().view(torch.int32).to(torch.int64).sum())
@@ -50,15 +49,15 @@ def block_of(name: str) -> str:
 
 
 class PolicyDigest:
-    """The digest of the policy's weights as they would be in `dtype`, made while they pass to the engine, so that a
-    source is iterated once. A tied head is counted as embedding and as head."""
+    """Computes the digest of the policy's weights in `dtype` while they are sent to the engine, so that a source is
+    iterated once. A tied head counts as embedding and as head."""
 
     def __init__(self, description: ModelDescription, dtype: torch.dtype, version: int) -> None:
         self._description, self._dtype, self._version = description, dtype, version
         self.found: Digest = {"embedding": 0, "head": 0}
 
     def passing(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The same pairs, each added to `found` before it is handed on."""
+        """Yield the same pairs; each is added to `found` first."""
         for name, weight in weights:
             self._add(name, weight)
             yield name, weight
@@ -83,8 +82,8 @@ def _matrix(weight: Tensor, dtype: torch.dtype, version: int) -> int:
 
 @torch.no_grad()
 def engine_digest(model: nn.Module, version: int) -> Digest:
-    """The digest of a vLLM model. Linear layers and the head are asked by computing; vectors and the embedding lie
-    open. Layers are told by what they have, since vLLM may be imported in one file only."""
+    """The digest of a vLLM model. Linear layers and the head are read by computing, vectors and the embedding directly.
+    Layers are recognised by their attributes, because only one file may import vLLM."""
     digest: Digest = defaultdict(int)
     for name, module in model.named_modules():
         width = getattr(module, "input_size_per_partition", None)
@@ -101,7 +100,7 @@ def engine_digest(model: nn.Module, version: int) -> Digest:
 
 
 def find_ends(model: nn.Module) -> tuple[Any, Any]:
-    """(embedding, head) of a vLLM model; the same module twice where the model ties them by using one."""
+    """(embedding, head) of a vLLM model; the same module twice if the model uses one module for both."""
     vocabularies = {name: m for name, m in model.named_modules() if hasattr(m, "num_embeddings_per_partition")}
     heads = [m for name, m in vocabularies.items() if name.rpartition(".")[2] == "lm_head"]
     embeddings = [m for name, m in vocabularies.items() if name.rpartition(".")[2] != "lm_head"]
@@ -111,7 +110,7 @@ def find_ends(model: nn.Module) -> tuple[Any, Any]:
 
 
 def _probe(layer: Any, width: int, version: int) -> Tensor:
-    """(columns, outputs): columns of the layer's matrix, by computing."""
+    """Columns of the layer's matrix, read by computing: (columns, outputs)."""
     reference = next(p for p in layer.parameters(recurse=False))
     picked = columns(width, version)
     one_hot = torch.zeros(len(picked), width, dtype=reference.dtype, device=reference.device)
@@ -121,7 +120,7 @@ def _probe(layer: Any, width: int, version: int) -> Tensor:
 
 
 def _vectors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Norms and biases. A packed matrix leaves an empty vector behind, which adds nothing."""
+    """Yield norms and biases. A packed matrix leaves an empty vector, which adds nothing to a digest."""
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             yield name, parameter

@@ -1,4 +1,4 @@
-"""What an engine knows of the policy: a description of the model, and a source of its weights."""
+"""The description of the policy that an engine is built from, and the source of its weights."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from steepest.models.packing import pack_sequences
 from steepest.rollout.api import WeightSource
 
 Fingerprint = list[tuple[int, int]]
-"""Changes when torch writes into a weight or a weight gets other storage; empty where nothing can be watched."""
+"""It changes when torch writes into a weight or replaces its storage; empty if the weights cannot be watched."""
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Everything about the policy, apart from its weights, that an engine is built from. Can be pickled."""
+    """All facts about the policy, except its weights, that an engine is built from. It can be pickled."""
 
     config: PretrainedConfig
     architecture: type[PreTrainedModel]
     """The transformers class of the model."""
     dtype: torch.dtype
-    """Of the weights that are trained."""
+    """The dtype of the trained weights."""
     device: torch.device
-    """Where the engine computes."""
+    """The device on which the engine computes."""
     vocab_size: int
-    """Rows of the output projection."""
+    """Number of rows of the output projection."""
     num_weights: int
-    """Numbers in all parameters."""
+    """Number of elements of all parameters."""
     embedding: str
     """Name of the embedding matrix in `WeightSource.named_weights`."""
     head: str | None
-    """Name of the output projection there; None if it is tied to the embedding."""
+    """Name of the output projection in `named_weights`; None if it is tied to the embedding."""
     buffers: frozenset[str]
-    """Names there that are no parameters."""
+    """Names in `named_weights` that belong to buffers, not to parameters."""
 
     @classmethod
     def of(cls, model: CausalLM) -> ModelDescription:
@@ -66,34 +66,35 @@ class ModelDescription:
         check_length(self.config, length)
 
     def build(self, source: WeightSource) -> CausalLM:
-        """A model of this description with the weights of `source`, in `dtype` on `device`. Draws no random
-        number. Raises RolloutError as `copy_weights` does."""
+        """Build a model of this description with the weights of `source`, in `dtype` on `device`. It draws no random
+        number. Raises RolloutError in the cases of `copy_weights`."""
         with torch.random.fork_rng([]), quiet_transformers():
             hf = self.architecture._from_config(copy.deepcopy(self.config), dtype=self.dtype)
         hf = hf.to(self.device).eval()
         copy_weights(source, hf)
-        # Not frozen: on a CPU a product with frozen weights may differ from the trainer's in the last bits, even where
-        # no gradient is recorded. CausalLM comes last, since it compares its fused layers on the weights it finds.
+        # The weights are not frozen: on a CPU a product with frozen weights may differ from the trainer's in the last
+        # bits, even if no gradient is recorded. CausalLM is made last, because it compares its fused layers on these
+        # weights.
         return CausalLM(hf)
 
 
 class LocalWeights:
-    """The policy in this process. Engines that compute with torch share its modules instead of copying them."""
+    """The weights of the policy in this process. Engines that compute with torch share its modules and copy nothing."""
 
     def __init__(self, model: CausalLM) -> None:
         self.model = model
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """See WeightSource. The live tensors, or merged ones where the model has an adapter."""
+        """See WeightSource. These are the live tensors, or merged ones if the model has an adapter."""
         return self.model.named_weights()
 
     def fingerprint(self) -> Fingerprint:
-        """Of all parameters as they are now. Writes through `.data` do not change it."""
+        """The fingerprint of all parameters as they are now. Writes through `.data` do not change it."""
         return [(p._version, p.data_ptr()) for p in self.model.hf.parameters()]
 
     @property
     def computes_float32(self) -> bool:
-        """Whether `log_probs` can compute in float32; a fused attention kernel knows half precision only."""
+        """True if `log_probs` can compute in float32; a fused attention kernel supports half precision only."""
         return self.model.attention.kernel is None
 
     @torch.no_grad()
@@ -108,8 +109,7 @@ class LocalWeights:
 
 
 def fingerprint(source: WeightSource) -> Fingerprint:
-    """The fingerprint of the policy in this process; empty for any other source, whose later updates are not seen
-    here."""
+    """The fingerprint of the policy in this process; empty for any other source, whose updates cannot be watched."""
     return source.fingerprint() if isinstance(source, LocalWeights) else []
 
 
@@ -117,7 +117,7 @@ def fingerprint(source: WeightSource) -> Fingerprint:
 def copy_weights(source: WeightSource, hf: PreTrainedModel) -> None:
     """Write a stream of weights into a model, in place, in the model's dtype.
 
-    Raises RolloutError for a name that the model has not, for another shape, and when weights are missing at the end.
+    Raises RolloutError for a name that the model does not have, for a wrong shape, and if weights are missing.
     """
     own = hf.state_dict()
     needed = {parameter.data_ptr(): name for name, parameter in hf.named_parameters()}
@@ -138,9 +138,8 @@ def copy_weights(source: WeightSource, hf: PreTrainedModel) -> None:
 class EngineModel:
     """The model that an engine computes with.
 
-    From `LocalWeights` it is the trainer's own, shared: nothing is copied. From any other source it is one that is
-    built from the description at the first load; each load copies the stream into it. It stays in memory while the
-    engine sleeps.
+    With `LocalWeights` it is the trainer's own model, and nothing is copied. With any other source it is built from the
+    description at the first load, and each load copies the stream into it. It stays in memory while the engine sleeps.
     """
 
     def __init__(self, description: ModelDescription) -> None:
@@ -151,19 +150,19 @@ class EngineModel:
 
     @property
     def shared(self) -> bool:
-        """Whether it is the trainer's own model."""
+        """True if it is the trainer's own model."""
         return self._shared
 
     @property
     def own_bytes(self) -> int:
-        """Memory of a model that is not shared, in bytes."""
+        """Size in bytes of a model that is not shared, else 0."""
         if self._model is None or self._shared:
             return 0
         return sum(p.numel() * p.element_size() for p in self._model.parameters())
 
     def load(self, source: WeightSource) -> CausalLM:
-        """The model with the weights of `source`. Raises RolloutError: a stream that does not fit the model, or any
-        other source for an engine that shares the trainer's modules, since loading would overwrite the trainer's
+        """Load the weights of `source` into the model. Raises RolloutError for a stream that does not fit the model,
+        or any other source for an engine that shares the trainer's modules, since loading would overwrite the trainer's
         weights."""
         local = source.model if isinstance(source, LocalWeights) else None
         if self._model is None:
@@ -180,5 +179,5 @@ class EngineModel:
         return self._model
 
     def fingerprint(self) -> Fingerprint:
-        """See `fingerprint`, of the last source."""
+        """The fingerprint of the last source; see `fingerprint`."""
         return [] if self._source is None else fingerprint(self._source)

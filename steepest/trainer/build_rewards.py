@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from steepest.assembly.compute import compute_dtype, naming
-from steepest.config.reward_functions import JUDGE, REWARD_MODEL, WeightedFunction, functions_of
+from steepest.assembly.compute import compute_dtype
+from steepest.config.key_names import model_keys
 from steepest.config.schema import Config
+from steepest.config.sections.reward import JUDGE, REWARD_MODEL, WeightedFunction, functions_of
 from steepest.devices.api import Device
-from steepest.errors import RewardError
+from steepest.errors import ModelError, RewardError, key_names
 from steepest.learner.metrics import Metrics
 from steepest.models.reward_model import RewardModel, load_reward_model
 from steepest.rewards import RewardPool
@@ -136,7 +137,7 @@ def build_pool(config: Config, functions: Sequence[WeightedFunction], custom: tu
 
 def build_judge(config: Config) -> Judge:
     judge = config.reward.judge
-    assert judge.base_url is not None and judge.model is not None, "checked by config.rules_reward"
+    assert judge.base_url is not None and judge.model is not None, "checked by config.sections.reward"
     client = ChatClient(
         judge.base_url,
         judge.model,
@@ -162,13 +163,17 @@ def add_reward_model(rewards: Rewards, config: Config, sources: ModelSources, de
             continue
         key = "reward.reward_model.model_path"
         path = str(reward_model.model_path)
-        with naming(key):
-            model = load_reward_model(
-                sources.folder(key, path, reward_model.hub, reward_model.revision),
-                device=device.torch_device(),
-                dtype=getattr(torch, compute_dtype(reward_model.dtype, device)),
-                micro_batch_size=reward_model.micro_batch_size_per_gpu,
-                label=reward_model.label,
-                trust_remote_code=reward_model.trust_remote_code,
-            )
+        folder = sources.folder(key, path, reward_model.hub, reward_model.revision)
+        with key_names(model_keys("reward.reward_model")):
+            try:
+                model = load_reward_model(
+                    folder,
+                    device=device.torch_device(),
+                    dtype=getattr(torch, compute_dtype(reward_model.dtype, device)),
+                    micro_batch_size=reward_model.micro_batch_size_per_gpu,
+                    label=reward_model.label,
+                    trust_remote_code=reward_model.trust_remote_code,
+                )
+            except ModelError as error:  # it begins with the folder, which may be the actor's, too
+                raise ModelError(f"{key}: {error.marked}") from error
         rewards.others.append((function, ModelReward(model, config.reward.max_error_rate)))

@@ -12,16 +12,15 @@ from torch import Tensor
 from steepest.assembly.compute import compute_dtype
 from steepest.assembly.policy_loss import build_weighting
 from steepest.cluster.local import LocalCluster
-from steepest.config.estimators import estimator_options
 from steepest.config.plan import Plan
 from steepest.config.schema import Config
+from steepest.config.sections.advantages import estimator_options
 from steepest.console import once, say
-from steepest.core.advantages import ADVANTAGE_ESTIMATORS
+from steepest.core.advantages import ADVANTAGE_ESTIMATORS, EstimatorCall
 from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.devices.api import Device
 from steepest.learner.metrics import Metrics
-from steepest.registry import with_options
 from steepest.rollout import SamplingParams
 from steepest.trainer.algorithm.advantages import Advantages
 from steepest.trainer.algorithm.correction import CorrectedRewards, build_rejections, compare
@@ -77,11 +76,16 @@ def build_controller(config: Config) -> KLController:
     return FixedKLController(control.kl_coef)
 
 
+def estimator_call(config: Config) -> EstimatorCall:
+    """The estimator by name, with the options that the configuration sets."""
+    name = config.algorithm.adv_estimator
+    return EstimatorCall(name, estimator_options(ADVANTAGE_ESTIMATORS.get(name).spec, config))
+
+
 def build_advantages(config: Config) -> Advantages:
     """The estimator with its options, and whether its advantages are whitened over the batch."""
-    entry = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator)
-    options = estimator_options(entry.spec, config)
-    return Advantages(with_options(entry.value, options), whitened=entry.spec.whitened)
+    spec = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator).spec
+    return Advantages(estimator_call(config).bind(), whitened=spec.whitened)
 
 
 def build_reward_shaping(config: Config, plan: Plan, controller: KLController) -> Callable[[Batch], Metrics]:
@@ -158,7 +162,7 @@ def build_collector(
             timer=timer,
             release=release,
         )
-    return Finished(collect, build_left_out(config), write, scorer.costs)
+    return Finished(collect, build_left_out(config), write, scorer.costs, timer)
 
 
 def unfiltered(sampling: SamplingParams) -> bool:
@@ -185,11 +189,11 @@ def build_ref_log_probs(plan: Plan, cluster: LocalCluster) -> Callable[[Batch], 
     return cluster.ref_log_probs if plan.needs_reference and plan.reads_ref_log_probs else lambda batch: None
 
 
-def build_critic_part(plan: Plan, cluster: LocalCluster, advantages: Advantages) -> CriticPart:
+def build_critic_part(config: Config, plan: Plan, cluster: LocalCluster) -> CriticPart:
     """The critic with the passes that the plan says."""
     if not plan.needs_critic:
         return NoCritic()
-    return ValuesFromUpdate(cluster, advantages.returns_of) if plan.values_by_update else ValuesFromPass(cluster)
+    return ValuesFromUpdate(cluster, estimator_call(config)) if plan.values_by_update else ValuesFromPass(cluster)
 
 
 def after_warmup(update: Callable[[Batch, int], Metrics], num_steps: int, batch: Batch, step: int) -> Metrics:
@@ -208,13 +212,12 @@ def build_learn(
     config: Config, plan: Plan, cluster: LocalCluster, controller: KLController, *, device: Device, limit: float
 ) -> Learn:
     """The second half of the step. `limit`: operations a second that the device can do, for `perf/mfu`."""
-    advantages = build_advantages(config)
     return Learn(
         old_log_probs=build_old_log_probs(config, plan, cluster),
         ref_log_probs=build_ref_log_probs(plan, cluster),
         shape_rewards=build_reward_shaping(config, plan, controller),
-        critic=build_critic_part(plan, cluster, advantages),
-        estimate_advantages=advantages,
+        critic=build_critic_part(config, plan, cluster),
+        estimate_advantages=build_advantages(config),
         select_rows=build_row_selection(config),
         critic_targets=build_critic_targets(config),
         update_actor=partial(after_warmup, cluster.update_actor, config.trainer.critic_warmup),

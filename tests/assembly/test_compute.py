@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from steepest.assembly.compute import check_attention
+from steepest.config.key_names import PPO_KEYS
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
 from steepest.devices import MemoryStats
 from steepest.devices.backends.cpu import CPUDevice
+from steepest.errors import render
 from steepest.models.causal_lm import CausalLM
 from steepest.process.entry import run_entry
 from steepest.rollout import vllm_versions
@@ -130,8 +132,9 @@ def test_a_part_of_a_step_ends_when_the_device_is_done():
 def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_wakes(toy, tmp_path):
     from types import SimpleNamespace
 
-    from steepest.assembly.roles import Models
-    from steepest.trainer import build_step
+    from steepest.assembly.engine import frees_engine
+    from steepest.assembly.roles import Roles
+    from steepest.cluster.local import LocalCluster
 
     calls = []
     engine = SimpleNamespace(load_weights=lambda source, version: calls.append(f"load {source.model} {version}"))
@@ -140,16 +143,14 @@ def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_w
         def empty_cache(self):
             calls.append("empty_cache")
 
-    def step(*more):
-        config = load_config(toy_overrides(toy, tmp_path, *more))
-        plan = make_plan(config, 10_000)
-        models = Models(SimpleNamespace(model="actor"), None, None)
-        made = {"generate": None, "score": None, "engine": engine, "device": Card(), "limit": 1.0}
-        return build_step.build_step(config, plan, models, None, **made)
+    def cluster(*more):
+        config, device = load_config(toy_overrides(toy, tmp_path, *more)), Card()
+        roles = Roles(SimpleNamespace(model="actor"), None, None, engine)
+        return LocalCluster(roles, device, frees_engine=frees_engine(config, device))
 
-    step("actor_rollout_ref.rollout.free_cache_engine=True").publish_weights(3)
+    cluster("actor_rollout_ref.rollout.free_cache_engine=True").publish(3)
     assert calls == ["empty_cache", "load actor 3"]
-    step().publish_weights(4)
+    cluster().publish(4)
     assert calls[2:] == ["load actor 4"], "on a CPU the engine keeps its memory unless told"
 
 
@@ -191,7 +192,7 @@ def test_the_key_that_is_named_is_the_one_that_counts(toy, tmp_path):
         assert models.critic is not None and models.reference is not None
         actor, critic, reference = models.actor, models.critic, models.reference
         passes = actor.settings.micro, actor.forward, critic.settings.micro, critic.forward, reference.forward
-        return [micro.key.removeprefix("actor_rollout_ref.") for micro in passes]
+        return [render(micro.setting, PPO_KEYS).removeprefix("actor_rollout_ref.") for micro in passes]
 
     assert keys() == [
         "actor.ppo_max_token_len_per_gpu",

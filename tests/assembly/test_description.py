@@ -1,11 +1,14 @@
-"""Sixteen bytes a trained parameter, four a frozen one, two a frozen matrix in bf16, and a shared base once."""
+"""Sixteen bytes a trained parameter, four a frozen one, two a frozen matrix in bf16, and a shared base once; and what
+else the driver asks of the roles."""
 
 from __future__ import annotations
 
-import pytest
-from steepest.trainer.run.sizes import sizes
+from types import SimpleNamespace
 
-from steepest.assembly.roles import build_models
+import pytest
+
+from steepest.assembly.description import Description, describe_roles, kv_numbers, sizes
+from steepest.assembly.roles import Roles, build_models
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
 from steepest.devices.backends.cpu import CPUDevice
@@ -75,9 +78,55 @@ def test_matrices_in_bf16(toy, tmp_path):
         assert plain["actor"].bytes == whole["actor"].bytes
 
 
+def described(models) -> Description:
+    """With an engine that copies 1.5 GiB of weights."""
+    engine = SimpleNamespace(copied_bytes=3 * 2**29, notes=("a note",))
+    return describe_roles(Roles(models.actor, models.critic, models.reference, engine))
+
+
+def test_the_description_has_every_number_of_the_roles(toy, tmp_path):
+    models = built(toy, tmp_path)[2]
+    found = described(models)
+    assert found.sizes == sizes(models) and list(found.sizes) == ["actor", "critic", "reference"]
+    assert (found.compute, found.shares_prompts) == ("float32", False)
+    assert "sdpa" in found.attention and "critic" not in found.attention, "both attend alike: named once"
+    assert found.kv_numbers == 2 * 2 * 16, "keys and values of 2 layers, each 16 wide"
+    assert (found.engine_copy_bytes, found.engine_notes) == (3 * 2**29, ("a note",))
+    assert found.checkpoint_bytes == models.actor.checkpoint_bytes() + models.critic.checkpoint_bytes()
+    grpo = built(toy, tmp_path, "algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2")[2]
+    found = described(grpo)
+    assert list(found.sizes) == ["actor"] and found.shares_prompts
+    assert found.checkpoint_bytes == grpo.actor.checkpoint_bytes()
+
+
+def test_an_attention_that_differs_between_the_two_is_named_twice(toy, tmp_path):
+    key = "actor_rollout_ref.model.override_config.attn_implementation"
+    found = described(built(toy, tmp_path, f"+{key}=sdpa")[2])
+    assert found.attention.startswith("actor sdpa") and "; critic sdpa" in found.attention
+
+
+@pytest.mark.parametrize(
+    ("words", "gib"), [((), 3.05), (("max_num_seqs=64",), 1.53), (("dtype=bfloat16",), 1.53)], ids=str
+)
+def test_the_summary_counts_the_cache_of_the_sequences_that_are_decoded_at_once(toy, tmp_path, words, gib):
+    # 64 numbers a token, 100,016 tokens, 128 rows a step (fewer than 256 slots), 4 bytes
+    more = ["data.max_response_length=100000", *(f"actor_rollout_ref.rollout.{word}" for word in words)]
+    config, plan, models = built(toy, tmp_path, *more)
+    assert f"KV cache {gib:.2f}" in start_summary(config, plan, (), CPUDevice(), described(models), "x")
+
+
+def test_keys_and_values_of_a_token():
+    text = SimpleNamespace(
+        num_hidden_layers=3, num_key_value_heads=2, num_attention_heads=4, hidden_size=32, head_dim=None
+    )
+    assert kv_numbers(SimpleNamespace(get_text_config=lambda: text)) == 2 * 3 * 2 * 8
+    text.num_key_value_heads, text.head_dim = None, 16
+    assert kv_numbers(SimpleNamespace(get_text_config=lambda: text)) == 2 * 3 * 4 * 16
+
+
 def test_the_summary_says_it(toy, tmp_path):
     config, plan, models = built(toy, tmp_path, LORA, "critic.share_base=adapter")
-    text = start_summary(config, plan, (), CPUDevice(), models, "x", engine_copy_bytes=3 * 2**29)
+    text = start_summary(config, plan, (), CPUDevice(), described(models), "x")
     assert "rollout weights 1.50" in text
     small = adapter_size(toy, 4)
     base = sizes(models)["actor"].parameters - small

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from steepest.config import load as load_module
 from steepest.config import tree, verl_keys
+from steepest.config.algorithms import LOSSES, LossSpec
 from steepest.config.load import PPO_JOB, SFT_JOB, load_config, load_sft_config
 from steepest.config.schema import Config
 from steepest.errors import ConfigError
@@ -109,7 +110,19 @@ WRONG_VALUES = [
         "trainer.experiment_name=${algorithm.nme}",
         "trainer.experiment_name: its ${...} cannot be followed: Interpolation key 'algorithm.nme' not found.",
     ),
-    ("data.seed=${data.prompt_key}", None),
+    ("data.seed=${data.prompt_key}", "data.seed='prompt': expected a whole number."),
+    (
+        f"{MODEL}.override_config={{1:2}}",
+        f"{MODEL}.override_config={{1: 2}}: expected a mapping {{a: b}}.",
+    ),
+    ("data.shuffle='2'", "data.shuffle='2': expected true or false."),
+    ("data.train_files=[a,null]", "data.train_files=[a,null]: expected text, alone or in a list."),
+]
+DERIVED_VALUES = [
+    (
+        f"{ACTOR}.clip_ratio=1.5",
+        f"{ACTOR}.clip_ratio=1.5: {ACTOR}.clip_ratio_low=1.5 is derived from it, and must be at most 1.",
+    ),
 ]
 UNKNOWN = [
     (f"{ACTOR}.optim.lrr=1", f"{ACTOR}.optim.lrr: no such key. Did you mean {ACTOR}.optim.lr?"),
@@ -162,7 +175,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("word", "text"), [*UNREADABLE, *WRONG_VALUES, *UNKNOWN, *REFUSED])
+@pytest.mark.parametrize(("word", "text"), [*UNREADABLE, *WRONG_VALUES, *DERIVED_VALUES, *UNKNOWN, *REFUSED])
 def test_text(word: str, text: str | None) -> None:
     # a misspelt required key is not also told as missing, since REQUIRED holds it
     (message,) = problems(word)
@@ -170,6 +183,20 @@ def test_text(word: str, text: str | None) -> None:
         assert message.startswith(word.partition("=")[0])
     else:
         assert message == text or ((word, text) in REFUSED[-2:] and message.startswith(text))
+
+
+def test_a_derived_value_out_of_bounds_is_reported_with_the_key_and_the_file_that_gave_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{MODEL.split('.')[0]}: {{actor: {{clip_ratio: 2}}}}\n")
+    words = [f"--config-path={tmp_path}", "--config-name=mine"]
+    text = f"{ACTOR}.clip_ratio=2.0: {ACTOR}.clip_ratio_low=2.0 is derived from it, and must be at most 1."
+    assert problems(*words) == [f"{text} (in file {file})"]
+    # what is given is checked as given, and the derived side is within its bounds
+    assert problems(*words, f"{ACTOR}.clip_ratio_low=1.1") == [f"{ACTOR}.clip_ratio_low=1.1: must be at most 1."]
+    with LOSSES.temporarily(LossSpec("wide", clip_range=(3.0, 0.2))):
+        assert problems(f"{ACTOR}.policy_loss.loss_mode=wide") == [
+            f"{ACTOR}.policy_loss.loss_mode=wide: {ACTOR}.clip_ratio_low=3.0 is derived from it, and must be at most 1."
+        ]
 
 
 def test_a_section_is_not_a_value() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from steepest.config.algorithms import ESTIMATORS, EstimatorSpec, same
-from steepest.config.estimators import estimator_options
 from steepest.config.load import load_config
 from steepest.config.plan import Plan, make_plan
 from steepest.config.schema import Config
+from steepest.config.sections.advantages import estimator_options
 from steepest.errors import ConfigError
 from tests.config.commands import REQUIRED
 

@@ -14,10 +14,9 @@ import pytest
 import yaml
 
 from steepest.config import tree
+from steepest.config.checks import ROLLOUT
 from steepest.config.load import config_dict, load_config, load_sft_config, save_config
-from steepest.config.schema import Config
-from steepest.config.schema_sft import SFTConfig
-from steepest.config.verl_keys import ROLLOUT
+from steepest.config.schema import Config, SFTConfig
 from steepest.errors import ConfigError
 from tests.config.commands import GRPO, REFERENCE, REQUIRED
 
@@ -115,6 +114,18 @@ def test_the_reference_command_loads_fast_and_without_torch() -> None:
             {"a": {"b": 1}},
         ),
         ("critic.model.path=${actor_rollout_ref.model.path}/x", "critic.model.path", "model/x"),
+        (
+            "actor_rollout_ref.actor.optim.lr=${actor_rollout_ref.actor.clip_ratio}",
+            "actor_rollout_ref.actor.optim.lr",
+            0.2,
+        ),
+        (
+            "actor_rollout_ref.actor.optim.betas=['${actor_rollout_ref.actor.clip_ratio}',0.95]",
+            "actor_rollout_ref.actor.optim.betas",
+            (0.2, 0.95),
+        ),
+        ("data.shuffle='0'", "data.shuffle", False),
+        ("data.seed='7'", "data.seed", 7),
         (
             "actor_rollout_ref.model.custom_chat_template={% for m in messages %}{{ m['content'] }}{% endfor %}",
             "actor_rollout_ref.model.custom_chat_template",

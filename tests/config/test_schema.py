@@ -9,8 +9,7 @@ import pytest
 
 from steepest.config import describe, tree
 from steepest.config.algorithms import ESTIMATORS, LOSSES
-from steepest.config.schema import Config
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.schema import Config, SFTConfig
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "docs" / "configuration.md"
@@ -36,7 +35,7 @@ def test_the_page_holds_the_tables_of_the_schema() -> None:
 
 def test_names_in_the_schema_are_those_of_the_registries() -> None:
     pytest.importorskip("torch")
-    from steepest.config.schema_types import NameOf
+    from steepest.config.types import NameOf
     from steepest.core.advantages import ADVANTAGE_ESTIMATORS
     from steepest.core.aggregation import LOSS_AGG_MODES
     from steepest.core.policy_losses import POLICY_LOSSES
@@ -50,7 +49,7 @@ def test_names_in_the_schema_are_those_of_the_registries() -> None:
 CONSUMED_IN_CONFIG = {
     "data.tokenizer",  # becomes actor_rollout_ref.model.tokenizer_path
     "actor_rollout_ref.actor.clip_ratio",  # becomes clip_ratio_low and clip_ratio_high
-    "actor_rollout_ref.rollout.val_kwargs.do_sample",  # rules: must agree with temperature
+    "actor_rollout_ref.rollout.val_kwargs.do_sample",  # its section: must agree with temperature
     "actor_rollout_ref.actor.ppo_mini_batch_size",  # plan: mini_batch_rows
     "critic.ppo_mini_batch_size",
     *(
@@ -60,11 +59,11 @@ CONSUMED_IN_CONFIG = {
     ),
     "actor_rollout_ref.actor.old_log_probs",  # plan
     "critic.enable",  # plan
-    "algorithm.gdpo_reward_keys",  # estimators: named_rewards
+    "algorithm.gdpo_reward_keys",  # sections/advantages.py: named_rewards
     "algorithm.gdpo_reward_weights",
-    "reward.reward_model.enable",  # resolve, rules: becomes reward.functions
-    "trainer.max_critic_ckpt_to_keep",  # rules: another name of max_actor_ckpt_to_keep
-    "trainer.nnodes",  # rules: one process
+    "reward.reward_model.enable",  # its section: becomes reward.functions
+    "trainer.max_critic_ckpt_to_keep",  # its section: another name of max_actor_ckpt_to_keep
+    "trainer.nnodes",  # its section: one process
     "trainer.n_gpus_per_node",
     "trainer.project_name",  # default_local_dir
     "trainer.experiment_name",
@@ -74,7 +73,7 @@ CONSUMED_IN_CONFIG = {
     *(f"algorithm.{key}" for key in ESTIMATORS.options()),
     *(f"actor_rollout_ref.actor.{key}" for key in LOSSES.options()),
 }
-"""Keys whose one consumer is resolve.py, estimators.py, rules.py, plan.py or an algorithm."""
+"""Keys whose one consumer is their section, plan.py or an algorithm."""
 PASSED_WHOLE = ("optim",)
 """Sections that are handed to a function under another name, so that only `<anything>.field` can be looked for."""
 

@@ -362,7 +362,7 @@ def test_fifty_steps_under_autocast_drift_no_further_than_the_whole_table_does()
 def test_wrong_arguments_are_named() -> None:
     leaves, targets = make()
     for temperature in (0.0, -1.0):
-        with pytest.raises(ConfigError, match=r"rollout\.temperature=.*above 0"):
+        with pytest.raises(ConfigError, match=r"^temperature=.*above 0"):
             token_log_probs(*padded(leaves), targets, temperature=temperature)
     with pytest.raises(ValueError, match=r"targets \(3,\) do not fit"):
         token_log_probs(*padded(leaves), targets[:3])

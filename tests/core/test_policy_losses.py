@@ -149,7 +149,7 @@ def test_three_policies_keep_their_ratios_apart() -> None:
 
 def test_registry_and_shapes() -> None:
     assert POLICY_LOSSES.get("vanilla").value is ppo_clip
-    with pytest.raises(ConfigError, match=r"policy_loss\.loss_mode='vanila'.*Did you mean 'vanilla'"):
+    with pytest.raises(ConfigError, match=r"^loss_mode='vanila'.*Did you mean 'vanilla'"):
         POLICY_LOSSES.get("vanila")
     wrong: Tensor = torch.zeros(2, 1)
     right = torch.zeros(2, 3)

@@ -69,7 +69,7 @@ def test_a_file_without_the_prompt_column_names_its_columns(write_rows: Any) -> 
     file = write_rows([prompt_row(prompt=..., words="hi")], "t.parquet")
     assert message_of(file) == (
         f"{file}: there is no column 'prompt'; it has data_source, reward_model, extra_info, words. "
-        "data.prompt_key=NAME names another column; "
+        "prompt_key=NAME names another column; "
         "`steepest prepare gsm8k --local_save_dir DIR` makes the GSM8K files."
     )
     file = write_rows([prompt_row(data_source=...)])

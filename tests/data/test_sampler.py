@@ -65,11 +65,11 @@ def test_what_a_caller_does_to_a_batch_does_not_reach_the_next() -> None:
 
 
 def test_too_few_rows_and_wrong_numbers() -> None:
-    with pytest.raises(DataError, match="data.train_batch_size=8 is more than the 5 training prompts.*=5 or less"):
+    with pytest.raises(DataError, match="^train_batch_size=8 is more than the 5 training prompts.*=5 or less"):
         PromptSampler(5, 8)
     with pytest.raises(DataError, match="there are no training prompts"):
         PromptSampler(0, 8)
-    with pytest.raises(ConfigError, match="data.train_batch_size=0: expected a number above 0"):
+    with pytest.raises(ConfigError, match="^train_batch_size=0: expected a number above 0"):
         PromptSampler(5, 0)
     with pytest.raises(ValueError, match="step -1 is below 0"):
         PromptSampler(5, 1).indices(-1)
@@ -87,5 +87,5 @@ def test_the_last_validation_batch_is_kept() -> None:
     assert [len(part) for part in batches(1319, 256)] == [256, 256, 256, 256, 256, 39]
     assert [len(part) for part in batches(1319, None)] == [1319]
     assert batches(0, None) == []
-    with pytest.raises(ConfigError, match="data.val_batch_size=0"):
+    with pytest.raises(ConfigError, match="^val_batch_size=0"):
         batches(3, 0)

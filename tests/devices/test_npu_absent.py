@@ -84,18 +84,16 @@ def reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_the_package_is_missing(reason) -> None:
     assert reason() == (
-        "trainer.device=npu: the package torch-npu is not installed; install it for your torch and CANN versions "
-        "(pip install 'steepest[npu]'), or use trainer.device=cpu."
+        "device=npu: the package torch-npu is not installed; install it for your torch and CANN versions "
+        "(pip install 'steepest[npu]'), or use device=cpu."
     )
 
 
 def test_cann_is_not_sourced(install, reason) -> None:
     install(NO_CANN)
     found = reason()
-    assert found.startswith(
-        "trainer.device=npu: torch-npu cannot load CANN (libhccl.so), whose set_env.sh is not sourced;"
-    )
-    assert "run `source /usr/local/Ascend/" in found and found.endswith("or use trainer.device=cpu.")
+    assert found.startswith("device=npu: torch-npu cannot load CANN (libhccl.so), whose set_env.sh is not sourced;")
+    assert "run `source /usr/local/Ascend/" in found and found.endswith("or use device=cpu.")
 
 
 def test_cann_is_sourced_and_lacks_a_library(install, reason, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,23 +128,24 @@ def test_no_card(install) -> None:
     code = """
         import os
         from steepest.devices.backends.npu import NPUDevice
-        print(NPUDevice().availability())
+        from steepest.errors import render
+        print(render(NPUDevice().availability()))
         for value in ("7", " "):
             os.environ["ASCEND_RT_VISIBLE_DEVICES"] = value
-            print(NPUDevice().availability())
+            print(render(NPUDevice().availability()))
         import torch
         del os.environ["ASCEND_RT_VISIBLE_DEVICES"]
         torch.npu.is_available = lambda: (_ for _ in ()).throw(RuntimeError("drvErr 87\\nmore"))
-        print(NPUDevice().availability())
+        print(render(NPUDevice().availability()))
         torch.npu.is_available, torch.npu.device_count = lambda: True, lambda: 1
         print(NPUDevice().availability())
     """
     done = python(textwrap.dedent(code), install(NO_CARD))
-    see = "see that `npu-smi info` lists one, or use trainer.device=cpu."
+    see = "see that `npu-smi info` lists one, or use device=cpu."
     assert done.stdout.splitlines() == [
         f"torch-npu sees no card; {see}",
         f"torch-npu sees no card (ASCEND_RT_VISIBLE_DEVICES='7'); {see}",
-        "ASCEND_RT_VISIBLE_DEVICES=' ' hides every card; unset it, or use trainer.device=cpu.",
+        "ASCEND_RT_VISIBLE_DEVICES=' ' hides every card; unset it, or use device=cpu.",
         f"torch-npu sees no card: drvErr 87; {see}",
         "None",
     ], done.stderr
@@ -155,8 +154,8 @@ def test_no_card(install) -> None:
 def test_a_torch_npu_of_another_torch_is_not_even_imported(install, reason) -> None:
     install("raise SystemExit('imported')", version="2.1.0.post3")
     assert reason() == (
-        f"trainer.device=npu: torch-npu 2.1.0.post3 needs torch 2.1.0, but torch is {torch.__version__}; "
-        f"pip install 'torch-npu=={TORCH}.*', or the other torch, or use trainer.device=cpu."
+        f"device=npu: torch-npu 2.1.0.post3 needs torch 2.1.0, but torch is {torch.__version__}; "
+        f"pip install 'torch-npu=={TORCH}.*', or the other torch, or use device=cpu."
     )
 
 
@@ -180,7 +179,7 @@ def test_a_torch_npu_of_another_torch_is_not_even_imported(install, reason) -> N
 def test_what_else_can_go_wrong_is_told_in_its_own_words(install, reason, code: str, words: str) -> None:
     install(code)
     found = reason()
-    assert words in found and found.endswith("or use trainer.device=cpu.")
+    assert words in found and found.endswith("or use device=cpu.")
 
 
 RUN = """

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.errors import ModelError
 from steepest.hub import Source, find
 from tests.hub.fake_hub import FakeHub, Fault

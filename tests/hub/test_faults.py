@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.errors import ModelError
 from steepest.hub import find
 from steepest.hub.faults import NAMES, HubFault, fault_of
@@ -33,8 +33,7 @@ WORDS = {
     "disk full while writing": "no room on the disk of the cache ([Errno 28] No space left on device). Free some",
     "cache not writable": "the cache cannot be written ([Errno 13] Permission denied",
     "damaged on the way": "a file arrived damaged and was thrown away (model.safetensors: ",
-    "not an id": "neither a folder here nor a hub id (owner/name) of {title}. A revision has its own key: "
-    "actor_rollout_ref.model.revision=...",
+    "not an id": "neither a folder here nor a hub id (owner/name) of {title}. A revision has its own key: revision=...",
     "client not installed": "fetching from ModelScope needs its package. Install it: pip install 'steepest[modelscope]",
     "no files of a model": "without the files of a model (it holds q4.gguf, q8.gguf)",
 }
@@ -49,9 +48,9 @@ PAIRS = [(case, client) for case, (_, hubs) in CASES.items() for client in hubs]
 @pytest.mark.parametrize(("case", "client"), PAIRS)
 def test_the_message_of_a_fault(case: str, client: Hub, tmp_path: Path) -> None:
     names, message = NAMES[client], message_of(case, client, tmp_path)
-    assert message.startswith("actor_rollout_ref.model.path=owner/")
+    assert message.startswith("path=owner/")
     assert WORDS[case].format(title=names.title, login=names.login) in message
-    other = f"{NAMES[names.other].title} may have it: actor_rollout_ref.model.hub={names.other}."
+    other = f"{NAMES[names.other].title} may have it: hub={names.other}."
     assert message.endswith(other) == (case in ELSEWHERE), message
     assert "\n" not in message and message.isascii() and message.endswith(".")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from steepest.config.schema_model import Hub
-from steepest.errors import DataError, ModelError
+from steepest.config.types import Hub
+from steepest.errors import DataError, ModelError, render
 from steepest.hub import TOKENIZER_FILES, Source, find
 from tests.hub.fake_hub import FakeHub, Fault
 from tests.hub.world import HUBS, MODEL, NEEDED, cached_files, file_path, listing_path, source, turn_to
@@ -69,15 +69,15 @@ def test_what_is_needed_is_downloaded_once(hub: FakeHub, cache: Path, client: Hu
     assert [path for path, _ in found.pin.digests] == ["config.json", "tokenizer.json", "model.safetensors"]
     title, branch = ("Hugging Face", "main") if client == "huggingface" else ("ModelScope", "master")
     where = cache / ("hf" if client == "huggingface" else "ms")
-    label = "actor_rollout_ref.model.path=owner/tiny"
+    label = "path=owner/tiny"
     at = f"{title}, {branch} = commit {commit[:12]}"
-    assert notes == [
+    assert [render(note) for note in notes] == [
         f"{label}: downloading 262.2 kB of 262.2 kB from {at}, to {where}",
         f"{label}: {at}, 262.2 kB, downloaded and checked",
     ]
     hub.log.clear()
     assert find(source(client), note=notes.append) == found
-    assert notes[2:] == [f"{label}: {at}, 262.2 kB, in the cache"]
+    assert [render(note) for note in notes[2:]] == [f"{label}: {at}, 262.2 kB, in the cache"]
     assert len(hub.log) == 1 and hub.asked(listing_path(client))  # one question: what is the newest commit?
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from steepest.config.schema_model import Hub
-from steepest.errors import ModelError
+from steepest.config.types import Hub
+from steepest.errors import ModelError, render
 from steepest.hub import Found, Pin, find
 from tests.hub.fake_hub import FakeHub
 from tests.hub.world import HUBS, MODEL, file_path, source, turn_to
@@ -50,8 +50,8 @@ def test_the_branch_has_moved_and_the_pin_wins(hub: FakeHub, client: Hub, pin: P
     found = again(client, pin, notes)
     assert found.pin == pin and weights(found) == MODEL[WEIGHTS]
     title, branch = ("Hugging Face", "main") if client == "huggingface" else ("ModelScope", "master")
-    assert notes[0].endswith("in the cache") and notes[1:] == [
-        f"actor_rollout_ref.model.path=owner/tiny: {branch} has moved on {title} to commit {new[:12]}; "
+    assert notes[0].endswith("in the cache") and [render(note) for note in notes[1:]] == [
+        f"path=owner/tiny: {branch} has moved on {title} to commit {new[:12]}; "
         f"this run goes on with {pin.commit[:12]}, with which it began."
     ]
     assert weights(find(source(client), note=lambda _: None)) == OTHER[WEIGHTS]  # a new run takes the new one

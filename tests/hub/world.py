@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.hub import Source
 from tests.hub.fake_hub import FakeHub, Files
 

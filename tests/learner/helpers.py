@@ -12,6 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassificat
 
 from steepest.core.batch import Batch, RowStatus
 from steepest.core.policy_losses import ppo_clip
+from steepest.core.reducer import Reducer
 from steepest.learner.actor import Actor
 from steepest.learner.critic import Critic
 from steepest.learner.micro_batches import MicroBatches
@@ -130,9 +131,9 @@ def record_gradients(trainable: Actor | Critic) -> list[dict[str, Tensor]]:
     found: list[dict[str, Tensor]] = []
     step = trainable.optimizer.step
 
-    def recording() -> tuple[float, bool]:
+    def recording(reducer: Reducer) -> tuple[float, bool]:
         found.append({n: p.grad.clone() for n, p in trainable.model.named_parameters() if p.grad is not None})
-        return step()
+        return step(reducer)
 
     trainable.optimizer.step = recording
     return found

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from steepest.core.advantages import AdvantageInputs, gae
+from steepest.core.advantages import ADVANTAGE_ESTIMATORS, AdvantageInputs, EstimatorCall, gae
 from steepest.core.batch import Batch
-from steepest.learner.critic import Critic
+from steepest.learner.critic import Critic, ValuesAndGradient
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.mini_batches import UpdateSettings
+from steepest.registry import Entry
 from tests.learner.helpers import left_out, make_batch, make_critic, weights
 from tests.learner.test_lora import adapter_critic, lora_actor
 
 SMALL = MicroBatches(tokens=15)
 
 
-def returns_of(batch: Batch) -> Tensor:
-    """GAE with everything it can read."""
-    found = AdvantageInputs(
-        token_level_rewards=batch.token_level_rewards,
-        response_mask=batch.trained_mask,
-        values=batch.values,
-        final_values=batch.final_values,
-        truncated=batch.truncated,
-    )
-    return gae(found, gamma=0.9, lam=0.8, bootstrap_truncated=True)[1]
+GAE = EstimatorCall("gae", {"gamma": 0.9, "lam": 0.8, "bootstrap_truncated": True})
+"""With everything it can read."""
 
 
 def rewarded() -> Batch:
@@ -41,14 +35,15 @@ def rewarded() -> Batch:
 
 def in_two_passes(critic: Critic, batch: Batch) -> dict[str, float]:
     batch.values, batch.final_values = critic.values(batch)
-    batch.returns = returns_of(batch)
+    batch.returns = GAE.returns_of(batch)
     return critic.update(batch, step=1)
 
 
 def in_one_pass(critic: Critic, batch: Batch) -> dict[str, float]:
-    batch.values, batch.final_values = critic.values_with_gradient(batch, returns_of)
-    batch.returns = returns_of(batch)
-    return critic.step_on_gradient(batch)
+    found = critic.values_and_gradient(batch, GAE)
+    batch.values, batch.final_values = found.values, found.final_values
+    batch.returns = GAE.returns_of(batch)
+    return critic.step_on_gradient(batch, found)
 
 
 def make(kind: str, micro: MicroBatches) -> Critic:
@@ -90,12 +85,13 @@ def test_the_whole_batch_has_one_denominator_and_each_row_its_own_returns():
     """A row alone in its micro-batch weighs as in the whole batch, and sees no other row's values."""
     seen: list[Tensor] = []
 
-    def recorded(batch: Batch) -> Tensor:
-        seen.append(batch.values.clone())
-        return returns_of(batch)
+    def recorded(inputs: AdvantageInputs) -> tuple[Tensor, Tensor]:
+        seen.append(inputs.values.clone())
+        return gae(inputs, gamma=0.9, lam=0.8)
 
     critic, batch = make("own", MicroBatches(rows=1)), rewarded()
-    values, _ = critic.values_with_gradient(batch, recorded)
+    with ADVANTAGE_ESTIMATORS.temporarily(Entry("recorded", recorded)):
+        values = critic.values_and_gradient(batch, EstimatorCall("recorded")).values
     assert [len(part) for part in seen] == [1] * 7  # row 2 is left out
     own = batch.trained_mask.any(1)
     assert torch.equal(torch.cat(seen), values[own])
@@ -121,4 +117,38 @@ def test_several_updates_have_no_values_in_common():
     critic.settings = UpdateSettings(mini_batch_rows=4)
     assert not critic.has_one_update(8) and critic.has_one_update(4)
     with pytest.raises(AssertionError):
-        critic.values_with_gradient(rewarded(), returns_of)
+        critic.values_and_gradient(rewarded(), GAE)
+
+
+def test_an_estimator_call_is_pickled_and_gives_the_same_bits():
+    """A worker of its own process gets the name and the options, and looks the function up (a closure is no pickle)."""
+    one, two = make("own", SMALL), make("own", SMALL)
+    found = one.values_and_gradient(rewarded(), GAE)
+    sent = pickle.loads(pickle.dumps(GAE))
+    again = two.values_and_gradient(rewarded(), sent)
+    assert sent == GAE and torch.equal(found.values, again.values) and found.metrics == again.metrics
+    pairs = zip(one.model.parameters(), two.model.parameters(), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
+
+
+def test_an_estimator_of_a_users_file_is_looked_up_by_its_name(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("def own(x, *, gamma):\n    return x.token_level_rewards, gamma * x.token_level_rewards\n")
+    call = pickle.loads(pickle.dumps(EstimatorCall(f"{file}:own", {"gamma": 0.5, "lam": 1.0})))
+    batch = rewarded()
+    assert torch.equal(call.returns_of(batch), 0.5 * batch.token_level_rewards)
+
+
+def test_two_batches_can_be_between_values_and_step():
+    """What was found is in the result, not in the critic: the metrics are those of the batch they are asked for."""
+    critic, first, second = make("own", SMALL), rewarded(), rewarded()
+    second.token_level_rewards = 3 * second.token_level_rewards
+    found = [critic.values_and_gradient(batch, GAE) for batch in (first, second)]
+    alone = make("own", SMALL).values_and_gradient(rewarded(), GAE)
+    first.values, first.returns = found[0].values, GAE.returns_of(replace(first, **_values(found[0])))
+    assert found[0].metrics == alone.metrics != found[1].metrics
+    assert critic.step_on_gradient(first, found[0])["critic/vf_loss"] == alone.metrics["critic/vf_loss"]
+
+
+def _values(found: ValuesAndGradient) -> dict[str, Tensor]:
+    return {"values": found.values, "final_values": found.final_values}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from steepest.learner.metrics import Means, Sums
 
@@ -23,3 +24,21 @@ def test_means_are_over_the_mini_batches_that_have_the_number():
     means.count("skipped", 0)
     means.count("skipped", 1)
     assert means.read() == {"a": pytest.approx(1.5), "b": 4.0, "skipped": 1.0}
+
+
+def test_sums_are_read_over_ranks_and_maxima_apart():
+    """Here both ranks have the same numbers: sums double, maxima stay."""
+
+    class Twice:
+        def sum(self, value: Tensor) -> Tensor:
+            return 2 * value
+
+        def max(self, value: Tensor) -> Tensor:
+            return value
+
+    sums = Sums()
+    sums.add("a", torch.tensor(1.0))
+    sums.take_max("m", torch.tensor(3.0))
+    sums.add("b", torch.tensor(2.0))
+    assert sums.read(Twice()) == {"a": 2.0, "b": 4.0, "m": 3.0} and sums.read() == {"a": 1.0, "b": 2.0, "m": 3.0}
+    assert Sums().read(Twice()) == {}

@@ -1,4 +1,4 @@
-"""A pass that runs out of memory names the model, the micro-batch and the key to lower. The allocations really fail."""
+"""A pass that runs out of memory names model, micro-batch and the setting to lower. The allocations really fail."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from steepest.rollout.engines.hf import HFEngine
 from tests.learner.helpers import make_actor, make_batch, make_critic, policy, with_log_probs
 from tests.rollout.asking import loaded, requests_of
 
-COMPUTE = ComputeSettings(model_key="some.model", length_key="data.max_length")
-ROWS = MicroBatches(rows=3, key="some.micro_batch_size")
-TOKENS = MicroBatches(tokens=500, key="some.max_token_len")
+ROWS = MicroBatches(rows=3, purpose="some.pass")
+TOKENS = MicroBatches(tokens=500, purpose="other.pass")
 
 
 @pytest.fixture
@@ -52,61 +51,59 @@ def assert_told(call, *words):
 
 
 def test_actor(full):
-    actor = make_actor(compute=COMPUTE, mini=8, micro=TOKENS, forward=ROWS)
+    actor = make_actor(mini=8, micro=TOKENS, forward=ROWS)
     batch = with_log_probs(make_batch(), actor)
     before = [p.clone() for p in actor.model.parameters()]
     full()
     text = assert_told(
         lambda: actor.update(batch, step=1),
         "actor update: a micro-batch of 7 sequence(s), 61 tokens: out of memory",
-        ". Lower some.max_token_len below 61 (now 500), or set some.model.enable_gradient_checkpointing=true, or",
+        ". Lower micro_batch_tokens below 61 (now 500), or set enable_gradient_checkpointing=true, or",
     )
-    assert text.endswith("The same command goes on from the last checkpoint, where one was written.")
+    assert text.endswith("The same command resumes from the last checkpoint, if one was written.")
     assert all(torch.equal(p, q) for p, q in zip(before, actor.model.parameters(), strict=True))
     text = assert_told(
         lambda: actor.log_probs(batch),
         "actor log-probs: a micro-batch of 3 sequence(s), 30 tokens: out of memory",
-        ". Lower some.micro_batch_size below 3 (now 3), or take a smaller model.",
+        ". Lower micro_batch_rows below 3 (now 3), or take a smaller model.",
     )
 
 
 def test_checkpointing_that_is_on_is_not_recommended(full):
-    actor = make_actor(compute=ComputeSettings(gradient_checkpointing=True, model_key="some.model"))
+    actor = make_actor(compute=ComputeSettings(gradient_checkpointing=True))
     batch = with_log_probs(make_batch(), actor)
     full()
-    assert "checkpointing" not in assert_told(
-        lambda: actor.update(batch, step=1), "Lower the size of micro-batches below 61"
-    )
+    assert "checkpointing" not in assert_told(lambda: actor.update(batch, step=1), "Lower micro_batch_tokens below 61")
 
 
 def test_a_single_sequence_cannot_be_cut_into_micro_batches(full):
-    actor = make_actor(compute=COMPUTE, forward=MicroBatches(rows=1, key="some.micro_batch_size"))
+    actor = make_actor(forward=MicroBatches(rows=1))
     full()
     text = assert_told(
-        lambda: actor.log_probs(make_batch()), "of 1 sequence(s)", "too much: lower data.max_length, or take a"
+        lambda: actor.log_probs(make_batch()), "of 1 sequence(s)", "too much: lower max_length, or take a"
     )
-    assert "some.micro_batch_size" not in text
+    assert "micro_batch" not in text
 
 
 def test_reference_and_critic(full):
-    reference = Reference(policy(), compute=COMPUTE, forward=ROWS)
-    critic = make_critic(compute=COMPUTE, micro=TOKENS, forward=ROWS)
+    reference = Reference(policy(), compute=ComputeSettings(), forward=ROWS)
+    critic = make_critic(micro=TOKENS, forward=ROWS)
     full()
     assert_told(
-        lambda: reference.log_probs(make_batch()), "reference log-probs: a micro-batch of 3", "some.micro_batch_size"
+        lambda: reference.log_probs(make_batch()), "reference log-probs: a micro-batch of 3", "micro_batch_rows"
     )
-    assert_told(lambda: critic.values(make_batch()), "critic values: a micro-batch of 3", "some.micro_batch_size")
+    assert_told(lambda: critic.values(make_batch()), "critic values: a micro-batch of 3", "micro_batch_rows")
     assert_told(
-        lambda: critic.update(make_batch(), step=1), "critic update: a micro-batch of 7", "some.max_token_len below 61"
+        lambda: critic.update(make_batch(), step=1), "critic update: a micro-batch of 7", "micro_batch_tokens below 61"
     )
 
 
 def test_supervised(full):
-    model = Supervised(policy(), compute=COMPUTE, optim=OptimSettings(lr=1e-3), micro=TOKENS)
+    model = Supervised(policy(), compute=ComputeSettings(), optim=OptimSettings(lr=1e-3), micro=TOKENS)
     examples = [SFTExample("rows:0", [1, 2, 3], [False, True, True])] * 2
     full()
     assert_told(
-        lambda: model.update(examples), "model update: a micro-batch of 2 sequence(s), 6 tokens", "some.max_token_len"
+        lambda: model.update(examples), "model update: a micro-batch of 2 sequence(s), 6 tokens", "micro_batch_tokens"
     )
     assert_told(lambda: model.evaluate(examples), "model validation: a micro-batch of 2 sequence(s), 6 tokens")
 
@@ -115,7 +112,7 @@ def test_what_stays_on_the_device(monkeypatch):
     def use_it_up(*args, **kwargs):
         torch.empty(10**13)
 
-    actor = make_actor(compute=COMPUTE)
+    actor = make_actor()
     batch = with_log_probs(make_batch(), actor)
     monkeypatch.setattr(Optimizer, "step", use_it_up)
     assert_told(
@@ -140,7 +137,7 @@ def test_rollout(full):
     assert_told(
         lambda: builtin.generate(requests_of(prompts, sampling)),
         "rollout: 4 sequence(s) at once, each of at most 12 tokens, KV cache 6.00 KiB: out of memory",
-        "Lower actor_rollout_ref.rollout.max_num_seqs below 4 (now 6), actor_rollout_ref.rollout.gpu_mem",
+        "Lower max_num_seqs below 4 (now 6), gpu_memory_utilization or max_response_length.",
     )
 
 
@@ -150,7 +147,7 @@ def test_rollout_by_transformers(monkeypatch):
     assert_told(
         lambda: found.generate(requests_of([[3, 4, 5]], SamplingParams(max_tokens=9))),
         "rollout: 6 sequence(s) at once",
-        "Lower actor_rollout_ref.rollout.max_num_seqs (now 6) or data.max_response_length.",
+        "Lower max_num_seqs (now 6) or max_response_length.",
     )
 
 
@@ -159,5 +156,5 @@ def test_the_rollout_engines_copy(monkeypatch):
     assert_told(
         lambda: engine(BuiltinEngine, dtype=torch.bfloat16),
         "rollout: a copy of the weights in torch.bfloat16: out of memory",
-        "Set actor_rollout_ref.rollout.free_cache_engine=true, which gives it back while the models train",
+        "Set free_cache_engine=true, which gives it back while the models train",
     )

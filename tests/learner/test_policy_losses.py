@@ -117,7 +117,7 @@ def test_a_choice_costs_one_pass_where_there_are_several_micro_batches() -> None
         batch, calls = with_log_probs(make_batch(), actor), []
         actor.model.hf.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         actor.update(batch, step=1)
-        parts = len(list(actor.micro_batches(batch, CUTS[cut], batch.loss_mask)))
+        parts = len(actor.cut(batch, CUTS[cut], batch.loss_mask))
         assert len(calls) == passes * parts, (name, cut)
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from steepest.config.schema import Config
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.schema import Config, SFTConfig
 from steepest.config.tree import leaves
 from steepest.errors import ConfigError, SteepestError
 from steepest.loggers import LOGGERS, api, check_loggers, make_loggers
@@ -39,9 +38,7 @@ def test_all_wrong_names_are_told_at_once(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError) as caught:
         make_loggers(["wandbb", "mlflow"], tmp_path / "run", "p", "e", {})
     unknown, missing = caught.value.problems
-    assert unknown.startswith(
-        "trainer.logger='wandbb': no such logger. Did you mean 'wandb'? Known: brief, console, jsonl, "
-    )
+    assert unknown.startswith("logger='wandbb': no such logger. Did you mean 'wandb'? Known: brief, console, jsonl, ")
     assert "needs the package mlflow" in missing and "pip install 'steepest[mlflow]'" in missing
     assert not (tmp_path / "run").exists()
 
@@ -133,8 +130,7 @@ def test_a_service_that_refuses_to_start_is_an_error_of_the_configuration(tmp_pa
     with pytest.raises(ConfigError) as caught:
         make_loggers(["recorder", "service"], tmp_path, "p", "e", {})
     assert str(caught.value) == (
-        "trainer.logger: service cannot start (RuntimeError: no key). Run `service login`, "
-        "or take service out of trainer.logger."
+        "logger: service cannot start (RuntimeError: no key). Run `service login`, or take service out of logger."
     )
     assert Recorder.made[-1].closed == 1  # what had started is closed again
 

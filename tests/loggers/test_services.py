@@ -116,7 +116,7 @@ def test_without_an_account_the_run_stops_with_the_remedy(name: str, tmp_path: P
     environment = {**kept, "HOME": str(tmp_path), "PYTHONPATH": str(Path(steepest.__file__).parents[1])}
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    assert f"Run `{name} login` or set {name.upper()}_MODE=offline, or take {name} out of trainer.logger" in done.stdout
+    assert f"Run `{name} login` or set {name.upper()}_MODE=offline, or take {name} out of logger" in done.stdout
 
 
 def test_jsonl_has_the_same_values_beside_a_service(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from steepest.core.batch import Batch
 from steepest.models.causal_lm import CausalLM
-from steepest.models.flops import WORK, attention_flops, causal_pairs, generation_flops, linear_flops
+from steepest.models.flops import attention_flops, causal_pairs, generation_flops, linear_flops
 from steepest.models.lora import LoraSettings
 from steepest.models.lora_models import LoraCausalLM
 from steepest.models.packing import Packed, pack_batch
+from steepest.models.passes import Distributions, ExactKL, HeadValues, HiddenStates, LogProbs, StatesFound, Values
 from tests.tiny import FAMILIES, VOCABULARY, tiny_critic, tiny_hf, tiny_lm
 
 HIDDEN, LAYERS, HEADS, GROUPS, SIZE, INNER = 32, 2, 4, 2, 8, 48
@@ -38,12 +39,6 @@ def packed_of(batch: Batch) -> Packed:
     return pack_batch(batch, batch.response_mask)
 
 
-def spent(call: Any) -> float:
-    before = WORK.read()
-    call()
-    return WORK.read() - before
-
-
 def counted_by_torch(call: Any) -> dict[str, int]:
     """Operations by name: mm and addmm of linear layers and their gradients, bmm of attention."""
     in_place = {torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1]}  # torch counts addmm alone
@@ -56,8 +51,9 @@ def counted_by_torch(call: Any) -> dict[str, int]:
     return counts
 
 
-def hidden_states(model: CausalLM, packed: Packed) -> torch.Tensor:
-    return model.hidden_states(packed.input_ids, packed.position_ids, model.attention.context(packed))
+def states(model: CausalLM, packed: Packed) -> StatesFound:
+    """The backbone alone: nothing goes through the head."""
+    return model(HiddenStates(packed))
 
 
 def test_pairs_of_causal_attention():
@@ -68,20 +64,28 @@ def test_a_pass_by_hand():
     model, packed = tiny_lm(), packed_of(batch([3, 2], [4, 1]))
     forward = 10 * LAYERS * LAYER + PAIR * (28 + 6)
     with torch.no_grad():
-        assert spent(lambda: model.log_probs(packed)) == forward + 5 * HEAD
-    assert spent(lambda: model.log_probs(packed)) == 3 * forward + 3 * 5 * HEAD
+        assert model(LogProbs(packed)).flops == forward + 5 * HEAD
+        assert model(LogProbs(packed, with_squares=True)).flops == forward + 2 * 5 * HEAD
+        assert model(HiddenStates(packed, with_log_probs=True)).flops == forward + 5 * HEAD
+        distributions = model(Distributions(packed))
+        assert distributions.flops == forward
+    assert model(LogProbs(packed)).flops == 3 * forward + 3 * 5 * HEAD
+    assert model(ExactKL(packed, distributions)).flops == 3 * forward + (3 + 3 + 1) * 5 * HEAD
     critic = tiny_critic()
-    assert spent(lambda: critic.values(packed, with_final=True)) == 3 * forward + 3 * 2 * HIDDEN * (5 + 2)
+    assert critic(Values(packed, with_final=True)).flops == 3 * forward + 3 * 2 * HIDDEN * (5 + 2)
+    assert critic(HeadValues(torch.zeros(4, HIDDEN))).flops == 2 * 2 * HIDDEN * 4  # the states have no gradient
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_torch_counts(family):
     model, packed = tiny_lm(family), packed_of(batch([20], [12]))
 
-    def run() -> None:
-        hidden_states(model, packed).sum().backward()
+    def run() -> float:
+        answer = states(model, packed)
+        answer.before.sum().backward()
+        return answer.flops
 
-    mine, found = spent(run), counted_by_torch(run)
+    mine, found = run(), counted_by_torch(run)
     linear = 3 * LAYERS * LAYER * 32
     assert found["mm"] + found.get("addmm", 0) == linear
     assert found["bmm"] == 3 * PAIR * 32 * 32  # scores and values of all pairs, those that causality hides too
@@ -98,16 +102,18 @@ def test_frozen_weights_and_adapters_that_are_off():
     adapter = LAYERS * sum(2 * 3 * (a + b) for a, b in shapes)
     pairs = PAIR * causal_pairs([32])
 
-    def run() -> None:
-        hidden_states(model, packed).sum().backward()
+    def run() -> float:
+        answer = states(model, packed)
+        answer.before.sum().backward()
+        return answer.flops
 
-    mine, found = spent(run), counted_by_torch(run)
+    mine, found = run(), counted_by_torch(run)
     assert mine == 32 * (2 * LAYERS * LAYER + 3 * adapter) + 3 * pairs
     # of the first layer, torch leaves out the gradient of q's, k's and v's input: nothing below is trained
     first = 32 * 2 * (HIDDEN * (q + 2 * kv) + 3 * 3 * HIDDEN)
     assert found["mm"] + found.get("addmm", 0) == 32 * (2 * LAYERS * LAYER + 3 * adapter) - first
     with torch.no_grad(), model.base_alone():
-        assert spent(lambda: hidden_states(model, packed)) == 32 * LAYERS * LAYER + pairs
+        assert states(model, packed).flops == 32 * LAYERS * LAYER + pairs
 
 
 def test_experts_count_as_often_as_a_token_meets_them():
@@ -126,13 +132,3 @@ def test_a_rollout_reads_a_prompt_once_and_feeds_all_tokens_but_the_last():
     scored = 4 + 1 + 2
     assert generation_flops(model, made) == tokens * LAYERS * LAYER + PAIR * pairs + scored * HEAD
     assert attention_flops(model.config, 1) == PAIR
-
-
-def test_paused_counts_nothing():
-    model, packed = tiny_lm(), packed_of(batch([3], [2]))
-
-    def run() -> None:
-        with WORK.paused():
-            model.log_probs(packed)
-
-    assert spent(run) == 0 and spent(lambda: model.log_probs(packed)) > 0

@@ -177,23 +177,20 @@ HAS = "There are: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj.
     [
         (
             {"target_modules": ("q_prj",)},
-            "actor_rollout_ref.model.target_modules=q_prj: Qwen2ForCausalLM has no linear layer of that name in its "
+            "target_modules=q_prj: Qwen2ForCausalLM has no linear layer of that name in its "
             f"backbone. Did you mean q_proj? {HAS}",
         ),
         (
-            {"target_modules": ("lm_head",), "section": "critic.model"},
-            "critic.model.target_modules=lm_head: Qwen2ForCausalLM has no linear layer of that name in its backbone. "
-            f"{HAS}",
+            {"target_modules": ("lm_head",)},
+            f"target_modules=lm_head: Qwen2ForCausalLM has no linear layer of that name in its backbone. {HAS}",
         ),
         (
             {"exclude_modules": ("embed_tokens",)},
-            "actor_rollout_ref.model.exclude_modules=embed_tokens: Qwen2ForCausalLM has no linear layer of that name "
-            f"in its backbone. {HAS}",
+            f"exclude_modules=embed_tokens: Qwen2ForCausalLM has no linear layer of that name in its backbone. {HAS}",
         ),
         (
             {"target_modules": ("q_proj",), "exclude_modules": ("q_proj",)},
-            "actor_rollout_ref.model.exclude_modules=q_proj leaves no layer of target_modules=q_proj: nothing would be "
-            "trained.",
+            "exclude_modules=q_proj leaves no layer of target_modules=q_proj: nothing would be trained.",
         ),
     ],
 )
@@ -244,8 +241,8 @@ def test_the_folder_is_peft_s_and_reads_back(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"rank": 4}, "actor_rollout_ref.model.lora_rank=4: the adapter in .* has 8. Go on with that, or begin a new"),
-        ({"alpha": 8}, "actor_rollout_ref.model.lora_alpha=8: the adapter in .* has 4. Go on"),
+        ({"rank": 4}, "lora_rank=4: the adapter in .* has 8. Go on with that, or begin a new"),
+        ({"alpha": 8}, "lora_alpha=8: the adapter in .* has 4. Go on"),
         (
             {"target_modules": ("q_proj",)},
             "target_modules and exclude_modules choose other layers than the adapter in .* has, for example "

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from steepest.devices import select_device
+from steepest.errors import render
 from tests.trainer.toy import make_toy, toy_overrides
 
 pytestmark = pytest.mark.npu
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.npu
 def test_unset_takes_the_card_and_says_why() -> None:
     device = select_device()
     assert device.name == "npu" and device.torch_device().type == "npu"
-    assert device.chosen_because.startswith("trainer.device is unset: the best device present; no cuda: ")
+    assert render(device.chosen_because).startswith("device is unset: the best device present; no cuda: ")
     assert f"{device.hardware()} has bf16 arithmetic" in device.describe()
 
 

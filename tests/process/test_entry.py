@@ -45,7 +45,7 @@ def test_several_problems_are_numbered_and_fit_on_a_screen() -> None:
     assert describe(ConfigError(["a", "b"])) == "error: 2 problems:\n  1. a\n  2. b"
     long = describe(ConfigError([f"problem {i}" for i in range(50)])).splitlines()
     assert len(long) == 22
-    assert long[0] == "error: 50 problems:" and long[-1] == "  and 30 more; mend these first."
+    assert long[0] == "error: 50 problems:" and long[-1] == "  and 30 more; fix these first."
 
 
 def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -128,7 +130,7 @@ with openmp_waiting.adaptive_waiting() as watched:
 time.sleep(0.3)
 print(json.dumps({"asleep": watched.asleep, "python": threading.active_count(), "counts": sleeps()}))
 """)
-    warning = "warning: nobody looks any more whether others use the cores ([Errno 24] Too many open files"
+    warning = "warning: the use of the cores can no longer be measured ([Errno 24] Too many open files"
     assert found["said"].startswith(warning) and found["said"].endswith("; waiting threads spin.")
     assert (found["asleep"], found["python"], found["errors"]) == (False, 1, "") and found["counts"] < 200
 
@@ -200,25 +202,37 @@ def names() -> set[str]:
 
 @pytest.mark.parametrize("kind", ["ppo", "sft"])
 def test_every_job_looks_while_it_runs(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Also when it fails. Here a job is one call that sees which threads there are, and then fails."""
+    """Also when it fails: what a job calls on its way sees which threads there are, and fails."""
     seen: list[set[str]] = []
 
-    def fail(*args: object) -> None:
+    def fail(*args: object) -> int:
         seen.append(names())
         raise ZeroDivisionError
+
+    class Watched(io.StringIO):
+        """Standard output that fails at the summary of the start."""
+
+        def write(self, text: str) -> int:
+            return fail() if "run folder" in text else super().write(text)
 
     toy = make_toy(tmp_path / "toy", num_rows=128)
     monkeypatch.setattr(openmp_waiting, "adapts", lambda: True)
     with pytest.raises(ZeroDivisionError):
         if kind == "ppo":
-            monkeypatch.setattr(ppo.Job, "run", fail)
-            ppo.run_ppo(load_config(toy_overrides(toy, tmp_path / "run")))
+            words = toy_overrides(toy, tmp_path / "run", "trainer.val_before_train=False")
+            ppo.run_ppo(load_config(words), observers=[fail])
         else:
-            monkeypatch.setattr(sft, "_train", fail)
             rows = tmp_path / "rows.jsonl"
             rows.write_text(json.dumps({"prompt": "say 1", "response": " 1"}) + "\n")
-            words = [f"data.train_files={rows}", "data.train_batch_size=1", f"model.path={toy['model']}"]
-            sft.run_sft(load_sft_config([*words, f"trainer.default_local_dir={tmp_path}/run", "trainer.logger=jsonl"]))
+            words = [
+                f"data.train_files={rows}",
+                "data.train_batch_size=1",
+                "data.max_length=32",
+                f"model.path={toy['model']}",
+            ]
+            words += [f"trainer.default_local_dir={tmp_path}/run", "trainer.total_training_steps=1"]
+            with contextlib.redirect_stdout(Watched()):
+                sft.run_sft(load_sft_config([*words, "trainer.logger=jsonl"]))
     assert [found & {"waiting threads"} for found in seen] == [{"waiting threads"}]
     assert not names() & {"waiting threads", "idle team"}
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steepest.__main__ import app
-from steepest.config.reward_functions import IN_WORKERS
+from steepest.config.sections.reward import IN_WORKERS
 from steepest.errors import ConfigError, DataError, RewardError
 from steepest.rewards import REWARDS
 from steepest.rewards.answers import statements, visible

@@ -117,7 +117,7 @@ def test_ground_truth_types():
 
 
 def test_an_unknown_mode_is_an_error():
-    with pytest.raises(ValueError, match=re.escape("reward.mode='lax': no such mode. Allowed: strict, flexible.")):
+    with pytest.raises(ValueError, match=re.escape("mode='lax': no such mode. Allowed: strict, flexible.")):
         score("#### 72", mode="lax")
 
 

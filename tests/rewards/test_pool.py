@@ -170,8 +170,8 @@ def test_too_many_failures_end_the_run_at_once(caplog):
             pool.score(requests(*["sleep"] * 20))  # 3 of 20 are too many: the other 17 are not waited for
         assert str(caught.value) == (
             "reward: 3 of 20 samples failed (15.0 %). First: sample row:0: timeout after 0.3 s. That is more than "
-            "reward.max_error_rate=0.1 allows (2 of 20), so the run ends; 17 samples were left unscored. Mend the "
-            "reward function; or raise reward.timeout_s (now 0.3) or reward.max_error_rate."
+            "max_error_rate=0.1 allows (2 of 20), so the run ends; 17 samples were left unscored. Fix the "
+            "reward function; or raise timeout_s (now 0.3) or max_error_rate."
         )
         assert pool.error_rate == 0.15 and not caplog.records
         # and the pool is fit for use
@@ -209,7 +209,7 @@ def test_functions_get_the_four_keywords():
 def test_a_custom_function_that_cannot_be_used_is_told_at_the_start(tmp_path):
     # the ways in which a file can be unusable are in test_worker.py
     (tmp_path / "exits.py").write_text("import sys\nsys.exit(2)\n")
-    message = r"^custom_reward_function.path='.*exits.py': importing it raised SystemExit: 2 \(exits.py:2\)$"
+    message = r"^custom_reward_path='.*exits.py': importing it raised SystemExit: 2 \(exits.py:2\)$"
     with RewardPool(custom=(str(tmp_path / "exits.py"), "f"), num_workers=2) as pool:
         for _ in range(2):  # the second time as well
             with pytest.raises(ConfigError, match=message):
@@ -267,9 +267,9 @@ def test_bad_options_are_all_told_at_once():
     with pytest.raises(ConfigError) as caught:
         RewardPool(num_workers=0, timeout_s=0, max_error_rate=2)
     assert [problem.split("=")[0] for problem in caught.value.problems] == [
-        "reward.num_workers",
-        "reward.timeout_s",
-        "reward.max_error_rate",
+        "num_workers",
+        "timeout_s",
+        "max_error_rate",
     ]
 
 

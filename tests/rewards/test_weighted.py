@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steepest.config.reward_functions import WeightedFunction, functions_of
+from steepest.config.sections.reward import WeightedFunction, functions_of
 from steepest.errors import ConfigError, DataError
 from steepest.rewards import RewardPool, RewardRequest
 from steepest.rewards.weighted import bind, ground_truth_problem
@@ -59,15 +59,15 @@ def test_one_function_that_fails_fails_the_sample_and_says_where(tmp_path):
 @pytest.mark.parametrize(
     ("functions", "text"),
     [
-        ({"length": 1.0}, "reward.functions.length: needs soft and hard: write {length: {weight: 1.0, soft: ...}}."),
+        ({"length": 1.0}, "reward_functions.length: needs soft and hard: write {length: {weight: 1.0, soft: ...}}."),
         ({"length": {"weight": 1, "soft": 9, "hard": 9}}, "soft=9, hard=9: expected 0 <= soft < hard"),
         ({"length": {"weight": 1, "soft": 0.5, "hard": 9}}, "functions.length: soft=0.5: expected a whole number"),
         ({"format": 1.0}, "functions.format: expected either form (one of boxed, hashes, think, tags) or pattern"),
         ({"format": {"weight": 1, "form": "box"}}, "functions.format: form='box': no such form. Allowed: boxed,"),
-        ({"format": {"weight": 1, "pattern": "("}}, "reward.functions.format: pattern='(': not a regular expression"),
-        ({"math": {"weight": 1, "tol": 2}}, "reward.functions.math: no option tol. It takes none."),
+        ({"format": {"weight": 1, "pattern": "("}}, "reward_functions.format: pattern='(': not a regular expression"),
+        ({"math": {"weight": 1, "tol": 2}}, "reward_functions.math: no option tol. It takes none."),
         ({"numeric": {"weight": 1, "tol": 2}}, "functions.numeric: no option tol. Its options: rel_tol, abs_tol."),
-        ({"nowhere.py:f": 1}, "reward.functions='nowhere.py': there is no such file"),
+        ({"nowhere.py:f": 1}, "reward_functions='nowhere.py': there is no such file"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_told_before_the_run(functions, text):

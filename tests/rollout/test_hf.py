@@ -72,5 +72,5 @@ def test_same_seed_same_tokens_limits_and_mode():
 
 
 def test_another_dtype_is_refused():
-    with pytest.raises(RolloutError, match="rollout.name=hf generates in the weights' dtype"):
+    with pytest.raises(RolloutError, match="^rollout_engine=hf generates in the weights' dtype"):
         loaded(HFEngine, tiny_lm(), dtype=torch.bfloat16, **OPTIONS)

@@ -54,7 +54,7 @@ def test_a_budget_below_one_sequence_names_numbers_and_keys():
     with pytest.raises(RolloutError) as error:
         num_slots_for(2048, 10, 64, bytes_per_token=1024, kv_memory_bytes=2**20)
     text = str(error.value)
-    assert "1.0 MiB" in text and "2048 tokens needs 2.0 MiB" in text and "data.max_response_length" in text
+    assert "1.0 MiB" in text and "2048 tokens needs 2.0 MiB" in text and "max_response_length" in text
 
 
 def test_the_longest_prompts_come_first_and_equal_ones_in_their_order():

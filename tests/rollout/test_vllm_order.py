@@ -246,7 +246,7 @@ def test_bits_tell_any_change_and_no_order():
 
 @pytest.mark.parametrize("error, kind, said", [
     (KeyError("experts.gate_up_proj"), RolloutError,
-     "vLLM failed while taking over the policy's weights: 'experts.gate_up_proj'. .* use .*name=builtin"),
+     "vLLM failed while taking over the policy's weights: 'experts.gate_up_proj'. .* use .*rollout_engine=builtin"),
     (torch.OutOfMemoryError("no more"), DeviceMemoryError,
      r"rollout by vLLM: taking over the policy's weights: out of memory on cpu .*Lower .*gpu_memory_utilization"),
 ])  # fmt: skip
@@ -291,7 +291,7 @@ def test_a_model_that_vllm_would_run_by_transformers_class_is_refused(monkeypatc
     options = {"end_token_ids": [END], "pad_token_id": 0, "max_model_len": 16}
     assert start_engine(ModelDescription.of(model), **options).notes[0] == "fine"
     fake.model = type("TransformersForCausalLM", (torch.nn.Module,), {})()
-    with pytest.raises(RolloutError, match=r"no class of its own for Qwen2ForCausalLM\. Use .*name=builtin"):
+    with pytest.raises(RolloutError, match=r"no class of its own for Qwen2ForCausalLM\. Use .*rollout_engine=builtin"):
         start_engine(ModelDescription.of(model), **options)
 
 
@@ -309,7 +309,7 @@ def test_versions(monkeypatch):
     assert vllm_versions.refusal("dev") is None and "dev" in vllm_versions.warning("dev")
     options = {"end_token_ids": [1], "pad_token_id": 0, "max_model_len": 16}
     monkeypatch.setattr(vllm_versions, "installed", lambda: ("vllm", "0.9.2"))
-    with pytest.raises(RolloutError, match="rollout.name=vllm: vLLM 0.9.2 is older"):
+    with pytest.raises(RolloutError, match="^rollout_engine=vllm: vLLM 0.9.2 is older"):
         start_engine(ModelDescription.of(tiny_lm()), **options)
     monkeypatch.setattr(vllm_versions, "installed", lambda: ("vllm", "0.32.0"))
     with pytest.raises(RolloutError, match="vllm 0.32.0 cannot run on cpu: it is built for cards"):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from steepest.config.load import load_config
-from steepest.config.reward_functions import WeightedFunction
+from steepest.config.sections.reward import WeightedFunction
 from steepest.errors import RewardError
 from steepest.loggers.jsonl import read_metrics
 from steepest.rewards.api import RewardRequest, RewardResult

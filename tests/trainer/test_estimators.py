@@ -12,7 +12,7 @@ from steepest.core.batch import Batch
 from steepest.loggers.jsonl import read_metrics
 from steepest.registry import Entry
 from steepest.trainer import build_step
-from steepest.trainer.algorithm import advantages as module
+from steepest.trainer.algorithm.advantages import Advantages
 from steepest.trainer.jobs.ppo import run_ppo
 from tests.trainer.toy import make_toy, toy_overrides
 
@@ -35,17 +35,10 @@ def config(toy, folder, *more: str):
     return load_config(toy_overrides(toy, folder, *RUN, *more))
 
 
-@pytest.fixture
-def seen(monkeypatch) -> list[Batch]:
-    """The batches whose advantages were estimated."""
+def batches_of(config) -> list[Batch]:
+    """The batches that a run has learnt from."""
     batches: list[Batch] = []
-    real = module.Advantages.__call__
-
-    def spy(self, batch):
-        real(self, batch)
-        batches.append(batch)
-
-    monkeypatch.setattr(module.Advantages, "__call__", spy)
+    run_ppo(config, observers=[lambda step, experience: batches.append(experience.batch)])
     return batches
 
 
@@ -57,12 +50,11 @@ def paid_by_length(folder) -> str:
 
 
 @pytest.mark.parametrize("name", [*OF_ROWS, *WHITENED, "optimal_token_baseline"])
-def test_a_step_of_a_run(toy, tmp_path, seen, name, capsys):
+def test_a_step_of_a_run(toy, tmp_path, name, capsys):
     words = (paid_by_length(tmp_path), f"algorithm.adv_estimator={name}")
-    run_ppo(config(toy, tmp_path / "run", *words))
+    (batch,) = batches_of(config(toy, tmp_path / "run", *words))
     (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl").values()
     assert "critic/vf_loss" not in row and row["actor/grad_norm"] > 0
-    (batch,) = seen
     mask, advantages = batch.response_mask, batch.advantages
     assert advantages[mask].any() and not advantages[~mask].any()
     if name in WHITENED:
@@ -112,6 +104,7 @@ def above_the_value(x, *, gamma: float):
 
 OWN = """
 import torch
+from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from tests.trainer.test_estimators import above_the_value
 
 @ADVANTAGE_ESTIMATORS.register("second", needs=("values",), by_row=True)
@@ -123,7 +116,7 @@ def second(x, *, gamma):
 @pytest.mark.parametrize(
     ("way", "batch"), [("built-in", 8), ("built-in", 16), ("file", 16), ("file, critic.enable=True", 8)]
 )
-def test_a_second_estimator_that_reads_values_trains_with_a_critic(toy, tmp_path, seen, way, batch, capsys):
+def test_a_second_estimator_that_reads_values_trains_with_a_critic(toy, tmp_path, way, batch, capsys):
     """Nobody says critic.enable: that it needs values follows from its statement, as gae's need does."""
     file, name = tmp_path / "own.py", "second"
     file.write_text(OWN)
@@ -139,7 +132,7 @@ def test_a_second_estimator_that_reads_values_trains_with_a_critic(toy, tmp_path
     ]
     words += ["critic.enable=True"] if way.endswith("critic.enable=True") else []
     with ESTIMATORS.temporarily(*built_in), ADVANTAGE_ESTIMATORS.temporarily(*entries):
-        run_ppo(config(toy, tmp_path / "run", f"algorithm.adv_estimator={name}", *words))
+        seen = batches_of(config(toy, tmp_path / "run", f"algorithm.adv_estimator={name}", *words))
     told = capsys.readouterr().out
     assert ("The critic's one update computes the values too" in told) == (batch == 16)
     assert "algorithm.gamma has no effect" not in told and "this run has no critic" not in told
@@ -161,7 +154,7 @@ def test_the_estimator_is_given_the_batch_s_own_fields():
     batch.token_level_rewards = torch.tensor([[0.0, 5.0], [0.0, 0.0]])
     half = torch.full((2, 2), 0.5).log()  # 1 - 2 pi is 0: the weight of a token is its sum of squares
     batch.old_log_probs, batch.extras["sum_pi_squared"] = half, torch.ones(2, 2)
-    estimate = module.Advantages(ADVANTAGE_ESTIMATORS.get("optimal_token_baseline").value, whitened=False)
+    estimate = Advantages(ADVANTAGE_ESTIMATORS.get("optimal_token_baseline").value, whitened=False)
     # first place: weights 1 and 1, b = 5 / 2; the second place is of one row alone
     estimate(batch)
     assert batch.advantages.tolist() == [[2.5, 5.0], [-2.5, 0.0]]

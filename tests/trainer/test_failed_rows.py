@@ -17,7 +17,9 @@ from steepest.learner.actor import ActorLossSettings
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.reference import Reference
 from steepest.rewards.api import RewardResult
-from steepest.trainer.algorithm.advantages import Advantages, KLShapedRewards
+from steepest.trainer.algorithm.advantages import Advantages
+from steepest.trainer.algorithm.kl_rewards import KLShapedRewards
+from steepest.trainer.algorithm.old_log_probs import FromPass
 from steepest.trainer.experience.scoring import place_scores
 from steepest.trainer.run.metrics import batch_metrics
 from tests.learner.helpers import (
@@ -68,7 +70,7 @@ def step(rows: list[int], failed: set[int], advantages: Advantages, *, mini: int
     actor, critic = make_actor(mini=mini, loss=loss), make_critic(mini=mini, zero_head=False)
     gradients = record_gradients(actor)
     critic_gradients = record_gradients(critic)
-    batch.old_log_probs, batch.entropies = actor.log_probs(batch)
+    FromPass(actor)(batch).write(batch)
     batch.rollout_log_probs = batch.old_log_probs - 0.01 * torch.arange(batch.responses.shape[1])
     batch.ref_log_probs = Reference(policy(seed=5), compute=CPU).log_probs(batch)
     batch.values, batch.final_values = critic.values(batch)

@@ -5,24 +5,26 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steepest.config.estimators import named_rewards
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
+from steepest.config.sections.advantages import named_rewards
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch
+from steepest.data.sampler import PromptSampler
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.errors import ConfigError, RewardError
 from steepest.loggers.jsonl import read_metrics
 from steepest.registry import Entry
 from steepest.rewards.api import RewardResult
+from steepest.rollout.api import SamplingParams
 from steepest.trainer import build_step
-from steepest.trainer.algorithm.advantages import Advantages
 from steepest.trainer.experience.dynamic_sampling import PromptPosition
-from steepest.trainer.experience.greedy_baseline import NamedRewards
+from steepest.trainer.experience.extras import NamedRewards
 from steepest.trainer.experience.scoring import Scorer, StepScorer
 from steepest.trainer.experience.single_turn import StepRollouts
 from steepest.trainer.jobs.ppo import run_ppo
 from tests.config.commands import REQUIRED
-from tests.trainer.fakes import FakePool, NumberTokenizer, exact, prompt
+from tests.trainer.fakes import EchoEngine, FakeCluster, FakePool, NumberTokenizer, exact, prompt
 from tests.trainer.toy import make_toy, toy_overrides
 
 GDPO = ("algorithm.adv_estimator=gdpo", "actor_rollout_ref.rollout.n=4", "data.train_batch_size=8",
@@ -50,7 +52,7 @@ def test_parts_and_rewards_of_a_sum_reach_the_batch_by_name():
 
     batch = rows(4)
     scorer = StepScorer(Scorer(FakePool(scored), NumberTokenizer()), fills=[NamedRewards(("exact", "form", "score"))])
-    scorer(batch, 1)
+    scorer.rate(batch)
     assert batch.extras["named_rewards"].tolist() == [[0.5, 0, 0], [1.5, 1, 10], [0, 0, 0], [3.5, 3, 30]]
     assert batch.trained_mask[:, 0].tolist() == [True, True, False, True]
     assert batch.select(torch.tensor([3, 1])).extras["named_rewards"].tolist() == [[3.5, 3, 30], [1.5, 1, 10]]
@@ -63,7 +65,7 @@ def test_a_name_that_no_reward_reports_ends_the_run():
         fills=[NamedRewards(("from",))],
     )
     with pytest.raises(RewardError) as caught:
-        scorer(rows(2), 1)
+        scorer.rate(rows(2))
     assert str(caught.value) == (
         "algorithm.gdpo_reward_keys=from: a reward reported no such part. Did you mean form? It reported: reward, form."
     )
@@ -97,44 +99,37 @@ def test_an_estimator_of_ones_own_may_ask_for_named_rewards():
     name = f"{__name__}:own"
     words = [*REQUIRED, f"algorithm.adv_estimator={name}"]
 
-    def scorer_of(*more):
-        rollouts, scorer = StepRollouts(None, [], None, None, 0), StepScorer(Scorer(FakePool(exact), NumberTokenizer()))
+    def collector_of(*more):
+        sampler, sampling = PromptSampler(2, 2, shuffle=False), SamplingParams(max_tokens=1)
+        rollouts = StepRollouts(EchoEngine(), [prompt(0), prompt(1)], sampler, sampling, pad_id=0)
+        scorer = Scorer(FakePool(exact), NumberTokenizer())
         config = load_config([*words, *more])
         with ADVANTAGE_ESTIMATORS.temporarily(Entry("own", own, {"needs": ("named_rewards",)})):
             plan = make_plan(config, 2048, ADVANTAGE_ESTIMATORS.get(name).spec)
-            return build_step.build_sampling(config, plan, rollouts, scorer, PromptPosition(), None)[1]
+            return build_step.build_collector(
+                config, plan, FakeCluster(), rollouts, scorer, PromptPosition(), device=CPUDevice()
+            )
 
     with pytest.raises(ConfigError) as caught:
-        scorer_of()
+        collector_of()
     assert str(caught.value) == (
         f"algorithm.adv_estimator={__name__}:own reads rewards by name, and none is named. Set "
         "algorithm.gdpo_reward_keys, or reward.functions."
     )
-    batch = rows(2)
-    scorer_of("algorithm.gdpo_reward_keys=[format]")(batch, 1)
+    batch = collector_of("algorithm.gdpo_reward_keys=[format]")(1).batch
     assert batch.extras["named_rewards"].tolist() == [[1.0], [1.0]]
 
 
-def recorded(monkeypatch) -> list[Batch]:
-    batches: list[Batch] = []
-    estimate = Advantages.__call__
-
-    def call(self, batch):
-        estimate(self, batch)
-        batches.append(batch)
-
-    monkeypatch.setattr(Advantages, "__call__", call)
-    return batches
-
-
-def test_a_run_learns_from_two_rewards_each_in_its_group(tmp_path, monkeypatch):
+def test_a_run_learns_from_two_rewards_each_in_its_group(tmp_path):
     """The score is 0 for every response, so all that is learnt comes from the named rewards."""
-    batches, toy, folder = recorded(monkeypatch), make_toy(tmp_path / "toy"), tmp_path / "run"
+    batches: list[Batch] = []
+    toy, folder = make_toy(tmp_path / "toy"), tmp_path / "run"
     toy["reward"].write_text(PARTS)
     run_ppo(load_config(toy_overrides(toy, folder, *GDPO, "trainer.total_training_steps=2",
                                       "algorithm.gdpo_reward_keys=[right,digit]",
                                       "algorithm.gdpo_reward_weights=[1.0,0.5]", "trainer.val_before_train=False",
-                                      "trainer.test_freq=-1", reward="parts")))  # fmt: skip
+                                      "trainer.test_freq=-1", reward="parts")),
+            observers=[lambda step, experience: batches.append(experience.batch)])  # fmt: skip
     assert len(batches) == 2
     for batch in batches:
         assert batch.token_level_scores.eq(0).all() and batch.extras["named_rewards"].shape == (32, 2)
@@ -151,13 +146,15 @@ def test_a_run_learns_from_two_rewards_each_in_its_group(tmp_path, monkeypatch):
     assert metrics[2]["reward/digit"] == pytest.approx(batches[1].extras["named_rewards"][:, 1].mean().item())
 
 
-def test_the_rewards_of_a_sum_are_named_by_their_functions(tmp_path, monkeypatch):
+def test_the_rewards_of_a_sum_are_named_by_their_functions(tmp_path):
     """`reward.functions` alone says all: names, and weights."""
-    batches, toy, folder = recorded(monkeypatch), make_toy(tmp_path / "toy"), tmp_path / "run"
+    batches: list[Batch] = []
+    toy, folder = make_toy(tmp_path / "toy"), tmp_path / "run"
     functions = f"reward.functions={{'{toy['reward']}:digit': 1.0, exact: 0.5}}"
     words = toy_overrides(toy, folder, *GDPO, functions, "trainer.total_training_steps=1",
                           "trainer.val_before_train=False", "trainer.test_freq=-1")  # fmt: skip
-    run_ppo(load_config([word for word in words if not word.startswith("custom_reward_function")]))
+    config = load_config([word for word in words if not word.startswith("custom_reward_function")])
+    run_ppo(config, observers=[lambda step, experience: batches.append(experience.batch)])
     (batch,) = batches
     total = batch.extras["named_rewards"] @ torch.tensor([1.0, 0.5])
     assert batch.extras["named_rewards"].shape == (32, 2)

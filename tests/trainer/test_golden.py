@@ -35,7 +35,9 @@ from steepest.models.tiny import init_weights
 from steepest.rewards.api import RewardRequest, RewardResult
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from steepest.trainer.algorithm.advantages import Advantages, KLShapedRewards, plain_rewards
+from steepest.trainer.algorithm.advantages import Advantages
+from steepest.trainer.algorithm.kl_rewards import KLShapedRewards, plain_rewards
+from steepest.trainer.algorithm.old_log_probs import FromPass
 from steepest.trainer.experience.scoring import Scorer, place_scores
 from steepest.trainer.experience.single_turn import generate_batch
 from tests.learner.helpers import CPU, VANILLA, record_gradients
@@ -140,7 +142,7 @@ def distance(found: dict[str, Tensor], want: dict[str, Tensor]) -> float:
 def prepare(toy: Toy, batch: Batch, actor: Actor, advantages: Advantages, beta: float) -> None:
     """The step's own way from responses to advantages."""
     place_scores(batch, toy.scorer.results(batch, toy.scorer.texts(batch)))
-    batch.old_log_probs, batch.entropies = actor.log_probs(batch)
+    FromPass(actor)(batch).write(batch)
     batch.ref_log_probs = toy.reference(actor.temperature).log_probs(batch)
     batch.values, batch.final_values = toy.critic().values(batch)
     (KLShapedRewards(FixedKLController(beta), "k1") if beta else plain_rewards)(batch)

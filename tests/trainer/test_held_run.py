@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from steepest.assembly import lora, roles
+from steepest.assembly.description import Description, sizes
+from steepest.assembly.engine import build_engine
+from steepest.assembly.roles import Roles, build_models
+from steepest.cluster.local import LocalCluster
 from steepest.config.load import load_config
-from steepest.loggers.rows import read_rows
-from steepest.trainer.jobs.ppo import run_ppo
+from steepest.config.plan import make_plan
+from steepest.data.sampler import PromptSampler
+from steepest.devices.backends.cpu import CPUDevice
+from steepest.learner.checkpoint import FROM_NOTHING
+from steepest.models.load import load_tokenizer
+from steepest.trainer import build_step
+from steepest.trainer.experience.dynamic_sampling import PromptPosition
+from steepest.trainer.experience.scoring import Scorer
+from steepest.trainer.experience.single_turn import StepRollouts
+from steepest.trainer.jobs.ppo import encode_rows, load_rows, run_ppo
+from tests.trainer.fakes import FakePool
+from tests.trainer.test_golden import digit
 from tests.trainer.toy import make_toy, toy_overrides
 
 RUN = (
@@ -33,12 +45,44 @@ def toy(tmp_path_factory):
     return toy
 
 
-def run(toy, folder: Path, *words: str) -> tuple[list[dict[str, float]], dict[str, bytes]]:
-    run_ppo(load_config(toy_overrides(toy, folder, *RUN, *words)))
-    rows = read_rows(folder / "metrics.jsonl")
-    numbers = [{k: v for k, v in row.items() if not k.startswith(("timing_s", "perf/", "time"))} for row in rows]
-    files = sorted((folder / "global_step_3").rglob("*.safetensors"))
-    return numbers, {f"{f.parent.name}/{k}": t.numpy().tobytes() for f in files for k, t in load_file(f).items()}
+def widen(hf: nn.Module) -> None:
+    """Hold every matrix in float32 again, as a program would that holds none in bf16."""
+    for module in hf.modules():
+        if isinstance(module, nn.Linear) and module.weight.dtype == torch.bfloat16:
+            module.weight.data = module.weight.data.float()
+            vars(module).pop("forward", None)
+
+
+def train(toy, *words: str, held: bool) -> tuple[list[dict[str, float]], dict[str, bytes], Description]:
+    """(metrics of three steps, weights that they trained, description of the roles)."""
+    config, device = load_config(toy_overrides(toy, toy["model"].parent / "run", *RUN, *words)), CPUDevice()
+    tokenizer, folders = load_tokenizer(toy["model"]), {"actor": toy["model"], "critic": toy["model"]}
+    data = encode_rows(config, load_rows(config), tokenizer).train
+    plan, position = make_plan(config, len(data)), PromptPosition()
+    torch.manual_seed(0)
+    models = build_models(config, plan, FROM_NOTHING, folders, device)
+    for model in (models.actor, models.critic, models.reference):
+        if not held:
+            widen(model.model.hf)
+    engine = build_engine(config, models.actor, tokenizer, toy["model"], device)
+    roles = Roles(models.actor, models.critic, models.reference, engine)
+    engine.load_weights(roles.weights, 0)
+    cluster = LocalCluster(roles, device, frees_engine=False)
+    sampler = PromptSampler(len(data), config.data.train_batch_size, seed=1)
+    sampling, scorer = build_step.train_sampling(config), Scorer(FakePool(digit), tokenizer)
+    rollouts = StepRollouts(cluster, data, sampler, sampling, tokenizer.pad_token_id)
+    collect = build_step.build_collector(config, plan, cluster, rollouts, scorer, position, device=device)
+    controller = build_step.build_controller(config)
+    learn = build_step.build_learn(config, plan, cluster, controller, device=device, limit=1.0)
+    step = build_step.build_step(collect, learn, position, ())
+    numbers = [{k: v for k, v in step(n).items() if not k.startswith("perf/")} for n in (1, 2, 3)]
+    trained = {"actor": roles.actor, "critic": roles.critic}
+    tensors = {
+        f"{role}/{name}": tensor.detach().numpy().tobytes()
+        for role, part in trained.items()
+        for name, tensor in part.model.saved_parameters()
+    }
+    return numbers, tensors, cluster.describe()
 
 
 @pytest.mark.parametrize(
@@ -52,31 +96,30 @@ def run(toy, folder: Path, *words: str) -> tuple[list[dict[str, float]], dict[st
     ],
     ids=["whole", "exact KL", "adapter", "head", "own adapter"],
 )
-def test_a_run_is_the_same_to_the_last_bit(toy, tmp_path, monkeypatch, capsys, words):
-    found = run(toy, tmp_path / "held", *words)
-    assert "float32 over float32 weights, frozen ones in bfloat16" in capsys.readouterr().out
-    for module in (lora, roles):
-        monkeypatch.setattr(module, "hold_in_bf16", lambda hf, rounding: None)
-    want = run(toy, tmp_path / "whole", *words)
-    assert "frozen ones in bfloat16" not in capsys.readouterr().out
+def test_a_run_is_the_same_to_the_last_bit(toy, words):
+    *found, description = train(toy, *words, held=True)
+    assert any(size.halved for size in description.sizes.values())
+    *want, description = train(toy, *words, held=False)
+    assert not any(size.halved for size in description.sizes.values())
     assert found == want
     assert len(want[1]) > 20 and any(row.get("actor/reward_kl_penalty", 0) for row in want[0])
+    assert want[0][0]["actor/grad_norm"] > 0 and want[0][2]["critic/grad_norm"] > 0
+
+
+def test_the_job_says_what_it_holds_in_bf16(toy, tmp_path, capsys):
+    run_ppo(load_config(toy_overrides(toy, tmp_path / "run", *RUN, "trainer.total_training_steps=1")))
+    assert "float32 over float32 weights, frozen ones in bfloat16" in capsys.readouterr().out
+    rows = make_toy(tmp_path / "toy")  # whose numbers are float32
+    run_ppo(load_config(toy_overrides(rows, tmp_path / "other", *RUN, "trainer.total_training_steps=1")))
+    assert "frozen ones in bfloat16" not in capsys.readouterr().out
 
 
 def test_it_takes_less_memory(toy, tmp_path):
-    from steepest.trainer.run.sizes import sizes
-
-    from steepest.config.plan import make_plan
-    from steepest.devices.backends.cpu import CPUDevice
-    from steepest.learner.checkpoint import FROM_NOTHING
-
     matrices = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 32 * 64 * 3)
     for words in ((), (LORA, "critic.share_base=head")):
         config = load_config(toy_overrides(toy, tmp_path, *RUN, *words))
         plan = make_plan(config, 256)
-        models = roles.build_models(
-            config, plan, FROM_NOTHING, {"actor": toy["model"], "critic": toy["model"]}, CPUDevice()
-        )
+        models = build_models(config, plan, FROM_NOTHING, {"actor": toy["model"], "critic": toy["model"]}, CPUDevice())
         found = sizes(models)["actor" if words else "reference"]
         weights = (found.parameters - found.trained) * 4 + found.trained * 16
         assert found.halved and found.bytes == weights - 2 * matrices

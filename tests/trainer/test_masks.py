@@ -17,16 +17,17 @@ from steepest.learner.actor import ActorLossSettings
 from steepest.learner.critic import CriticLossSettings
 from steepest.learner.micro_batches import MicroBatches
 from steepest.rewards.api import RewardResult
-from steepest.trainer.algorithm.advantages import Advantages, KLShapedRewards, plain_rewards
+from steepest.trainer.algorithm.advantages import Advantages
 from steepest.trainer.algorithm.correction import CorrectedRewards
+from steepest.trainer.algorithm.kl_rewards import KLShapedRewards, plain_rewards
 from steepest.trainer.algorithm.row_selection import (
-    FilteredCritic,
-    FilteredRows,
-    PretrainedCritic,
+    DrawnRows,
+    PretrainingReturns,
     mask_equal_groups,
     mask_truncated,
 )
-from steepest.trainer.experience.greedy_baseline import GreedyBaselines
+from steepest.trainer.experience.api import Experience
+from steepest.trainer.experience.greedy_baseline import GreedyBaseline
 from steepest.trainer.experience.scoring import Scorer, StepScorer, place_scores
 from steepest.trainer.run.metrics import batch_metrics
 from tests.learner.helpers import make_actor, make_batch, make_critic, same_bits, weights, with_log_probs
@@ -47,7 +48,7 @@ def test_a_trajectory_that_ends_in_tool_output_keeps_its_reward():
     batch = trajectory()
     place_scores(batch, [RewardResult(2.0), RewardResult(-1.0)])
     assert batch.token_level_scores.tolist() == [[0, 0, 2.0, 0], [0, -1.0, 0, 0]]
-    batch.old_log_probs, batch.values = torch.full((2, 4), -1.0), torch.zeros(2, 4)
+    batch.kl_log_probs, batch.values = torch.full((2, 4), -1.0), torch.zeros(2, 4)
     batch.ref_log_probs = torch.full((2, 4), -1.5)
     KLShapedRewards(FixedKLController(0.1), "k1")(batch)
     inputs = AdvantageInputs(batch.token_level_rewards, batch.trained_mask, group_ids=batch.group_ids)
@@ -106,7 +107,7 @@ def whole_batch() -> Batch:
         samples=[prompt(g) for g in range(7) for _ in range(2)],
     )
     batch.old_log_probs, batch.values = torch.full((14, 3), -1.0), torch.zeros(14, 3)
-    batch.ref_log_probs = batch.old_log_probs - 0.5
+    batch.kl_log_probs, batch.ref_log_probs = batch.old_log_probs, batch.old_log_probs - 0.5
     batch.rollout_log_probs[11] = -9.0
     batch.rollout_log_probs[0, 2] = batch.rollout_log_probs[12, 1] = -9.0
     return batch
@@ -125,14 +126,19 @@ def greedy_responses(prompts) -> Batch:
 
 def after_all_writers(check=lambda batch: None) -> Batch:
     """The batch after every writer of row_status and loss_mask, in the order of a step; `check` sees it after each."""
-    baselines = GreedyBaselines(lambda step: whole_batch(), greedy_responses, failing_greedy())
-    batch = baselines.generate(1)
+
+    def collect(step: int) -> Experience:
+        scored = whole_batch()
+        place_scores(scored, [RewardResult(s, {}, None if s is not None else "no") for s in SCORES])
+        check(scored)
+        return Experience(scored, [])
+
+    batch = GreedyBaseline(collect, greedy_responses, failing_greedy(), lambda batch: 0.0)(1).batch
+    check(batch)
     correct = CorrectedRewards(
         Weighting("token", 3.0), (Rejection("token_k1", 2.0),), KLShapedRewards(FixedKLController(0.1), "k1")
     )
     for write in (
-        lambda: place_scores(batch, [RewardResult(s, {}, None if s is not None else "no") for s in SCORES]),
-        lambda: baselines.fill(batch, []),
         lambda: mask_truncated(batch),
         lambda: mask_equal_groups(batch),
         lambda: correct(batch),
@@ -183,17 +189,6 @@ def test_metrics_count_rows_by_status():
     assert all(isinstance(metrics[f"rows/{name}"], float) for name in ROWS_OF)
 
 
-class Seen:
-    """A critic that remembers what it was updated with."""
-
-    def values(self, batch):
-        return None, None
-
-    def update(self, batch, *, step):
-        self.batch = batch
-        return {}
-
-
 def test_value_pretraining_on_drawn_rows_reads_the_masks_of_those_rows():
     """PF-PPO draws row 1 alone, whose only policy tokens are the outer two: its returns have its own mask."""
     batch = Batch.from_sequences(
@@ -201,13 +196,9 @@ def test_value_pretraining_on_drawn_rows_reads_the_masks_of_those_rows():
     )
     place_scores(batch, [RewardResult(0.0), RewardResult(4.0)])
     plain_rewards(batch)
-    seen = Seen()
-    rows = FilteredRows("pow", 2.0, seed=3)
-    assert rows(batch, 1).tolist() == [1, 1], "a score of 0 has no weight"
-    critic = FilteredCritic(PretrainedCritic(seen, num_steps=2, gamma=0.5), rows)
-    critic.values(batch)
-    critic.update(batch, step=1)
-    assert seen.batch.returns.tolist() == [[2.0, 0.0, 4.0]] * 2
+    drawn, _ = DrawnRows("pow", 2.0, seed=3)(batch, 1)
+    assert drawn.group_ids.tolist() == [1, 1], "a score of 0 has no weight"
+    assert PretrainingReturns(num_steps=2, gamma=0.5)(drawn, 1).returns.tolist() == [[2.0, 0.0, 4.0]] * 2
 
 
 def test_correction_measures_and_normalises_over_trained_rows_alone():
@@ -247,4 +238,4 @@ def test_pf_ppo_draws_no_row_that_is_left_out():
     batch = trajectory()
     place_scores(batch, [RewardResult(1.0), RewardResult(100.0)])
     batch.leave_out(torch.tensor([F, T]), RowStatus.TRUNCATED)
-    assert FilteredRows("pow", 2.0, seed=3)(batch, 1).tolist() == [0, 0]
+    assert DrawnRows("pow", 2.0, seed=3)(batch, 1)[0].group_ids.tolist() == [0, 0]

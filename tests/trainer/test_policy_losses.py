@@ -12,8 +12,8 @@ import torch
 from steepest.assembly.policy_loss import build_policy_loss
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
+from steepest.core.batch import Batch
 from steepest.core.policy_losses import POLICY_LOSSES, LossInputs
-from steepest.learner.reference import Reference
 from steepest.loggers.jsonl import read_metrics
 from steepest.trainer.jobs.ppo import run_ppo
 from tests.config.commands import REQUIRED
@@ -84,11 +84,10 @@ def test_the_plan_says_what_stands_idle_in_one_update(name: str, idle: str) -> N
 
 
 def test_a_run_with_the_exact_kl_reads_no_log_probs_of_the_reference(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """From keys to metrics: the first update stands at the reference, the second does not; no pass of its own."""
-    passes: list[int] = []
-    monkeypatch.setattr(Reference, "log_probs", lambda self, batch: passes.append(len(batch)))
+    batches: list[Batch] = []
     words = (
         "trainer.total_training_steps=2",
         "data.train_batch_size=128",
@@ -100,8 +99,8 @@ def test_a_run_with_the_exact_kl_reads_no_log_probs_of_the_reference(
         "algorithm.use_kl_in_reward=False",
     )
     config = load_config(toy_overrides(make_toy(tmp_path / "toy"), tmp_path / "run", *words))
-    run_ppo(config)
+    run_ppo(config, observers=[lambda step, experience: batches.append(experience.batch)])
     metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
     first, second = metrics[1], metrics[2]
     assert first["actor/kl_loss"] == 0.0 < second["actor/kl_loss"]
-    assert first["actor/cov_klfrac"] > 0 and passes == []
+    assert first["actor/cov_klfrac"] > 0 and [batch.ref_log_probs for batch in batches] == [None, None]

@@ -102,6 +102,6 @@ def test_gradients_are_those_of_rows_by_themselves_however_the_groups_are_cut(ma
 def test_a_pass_holds_the_prompt_of_a_group_once():
     actor = make_actor(compute=ComputeSettings(shares_prompts=True))
     batch = make_batch(SIZES, vocabulary=23)
-    (part,) = actor.micro_batches(batch, MicroBatches(), batch.loss_mask)
+    (part,) = actor.micro_batches(batch, actor.cut(batch, MicroBatches(), batch.loss_mask), batch.loss_mask)
     assert len(part.packed.input_ids) == (5 + 13) + (3 + 6) + (8 + 9)
     assert part.packed.lengths == (9, 14, 9, 11, 11, 11)

@@ -13,7 +13,6 @@ import torch
 from steepest.config.load import load_config
 from steepest.devices.backends.cpu import CPUDevice
 from steepest.devices.gemm_rate import describe_rate, gemm_rate
-from steepest.models.flops import WORK
 from steepest.process import threads
 from steepest.process.start_timing import Laps
 from steepest.trainer.jobs.ppo import run_ppo
@@ -87,15 +86,35 @@ def test_tokens_a_second_by_hand():
 
 
 def test_the_timer_gives_each_part_the_work_done_in_it():
-    timer = Timer(work=WORK.read, rates=lambda seconds, done: {"found": dict(done)})
+    counted: list[float] = []
+
+    def take() -> float:
+        taken = sum(counted)
+        counted.clear()
+        return taken
+
+    timer = Timer(take_flops=take, rates=lambda seconds, flops: {"found": dict(flops)})
     with timer("step"):
         with timer("a"):
-            WORK.add(3)
-        WORK.add(1)
+            counted.append(3)
+        counted.append(1)
         with timer("a"):
-            WORK.add(2)
-    assert timer.flush()["found"] == {"a": 5.0, "step": 6.0}
-    assert timer.flush()["found"] == {}
+            counted.append(2)
+        counted.append(4)
+    # what is taken at the end of a part is the part's; "step" is the sum of all, its own remainder included
+    assert timer.flush()["found"] == {"a": 6.0, "step": 10.0}
+    assert timer.flush()["found"] == {"step": 0}
+
+
+def test_the_timer_adds_what_another_one_measured():
+    timer, other = Timer(), Timer(take_flops=lambda: 2.0)
+    with other("gen"):
+        pass
+    other.add_flops("gen", 5.0)
+    timer.add_flops("gen", 1.0)
+    timer.add(other.seconds, other.flops)
+    timer.add({"gen": 1.0, "reward": 0.5}, {})
+    assert timer.flops == {"gen": 8.0} and timer.seconds == {"gen": other.seconds["gen"] + 1.0, "reward": 0.5}
 
 
 def test_the_limit_is_that_of_products_and_quickly_found():

@@ -29,8 +29,9 @@ def toy(tmp_path_factory):
 def assert_fails(capsys, argv: list[str], *words: str) -> str:
     """Run the command in this process; returns what it says on standard error after checking its form."""
     assert run_entry(main, argv) == 2
-    said = capsys.readouterr().err
+    out, said = capsys.readouterr()
     assert said.startswith("error: ") and "Traceback" not in said
+    assert "\x02" not in out + said, "each setting is named"
     assert len(said.splitlines()) <= 25
     for word in words:
         assert word in said, f"{word!r} is not in {said!r}"

@@ -27,26 +27,26 @@ def gae(
         advantages_t = A_t(lam)                  returns_t = A_t(lam) + V_t
         advantages_t = A_t(lam_actor)            returns_t = A_t(lam_critic) + V_t        with the options below
 
-    next(t) is the next token with response_mask true: tool output and padding are stepped over, not treated as the
-    end. Past the last such token A is 0 and so is V: the answer is over. With `bootstrap_truncated` V there is
-    final_values for rows with truncated true, so that an answer cut by the length limit is not taken for one that
-    ended. Masked positions of both results are 0.
+    next(t) is the next token with response_mask true: tool output and padding are skipped; they do not end the row.
+    After the last such token A and V are 0, because the answer has ended. With `bootstrap_truncated`, V is final_values
+    there for rows with truncated true, so that an answer cut by the length limit does not count as one that ended.
+    Masked positions of both results are 0.
 
     `lam_critic` gives the returns a lambda of their own (decoupled GAE). `length_adaptive_alpha` gives the advantages
-    of each row lam_actor = 1 - 1 / (alpha * n), n the row's true tokens, and at least 0: long answers are judged by
-    what came of them, short ones by the critic; the returns stay those of `lam_critic`, or of `lam`.
+    of each row lam_actor = 1 - 1 / (alpha * n), n the row's true tokens, and at least 0: in long answers the rewards
+    that followed count more, in short ones the critic's values. The returns use `lam_critic`, or `lam`.
 
     Reads token_level_rewards, values, response_mask, all (B, T); final_values and truncated, both (B,), only with
     `bootstrap_truncated`. Returns (advantages, returns), both (B, T). Not whitened: see masked.whiten. Raises
     ValueError when a field it reads is None, or for an alpha that is not above 0.
 
-    Schulman et al. 2015, https://arxiv.org/abs/1506.02438. The paper has no mask; stepping over is ours. Decoupled
-    lambda: Yuan et al. 2025 (VC-PPO), https://arxiv.org/abs/2503.01491; length-adaptive: Yue et al. 2025 (VAPO),
-    https://arxiv.org/abs/2504.05118, whose formula is negative where alpha * n < 1: 0 there is ours.
+    Schulman et al. 2015, https://arxiv.org/abs/1506.02438. The paper has no mask; skipping masked tokens is ours.
+    Decoupled lambda: Yuan et al. 2025 (VC-PPO), https://arxiv.org/abs/2503.01491; length-adaptive: Yue et al. 2025
+    (VAPO), https://arxiv.org/abs/2504.05118, whose formula is negative where alpha * n < 1: 0 there is ours.
     """
     mask = x.response_mask
     known_values = torch.where(mask, x.require("values", "gae"), 0.0)
-    # True tokens first, in their order: the recursion then runs over neighbours and needs no mask of its own.
+    # True tokens are moved to the front in their order, so the recursion runs over neighbours and needs no mask.
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
     num_true = mask.sum(1)
     rewards = torch.where(mask, x.token_level_rewards, 0.0).gather(1, order)

@@ -1,4 +1,4 @@
-"""Several rewards, each against its own group."""
+"""Advantages from several rewards, each normalised in its group before they are added."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from steepest.core.advantages.groups import grpo, refuse_groups_of_one
 from steepest.core.advantages.inputs import ADVANTAGE_ESTIMATORS, AdvantageInputs
 
 _ROUNDING = 1e-5
-"""A sum of normalised rewards below this, for weights of 1, is taken for 0."""
+"""A sum of normalised rewards with weights of 1 that is below this number counts as 0."""
 
 
 @ADVANTAGE_ESTIMATORS.register("gdpo")
@@ -25,16 +25,16 @@ def gdpo(
         S_i  = sum over k of w_k * A_ik
         A_i  = S_i / (std of S over the batch's rows + eps)                             on every true token
 
-    Of a sum of rewards, different mixtures with one total look alike to grpo, and a reward with large differences
-    drowns the others; here each has the same say, times its weight (1 without `weights`). Stds are of samples
-    (n - 1); without `norm_by_std` the first of them is left out. A row without a true token is outside groups and
-    batch.
+    grpo sees only the sum of the rewards: mixtures with the same sum are equal to it, and a reward with large
+    differences dominates the others. Here each reward has the same influence, times its weight (1 without `weights`).
+    Stds are sample stds (n - 1); without `norm_by_std` the division by the first std is left out. A row without a true
+    token belongs to no group and does not count in the batch.
 
     Reads named_rewards (B, K), response_mask (B, T) and group_ids (B,), not token_level_rewards. Returns (advantages,
     returns), both (B, T), 0 where masked; returns are the advantages. Raises ConfigError for a group of one, ValueError
     for a field that is None and for weights of another number than K.
 
-    Liu et al. 2026, https://arxiv.org/abs/2601.05242. S has the mean 0 over responses, so none is taken off. verl
+    Liu et al. 2026, https://arxiv.org/abs/2601.05242. S has the mean 0 over responses, so no mean is subtracted. verl
     whitens over tokens instead: their mean is not 0 where lengths differ, and a group of equal rewards then gets an
     advantage; here it gets exactly 0.
     """
@@ -48,7 +48,7 @@ def gdpo(
     for factor, reward in zip(factors, rewards.split(1, dim=1), strict=True):
         one = AdvantageInputs(reward, counted, group_ids=group_ids)  # a response is one token here
         total += factor * grpo(one, norm_by_std=norm_by_std, eps=eps)[0]
-    # Rewards that cancel leave a rest of rounding, which the division would blow up.
+    # Rewards that cancel leave a rounding error, which the division would enlarge.
     total = torch.where(total.abs() > _ROUNDING * sum(map(abs, factors)), total, 0.0)
     variance = (total**2).sum() / (counted.sum() - 1).clamp(min=1)
     advantages = torch.where(x.response_mask, total / (variance.sqrt() + eps), 0.0)

@@ -1,4 +1,4 @@
-"""Estimators that compare the responses to one prompt with each other, each by its whole reward."""
+"""Estimators that compare the total rewards of the responses to one prompt."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from steepest.core.advantages.inputs import ADVANTAGE_ESTIMATORS, AdvantageInputs
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 
 
 @dataclass(frozen=True)
 class Groups:
-    """The rows of a batch by prompt. A row without a true token (its reward failed) is outside every group."""
+    """The rows of a batch, grouped by prompt. A row without a true token (its reward failed) belongs to no group."""
 
     index: Tensor
     """(B,) int64, the group of each row, from 0."""
@@ -32,13 +32,13 @@ class Groups:
         return cls(index, counted, number, _group_sum(counted.to(x.token_level_rewards.dtype), index, number))
 
     def sum(self, per_row: Tensor) -> Tensor:
-        """(groups,) sums of a number of each row."""
+        """(groups,) the sum over each group of `per_row`, one number per row."""
         return _group_sum(per_row, self.index, self.number)
 
     def above_lowest(self, reward: Tensor) -> Tensor:
         """(B,) the reward of each row above the lowest of its group, 0 where not counted.
 
-        Baselines taken of it are those of the rewards, and equal rewards give 0 exactly, whatever their size or number.
+        Centring these numbers gives the same as centring the rewards, and equal rewards give exactly 0, of any size.
         """
         lowest = torch.full_like(self.count, torch.inf).scatter_reduce(
             0, self.index, torch.where(self.counted, reward, torch.inf), reduce="amin"
@@ -52,7 +52,7 @@ class Groups:
         return torch.where(self.counted, above - mean[self.index], 0.0)
 
     def std(self, centred: Tensor) -> Tensor:
-        """(groups,) sample standard deviation (n - 1) of what `centred` gave; 0 for a group of one counted row."""
+        """(groups,) sample standard deviation (n - 1) of the result of `centred`; 0 for a group of one counted row."""
         return (self.sum(centred**2) / (self.count - 1).clamp(min=1)).sqrt()
 
     def normalised(self, reward: Tensor, *, norm_by_std: bool, eps: float) -> Tensor:
@@ -66,11 +66,11 @@ def _group_sum(per_row: Tensor, group: Tensor, num_groups: int) -> Tensor:
 
 
 def refuse_groups_of_one(size: Tensor, reader: str) -> None:
-    """Raises ConfigError where one of the groups, by their rows, has no other row to compare with."""
+    """Raise ConfigError if a group has only one row, which has no other row to compare with."""
     if bool((size == 1).any()):
         raise ConfigError(
-            f"actor_rollout_ref.rollout.n=1 with algorithm.adv_estimator={reader}: a group of one has no baseline, "
-            "so every advantage would be 0. Use actor_rollout_ref.rollout.n >= 2, or adv_estimator=gae."
+            f"{setting('n')}=1 with {setting('adv_estimator')}={reader}: a group of one has no baseline, "
+            f"so every advantage would be 0. Use {setting('n')} >= 2, or adv_estimator=gae."
         )
 
 
@@ -81,7 +81,7 @@ def total_rewards(x: AdvantageInputs) -> Tensor:
 
 def on_true_tokens(per_row: Tensor, x: AdvantageInputs) -> tuple[Tensor, Tensor]:
     """(advantages, returns), both (B, T): one number for all true tokens of a row, 0 where masked. There is no critic
-    to teach, so returns are the advantages."""
+    to train, so the returns are the advantages."""
     advantages = torch.where(x.response_mask, per_row[:, None], 0.0)
     return advantages, advantages.clone()
 
@@ -95,7 +95,7 @@ def grpo(x: AdvantageInputs, *, norm_by_std: bool = True, eps: float = 1e-6) -> 
         A_i = (R_i - mean of its group) / (std of its group + eps)       on every true token
 
     std is the sample standard deviation (n - 1). Without `norm_by_std` the division is left out (Dr. GRPO). A group
-    whose rewards are all equal gives exactly 0. A row without a true token is outside every group.
+    whose rewards are all equal gives exactly 0. A row without a true token belongs to no group.
 
     Reads token_level_rewards and response_mask, both (B, T), and group_ids (B,). Returns (advantages, returns), both
     (B, T), 0 where masked; there is no critic to teach, so returns are the advantages. Raises ConfigError for a group

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from steepest.config.algorithms import ESTIMATORS, EXTRAS
+from steepest.core.batch import Batch
 from steepest.core.registration import Algorithms
+from steepest.errors import setting
 
-ADVANTAGE_ESTIMATORS = Algorithms("advantage estimator", "algorithm.adv_estimator", ESTIMATORS)
+ADVANTAGE_ESTIMATORS = Algorithms("advantage estimator", setting("adv_estimator"), ESTIMATORS)
 
 _SHAPES = {
     "token_level_rewards": ("B", "T"),
@@ -62,6 +65,13 @@ class AdvantageInputs:
         for name, found in self.extras.items():
             if name in EXTRAS:
                 self._check(name, found, EXTRAS[name].shape)
+
+    @classmethod
+    def of(cls, batch: Batch) -> AdvantageInputs:
+        """The fields of a batch that have the same names; response_mask is its trained_mask, so that a reward on a
+        token that the losses leave out still counts."""
+        names = [item.name for item in dataclasses.fields(cls) if item.name != "response_mask"]
+        return cls(response_mask=batch.trained_mask, **{name: getattr(batch, name) for name in names})
 
     def _check(self, name: str, found: Tensor, shape: tuple[str, ...]) -> None:
         sizes = dict(zip("BT", self.response_mask.shape, strict=True))

@@ -11,12 +11,12 @@ from steepest.core.advantages.inputs import ADVANTAGE_ESTIMATORS, AdvantageInput
 @ADVANTAGE_ESTIMATORS.register("remax")
 @torch.no_grad()
 def remax(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
-    """ReMax: reward to go, less the reward of the prompt's greedy response.
+    """ReMax: the sum of the later rewards, minus the reward of the greedy response to the prompt.
 
         A_t = G_t - b           G_t = sum of token_level_rewards from t on, b = reward_baselines, on every true token
 
-    b does not depend on the response, so the gradient stays unbiased; one response a prompt is enough, besides the
-    greedy one. A KL penalty in the rewards is in G and not in b.
+    b does not depend on the response, so the gradient is unbiased. One response per prompt is enough, in addition to
+    the greedy one. A KL penalty in the rewards is part of G and not of b.
 
     Reads token_level_rewards and response_mask, both (B, T), and reward_baselines (B,). Returns (advantages, returns),
     both (B, T), 0 where masked; returns are G. Raises ValueError when reward_baselines is None.

@@ -1,4 +1,4 @@
-"""The optimal token baseline: one baseline for each place in the responses to a prompt."""
+"""The optimal token baseline: one baseline for each token position in the responses to a prompt."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _OTB = "optimal_token_baseline"
 @ADVANTAGE_ESTIMATORS.register(_OTB)
 @torch.no_grad()
 def optimal_token_baseline(x: AdvantageInputs, *, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
-    """Rewards to come, minus for each place the baseline under which the gradient varies least.
+    """The sum of the later rewards, minus at each place the baseline with the least variance of the gradient.
 
         G_t = r_t + G_next(t)                                       rewards from token t on
         w_t = 1 - 2 * pi_t + sum over the vocabulary of pi^2        squared norm of the gradient of log pi_t
                                                                     with respect to the logits
-        W_t = w_t + W_before(t)                                     what has come together up to token t
+        W_t = w_t + W_before(t)                                     the sum of w up to token t
         B_t = sum of W_t * G_t over the group / (sum of W_t + eps)
         A_t = G_t - B_t
 
-    The t-th place of a row is its t-th true token: tool output is stepped over. The group at a place is its rows that
-    have so many tokens. Where one row alone goes on there is nothing to compare with: B is 0 and A_t = G_t, as in verl;
-    B would be G_t itself and the longest response's end would never learn. A row that is alone in its group because
-    the others have no true token gets 0 (verl: G_t). With rollout_is_weights rho, w_t is
-    multiplied by rho_t^2. pi_t = exp(old_log_probs); w is never taken below 0, where rounding leads it.
+    The t-th place of a row is its t-th true token: tool output is skipped. The group at place t is the rows with at
+    least t true tokens. Where only one row is that long there is nothing to compare it with: B is 0 and A_t = G_t, as
+    in verl. (The formula would give B = G_t, and the end of the longest response would never be trained.) A row that is
+    alone in its group because the others have no true token gets 0 (verl: G_t). With rollout_is_weights rho, w_t is
+    multiplied by rho_t^2. pi_t = exp(old_log_probs); a w that rounding makes negative is set to 0.
 
     Reads token_level_rewards, response_mask, old_log_probs and sum_pi_squared, all (B, T), group_ids (B,), and
     rollout_is_weights (B, T) where there are any. Returns (advantages, returns), both (B, T), 0 where masked;
@@ -38,7 +38,7 @@ def optimal_token_baseline(x: AdvantageInputs, *, eps: float = 1e-8) -> tuple[Te
     included, and its tir_optimal_token_baseline counts them as we do: without tool output all three agree.
     """
     groups, mask = Groups.of(x, _OTB), x.response_mask
-    # True tokens first, in their order: a place is then a column.
+    # True tokens are moved to the front in their order, so that a place is a column.
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
     here = mask.gather(1, order)
     rewards = torch.where(mask, x.token_level_rewards, 0.0).gather(1, order)

@@ -1,8 +1,8 @@
 """Policy losses: from log-probs and advantages to a loss per token.
 
 Each loss is one function: `LossInputs` in, `(loss per token, stats per token)` out, its options as keywords. It knows
-neither micro-batches nor ranks; `aggregation.aggregate` turns the loss per token into a number. What needs the whole
-mini-batch is a second function, which the entry declares as `choose`.
+neither micro-batches nor ranks; `aggregation.aggregate` turns the loss per token into a number. A loss that needs the
+whole mini-batch, e.g. to pick tokens, has a second function, which the entry declares as `choose`.
 """
 
 from __future__ import annotations

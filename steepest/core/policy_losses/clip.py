@@ -1,4 +1,4 @@
-"""PPO's clip, with the second clip for bad tokens."""
+"""PPO's clipped loss, with a second clip for tokens of negative advantage."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from steepest.core.policy_losses.inputs import POLICY_LOSSES, LossInputs, ratio_stats
-from steepest.errors import ConfigError
+from steepest.errors import ConfigError, setting
 
 
 @POLICY_LOSSES.register("vanilla")
 def ppo_clip(
     x: LossInputs, *, clip_ratio_low: float, clip_ratio_high: float, clip_ratio_c: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped PPO objective, negated, with a second clip for bad tokens whose ratio explodes (dual clip).
+    """The negated PPO objective with clip, and a second clip for negative advantages with a large ratio (dual clip).
 
         ratio = exp(log_prob - old_log_prob)
         loss  = max(-A * ratio, -A * clip(ratio, 1 - clip_ratio_low, 1 + clip_ratio_high))
@@ -30,7 +30,7 @@ def ppo_clip(
     """
     if clip_ratio_c <= 1.0:
         raise ConfigError(
-            f"actor_rollout_ref.actor.clip_ratio_c={clip_ratio_c}: must be greater than 1 (default 3.0), "
+            f"{setting('clip_ratio_c')}={clip_ratio_c}: must be greater than 1 (default 3.0), "
             "else the dual clip cuts tokens of a policy that has not moved."
         )
     log_ratio, advantages = x.log_ratio(), x.true_advantages()

@@ -1,12 +1,14 @@
-"""Clip-Cov and KL-Cov: keep the few tokens at bay whose log-prob and advantage rise together, and the entropy lives.
+"""Clip-Cov and KL-Cov: restrain the few tokens with the highest covariance of log-prob and advantage, which preserves
+the policy's entropy.
 
 The covariance of a token is its part of the covariance over the mini-batch, with means over all its true tokens:
 
     cov_t = (log_prob_t - mean(log_prob)) * (A_t - mean(A))
 
-So which tokens are chosen is a matter of the whole mini-batch. `choose_*` gets all of it, and the loss of a micro-batch
-gets its part of the choice in `LossInputs.chosen`. (verl chooses within each micro-batch: at least one token of each,
-by means of its own, so the result depends on the micro-batch size, verl-project/verl#7829.)
+So the choice of tokens depends on the whole mini-batch. `choose_*` gets the whole mini-batch, and the loss of a
+micro-batch gets its part of the choice in `LossInputs.chosen`. (verl chooses at least one token within each
+micro-batch, with the means of that micro-batch, so its result depends on the micro-batch size,
+verl-project/verl#7829.)
 
 Cui et al. 2025, The Entropy Mechanism of RL for Reasoning Language Models, https://arxiv.org/abs/2505.22617.
 """
@@ -20,7 +22,7 @@ from steepest.core.masked import masked_mean
 from steepest.core.policy_losses.inputs import POLICY_LOSSES, LossInputs, ratio_stats
 
 STANDS_STILL = 1e-4
-"""A log-ratio nearer to 0 is taken for rounding: float32 passes that are cut differently are 1e-6 apart."""
+"""A log-ratio nearer to 0 counts as rounding: float32 passes with different micro-batches differ by 1e-6."""
 
 
 @torch.no_grad()
@@ -33,7 +35,7 @@ def covariances(x: LossInputs) -> Tensor:
 
 
 def _share(x: LossInputs, ratio: float) -> int:
-    """That share of the true tokens, rounded down, and at least one of them."""
+    """The number of tokens in that share of the true tokens, rounded down, and at least one."""
     return max(1, int(ratio * int(x.response_mask.sum())))
 
 
@@ -73,7 +75,7 @@ def clip_by_covariance(
     clip_cov_lb: float,
     clip_cov_ub: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clip-Cov: PPO's clip, and a few tokens of high covariance take no part in the update.
+    """Clip-Cov: PPO's clip; in addition a few tokens of high covariance are left out of the update.
 
         loss = max(-A * ratio, -A * clip(ratio, 1 - clip_ratio_low, 1 + clip_ratio_high))
         loss = 0                                                            where chosen, see `choose_clip_cov`

@@ -1,4 +1,4 @@
-"""What every policy loss reads, and the table of losses."""
+"""The inputs of a policy loss, and the table of losses."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import Tensor
 from steepest.config.algorithms import LOSSES
 from steepest.core.masked import masked_mean
 from steepest.core.registration import Algorithms
+from steepest.errors import setting
 
-POLICY_LOSSES = Algorithms("policy loss", "actor_rollout_ref.actor.policy_loss.loss_mode", LOSSES)
+POLICY_LOSSES = Algorithms("policy loss", setting("loss_mode"), LOSSES)
 """Facts that an entry may declare: `choose`, the function that picks tokens over the whole mini-batch."""
 
 MAX_LOG_RATIO = 20.0
-"""exp() of a log-ratio is taken within +-20, as verl does: far outside every clip range, so no gradient is lost."""
+"""Log-ratios are limited to +-20 before exp(), as in verl: far outside every clip range, so no gradient is lost."""
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a policy loss may read, for the b rows of a micro-batch. Masked positions are ignored."""
+    """The inputs of a policy loss, for the b rows of a micro-batch. Masked positions are ignored."""
 
     log_probs: Tensor
     """(b, T) f32, by the policy being trained; the gradient flows through this field."""
@@ -34,7 +35,7 @@ class LossInputs:
     """(b, T) bool, the tokens that the loss's `choose` picked over the whole mini-batch; None: these rows are the whole
     mini-batch, and a loss that needs a choice makes it itself."""
     seed: int = 0
-    """Of random choices: the same for all micro-batches of a mini-batch, another for the next one."""
+    """Seed of random choices: the same for all micro-batches of a mini-batch, another one for the next mini-batch."""
 
     def __post_init__(self) -> None:
         for name in ("log_probs", "old_log_probs", "advantages", "chosen"):
@@ -46,7 +47,7 @@ class LossInputs:
 
     def log_ratio(self) -> Tensor:
         """(b, T) log_prob - old_log_prob within +-MAX_LOG_RATIO; 0 where masked, without a gradient there."""
-        # Selected before exp(): an inf made from padding would come back as a NaN gradient.
+        # Padding is masked before exp(): an inf made from padding would give a NaN gradient.
         log_ratio = torch.where(self.response_mask, self.log_probs - self.old_log_probs, 0.0)
         return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 

@@ -1,4 +1,4 @@
-"""Losses with one ratio for a whole response: GSPO and GMPO. Their rows must be whole, as those of micro-batches are.
+"""Losses with one ratio for a whole response: GSPO and GMPO. Their rows must be whole, as they are in micro-batches.
 
 Both are meant for `loss_agg_mode=seq-mean-token-mean`, where the mean over a row's equal values is the row's value.
 """
@@ -13,7 +13,7 @@ from steepest.core.policy_losses.inputs import MAX_LOG_RATIO, POLICY_LOSSES, Los
 
 @POLICY_LOSSES.register("gspo")
 def sequence_clip(x: LossInputs, *, clip_ratio_low: float, clip_ratio_high: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """GSPO: the ratio of the response, to the power of 1 / its length, is clipped; all its tokens share the fate.
+    """GSPO: the ratio of the response to the power of 1 / its length is clipped, for all its tokens together.
 
         s    = exp(mean over the row's tokens of (log_prob - old_log_prob))
         s_t  = stop_gradient(s) * exp(log_prob_t - stop_gradient(log_prob_t))

@@ -1,6 +1,6 @@
 """Losses of the form -A * log_prob, each token weighted by a number without gradient: GPG, CISPO, DPPO.
 
-Where the weight of a token is not 0 its gradient is never lost: a bound holds the weight, not the objective.
+A token whose weight is not 0 always has a gradient, because the bound limits the weight and not the objective.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def policy_gradient(x: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
         loss = -A * log_prob
 
     Returns (loss, stats), everything (b, T) f32; masked positions hold 0. stats, without gradient: `ppo_kl`, `ratio`.
-    From the second update of a batch on the samples are those of an older policy, and nothing here corrects for it.
+    From the second update of a batch on the samples come from an older policy; this loss does not correct for that.
 
     Chu et al. 2025 (GPG), https://arxiv.org/abs/2504.02546; its advantages are `algorithm.adv_estimator=gpg`.
     """
@@ -56,8 +56,8 @@ def trust_by_total_variation(
         weight = 0      where A > 0 and p - q > clip_ratio_high, or A <= 0 and q - p > clip_ratio_low
         loss   = -stop_gradient(weight) * A * log_prob
 
-    A rare token may so grow many times likelier, while a likely one is stopped after a small change of its ratio. The
-    clip ratios are distances between probabilities here, of which the paper's runs use 0.15.
+    So a rare token may become many times likelier, while a likely token is stopped after a small change of its ratio.
+    The clip ratios are distances between probabilities here; the paper's runs use 0.15.
 
     Returns (loss, stats), everything (b, T) f32; masked positions hold 0. stats, without gradient: `pg_clipfrac` 1
     where the weight is 0, `pg_clipfrac_lower` 1 where the ratio is held at clip_ratio_c, `ppo_kl`, `ratio`.
@@ -79,8 +79,8 @@ def trust_by_divergence(
         D      = q * log(q / p) + (1 - q) * log((1 - q) / (1 - p))
         weight = 0      where A > 0, p > q and D > clip_ratio_high, or A <= 0, p < q and D > clip_ratio_low
 
-    The clip ratios are nats here, of which the paper's runs use 0.05. Everything else, and what is returned, is that
-    of `dppo_tv`. 1e-8 is added to 1 - p and 1 - q, so that a certain token has a finite distance.
+    The clip ratios are nats here; the paper's runs use 0.05. Everything else, and the result, is as in `dppo_tv`. 1e-8
+    is added to 1 - p and 1 - q, so that a token of probability 1 has a finite distance.
 
     Qi et al. 2026, https://arxiv.org/abs/2602.04879, the binary approximation.
     """

@@ -1,9 +1,8 @@
-"""Made-up grade-school problems of two and three steps, in GSM8K's row and answer format, for models of any size.
+"""Generated grade-school problems of two and three steps, in GSM8K's row and answer format, for models of any size.
 
-The words and the numbers (0 to 99) are a closed set of fewer than 300 pieces, so a tokenizer that keeps each whole
+The words and the numbers (0 to 99) are a closed set of fewer than 300 pieces. A tokenizer with one token per piece
 reads a question in 20 to 35 tokens, and a model of 0.2M parameters can learn to answer. Train and test share no
-problem: a problem's kind and numbers decide, by a hash, which split it belongs to, whatever names and wording it is
-dressed in.
+problem: a hash of a problem's kind and numbers decides which split it belongs to; names and wording do not count.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from steepest.errors import ConfigError, DataError
 
 DATA_SOURCE = "steepest/arithmetic"
 LARGEST = 99
-# the ranges of the numbers told: few enough sums that a model of 0.2M parameters knows them after the warm-up
+# ranges of the numbers in the texts: so few sums that a model of 0.2M parameters knows them after the warm-up
 STARTS, AMOUNTS, GROUPS, SHARES = (3, 15), (2, 8), (2, 5), (3, 12)
 T = TypeVar("T")
 PEOPLE = (("Tom", "he"), ("Ann", "she"), ("Ben", "he"), ("Mia", "she"), ("Sam", "he"), ("Eva", "she"))
@@ -58,17 +57,18 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """Kind and all numbers, without names and wording: what train and test may not share."""
+        """Kind and all numbers of the problem, without names and wording. Train and test share no key."""
         return f"{self.kind} {self.steps}"
 
     @property
     def answer(self) -> str:
-        """The worked answer: one line a step, then `#### N`."""
+        """The worked answer: one line per step, then `#### N`."""
         return _worked(self.steps)
 
     @property
     def shortcut(self) -> str:
-        """The usual mistake, which looks right: no second step, and a third goes on from the first result."""
+        """The usual wrong answer, which looks right: it leaves out the second step; a third step uses the first
+        result."""
         first, last = self.steps[0], self.steps[2:]
         left, sign, right, _ = last[0] if last else (0, "", 0, 0)
         left = first[3]
@@ -90,7 +90,7 @@ def _apply(left: int, sign: str, right: int) -> int:
 
 
 class _Draw:
-    """Random choices from `random()` alone: Python keeps its sequence for a seed the same in every version."""
+    """Random choices made with `random()` alone: Python guarantees its sequence for a seed in every version."""
 
     def __init__(self, seed: str) -> None:
         self._random = random.Random(seed).random
@@ -103,7 +103,7 @@ class _Draw:
 
 
 class _Story:
-    """A problem while it is being told: sentences and steps. Numbers that leave 1..LARGEST make it invalid."""
+    """A problem under construction: its sentences and steps. A number outside 1..LARGEST makes it invalid."""
 
     def __init__(self, draw: _Draw) -> None:
         self.draw = draw
@@ -196,7 +196,7 @@ KINDS = {
     "twice3": (_twice, 3),
     "share2": (_share, 2),
 }
-# how often each is told: most often the kinds that have most problems, two steps more often than three
+# how often each kind is drawn: kinds with more problems more often, two steps more often than three
 WEIGHTS = {
     "change2": 6,
     "change3": 3,
@@ -219,7 +219,7 @@ def _tell(draw: _Draw) -> Problem | None:
     if not story.valid:
         return None
     problem = Problem(kind, " ".join(story.sentences), tuple(story.steps))
-    # the mistake must be a mistake, with a number that the vocabulary has
+    # the shortcut must give a wrong result, and a number that the vocabulary has
     wrong = int(problem.shortcut.rsplit(" ", 1)[1])
     return problem if 0 <= wrong <= LARGEST and wrong != problem.result else None
 
@@ -256,10 +256,10 @@ def prepare_arithmetic(
     """Write train.parquet, test.parquet (columns as GSM8K's) and sft.parquet into `save_dir`.
 
     sft.parquet holds demonstrations for a supervised warm-up: `prompt` (messages), `answer` (text) and `is_right`. They
-    are made imperfect on purpose: a share of `right_share` is right, the rest leave out the second step, as weak base
+    are imperfect on purpose: a share of `right_share` is right, the others leave out the second step, as weak base
     models do. So a warmed-up model knows the format and the sums, mostly takes the shortcut when it answers greedily,
-    and is right now and then when it samples: what is left to learn is what reinforcement learning teaches.
-    They are drawn from the train problems; test problems occur nowhere else.
+    and is sometimes right when it samples. Reinforcement learning then has to teach the second step.
+    The demonstrations are drawn from the train problems; no test problem is among them.
 
     Returns "train", "test", "sft" -> path and number of rows. The same arguments give the same files.
     """
@@ -305,7 +305,7 @@ def sft_schema() -> Any:
 
 
 def arithmetic_corpus() -> Iterator[str]:
-    """Texts with every word and every number that any problem or answer can hold, spaced as they occur there.
+    """Texts with every word and every number that a problem or answer can hold, with the same spaces as there.
 
     A tokenizer made from these texts has no unknown piece in any row, of any seed.
     """

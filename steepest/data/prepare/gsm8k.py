@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from steepest.config.environment import default_hub
-from steepest.config.schema_model import Hub
+from steepest.config.types import Hub
 from steepest.data.files import Table, WrittenFile, read_tables, write_parquet
 from steepest.errors import ConfigError, DataError
 from steepest.hub import Source, find
@@ -33,9 +33,9 @@ def prepare_gsm8k(
 ) -> dict[str, WrittenFile]:
     """Write train.parquet (7,473 rows of the original) and test.parquet (1,319) into `save_dir`.
 
-    `local_path`: a folder with train.jsonl and test.jsonl, a downloaded copy of the hub's folder, or one file, whose
-    name says its split; no network is used then. `hub`: where the files come from otherwise, "huggingface" or
-    "modelscope"; None: what the environment chooses, else huggingface. `note` is told what was taken from there.
+    `local_path`: a folder with train.jsonl and test.jsonl, a downloaded copy of the hub's folder, or one file whose
+    name contains its split; no network is used then. `hub`: the hub to download from, "huggingface" or "modelscope";
+    None: the hub that the environment chooses, else huggingface. `note` is called with what was taken from the hub.
     Returns split -> path and number of rows. Both splits are read and checked before the first is written.
 
     Raises DataError: nothing found at `local_path`, a row that is no GSM8K row, a hub that does not give the files, a

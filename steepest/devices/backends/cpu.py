@@ -1,4 +1,4 @@
-"""The CPU: always there."""
+"""The CPU, which is always available."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class CPUDevice(Device):
         return False, "this CPU has neither AVX512-BF16 nor AMX, so fp32 is faster than bf16"
 
     def memory(self, index: int = 0) -> MemoryStats:
-        """As in Device; the peak is the largest resident set of this process, without its child processes."""
+        """See Device. The peak is the largest resident set of this process, without its child processes."""
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         available = _meminfo_available() or total
         limit, used = _container_limit()
@@ -69,7 +69,7 @@ class CPUDevice(Device):
         return None
 
     def synchronize(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing: operations on the CPU have finished when they return."""
 
     def empty_cache(self) -> None:
         give_back_freed()
@@ -85,7 +85,7 @@ class CPUDevice(Device):
 def processor_flags() -> set[str]:
     """The instruction set names of /proc/cpuinfo (`flags` on x86, `Features` on Arm).
 
-    Where that file is absent torch is asked, which knows fewer of them.
+    If that file does not exist, torch is asked, which knows fewer of them.
     """
     for line in (_read("/proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
@@ -111,7 +111,8 @@ def _meminfo_available() -> int | None:
 
 
 def _container_limit() -> tuple[int | None, int]:
-    """(limit, used) of the container in bytes; (None, 0) without one. "max" and absurdly large numbers mean none."""
+    """(limit, used) of the container in bytes; (None, 0) without a limit. "max" and extremely large numbers mean no
+    limit."""
     for limit_file, used_file in _CGROUP_FILES:
         limit, used = _read(limit_file), _read(used_file)
         if limit is not None and used is not None and limit.strip().isdigit():

@@ -11,6 +11,7 @@ from torch import Tensor
 from steepest.checks import Check
 from steepest.devices.api import DEVICES, Accelerator, VarlenAttention, visible_devices
 from steepest.devices.checks import device_files, waits_for_every_kernel
+from steepest.errors import setting
 from steepest.versions import build
 
 
@@ -37,14 +38,15 @@ class CUDADevice(Accelerator):
         if torch.version.cuda is None and torch.version.hip is None:
             return (
                 f"this PyTorch ({torch.__version__}) is built without CUDA; "
-                "install a CUDA build of torch (https://pytorch.org/get-started/locally), or use trainer.device=cpu."
+                "install a CUDA build of torch (https://pytorch.org/get-started/locally), or use "
+                f"{setting('device')}=cpu."
             )
         chosen = visible_devices(self)
         if chosen is not None and chosen.strip() in ("", "-1"):
-            return f"CUDA_VISIBLE_DEVICES={chosen!r} hides every card; unset it, or use trainer.device=cpu."
+            return f"CUDA_VISIBLE_DEVICES={chosen!r} hides every card; unset it, or use {setting('device')}=cpu."
         return (
             "PyTorch finds no card or no driver; see that nvidia-smi lists a card, that its driver is recent enough "
-            f"for CUDA {torch.version.cuda or torch.version.hip}, or use trainer.device=cpu."
+            f"for CUDA {torch.version.cuda or torch.version.hip}, or use {setting('device')}=cpu."
         )
 
     def vllm_problem(self, distribution: str, version: str) -> str | None:
@@ -60,7 +62,7 @@ class CUDADevice(Accelerator):
         return waits_for_every_kernel("CUDA_LAUNCH_BLOCKING")
 
     def varlen_attention(self, dtype: torch.dtype) -> tuple[VarlenAttention | None, str]:
-        """The package flash-attn, where it is installed and the model computes in half precision."""
+        """The attention of the package flash-attn, if it is installed and the model computes in half precision."""
         if dtype not in (torch.bfloat16, torch.float16):
             return None, f"flash-attn computes in bfloat16, not in {str(dtype).removeprefix('torch.')}"
         if importlib.util.find_spec("flash_attn") is None:
@@ -75,7 +77,7 @@ class CUDADevice(Accelerator):
 def _flash_attention(
     query: Tensor, key: Tensor, value: Tensor, *, ends: Tensor, lengths: tuple[int, ...], scale: float
 ) -> Tensor:
-    """See VarlenAttention."""
+    """See `VarlenAttention`."""
     longest = max(lengths)
     module = importlib.import_module("flash_attn")
     out: Tensor = module.flash_attn_varlen_func(

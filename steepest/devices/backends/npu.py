@@ -17,15 +17,16 @@ from steepest.devices.api import DEVICES, Accelerator, VarlenAttention, visible_
 from steepest.devices.ascend import CPU_INDEX, cann_version, source_command
 from steepest.devices.checks import device_files, waits_for_every_kernel
 from steepest.devices.hide_torch_npu import PACKAGE
+from steepest.errors import setting
 from steepest.versions import installed, public, release
 
-_CPU_RUN = "or use trainer.device=cpu."
+_CPU_RUN = f"or use {setting('device')}=cpu."
 _DEVICE_FILES = "davinci[0-9]*"
-"""The driver shows each card as /dev/davinciN."""
+"""Device files: the driver shows each card as /dev/davinciN."""
 _DRIVER = ("libascend_hal", "libdrv")
-"""Libraries of the driver; the others are CANN's."""
+"""Libraries of the driver; all others belong to CANN."""
 _MASK_SIZE = 2048
-"""Side of the causal mask that the fused attention wants in its compressed form, whatever the lengths are."""
+"""Side of the compressed causal mask that the fused attention takes for sequences of any length."""
 _CAUSAL = 3
 """Its `sparse_mode`: causal, aligned at the last key."""
 
@@ -50,7 +51,7 @@ class NPUDevice(Accelerator):
     sleep_level = 1  # what verl uses here; level 2 gave wrong outputs with expert parallelism
 
     def quick_look(self) -> str | None:
-        """Importing torch_npu without a card changes torch for the whole process, so that even a CPU run fails."""
+        """See Device. It does not import torch_npu: without a card that import breaks torch for the whole process."""
         if not hide_torch_npu.present():
             return (
                 "the package torch-npu is not installed; install it for your torch and CANN versions "
@@ -71,11 +72,11 @@ class NPUDevice(Accelerator):
         return reason or self._no_card()
 
     def hide_unusable(self, wanted: str | None) -> None:
-        """Keep a torch-npu that cannot work here out of this process; call it before transformers is imported.
+        """Hide a torch-npu that cannot work here from this process. Call it before transformers is imported.
 
-        transformers imports torch_npu wherever it is installed and does not catch what that raises, so a broken one
-        would end a CPU run too. `wanted` is trainer.device: a run that names another device does without torch_npu
-        altogether. Hidden means that `import torch_npu` finds nothing. `availability` looks behind it.
+        transformers imports torch_npu wherever it is installed and does not catch its errors, so a broken package
+        would end a CPU run too. `wanted` is trainer.device: in a run that names another device torch_npu is always
+        hidden. Hidden means that `import torch_npu` finds nothing; `availability` still finds it.
         """
         if PACKAGE in sys.modules or not hide_torch_npu.present():
             return
@@ -97,11 +98,12 @@ class NPUDevice(Accelerator):
         return f"torch-npu sees no card{seen}{why}; {_see_card(container=False)}"
 
     def environment(self) -> dict[str, str]:
-        """HCCL's ports: fixed ones would clash as soon as two processes use one card."""
+        """Variables for HCCL's ports: with fixed ports two processes on one card would conflict."""
         return {"HCCL_HOST_SOCKET_PORT_RANGE": "auto", "HCCL_NPU_SOCKET_PORT_RANGE": "auto"}
 
     def rollout_environment(self) -> dict[str, str]:
-        """vllm-ascend's NZ weight layout is on by default, and with it weights cannot be updated in place."""
+        """Variables that switch off vllm-ascend's NZ weight layout, which does not allow updates of weights in
+        place."""
         return {"VLLM_ASCEND_ENABLE_NZ": "0"}
 
     def vllm_problem(self, distribution: str, version: str) -> str | None:
@@ -135,7 +137,7 @@ class NPUDevice(Accelerator):
 def fusion_attention(
     query: Tensor, key: Tensor, value: Tensor, *, ends: Tensor, lengths: tuple[int, ...], scale: float
 ) -> Tensor:
-    """See VarlenAttention: `npu_fusion_attention` of packed sequences (its layout TND)."""
+    """See `VarlenAttention`: `npu_fusion_attention` of packed sequences (layout TND)."""
     running = torch.tensor(lengths).cumsum(0).tolist()
     result = importlib.import_module(PACKAGE).npu_fusion_attention(
         query,
@@ -156,7 +158,8 @@ def fusion_attention(
 
 @lru_cache
 def _causal_mask(device: torch.device) -> Tensor:
-    """True where a key is hidden. One for all layers; made outside inference mode, since the backward pass keeps it."""
+    """The mask, true where a key is hidden; all layers share it. Made outside inference mode: the backward pass saves
+    it."""
     with torch.inference_mode(False):
         # triu on the CPU: which data types a card's own takes is not known here
         return torch.ones(_MASK_SIZE, _MASK_SIZE, dtype=torch.bool).triu_(1).to(device)
@@ -175,7 +178,7 @@ def _wrong_version() -> str | None:
 
 
 def _cannot_import() -> str | None:
-    """Import torch_npu; what is wrong if that fails, as a sentence with its remedy."""
+    """Import torch_npu. None, or the reason why it failed, as a sentence with its remedy."""
     with hide_torch_npu.unhidden():
         try:
             importlib.import_module(PACKAGE)

@@ -16,7 +16,7 @@ _BRIEF = (
 
 @LOGGERS.register("brief")
 class BriefLogger(ConsoleLogger):
-    """The console's line with only the numbers one looks at first; metrics.jsonl has them all."""
+    """Prints the console's line with the most important metrics only; metrics.jsonl holds all."""
 
     name = "brief"
 

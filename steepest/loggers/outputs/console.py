@@ -1,4 +1,4 @@
-"""One line a step on standard output; on a terminal a progress bar below the lines."""
+"""Prints one line per step on standard output, and on a terminal a progress bar below the lines."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ _ORDER = (
     "mismatch/",
     "training/",
 )
-"""The groups a reader looks at first. Others follow in the order in which they first appeared, timings last."""
+"""Groups of metrics that are printed first. The others follow in the order of their first appearance, timings last."""
 
 _LAST = ("perf/", "timing_s/")
 _WINDOW = 10
-"""Steps over which the speed and the time left are averaged."""
+"""Number of steps over which the speed and the time left are averaged."""
 
 
 @LOGGERS.register("console")
 class ConsoleLogger:
-    """`step:N - name:value - name:value ...`, five significant digits, whole numbers in full, nan and inf shown.
+    """Prints `step:N - name:value - name:value ...`: five significant digits, whole numbers in full, nan and inf as
+    such.
 
-    On a terminal a progress bar with the time left and tokens a second stays below the lines. Into a pipe or a file
-    go the lines alone, each flushed.
+    On a terminal a progress bar with the time left and tokens per second stays below the lines. In a pipe or a file
+    there are only the lines, each flushed.
     """
 
     name = "console"
@@ -69,7 +70,7 @@ class ConsoleLogger:
 
 
 def format_number(value: float) -> str:
-    """Whole numbers in full, others with five significant digits: 1319, 0.03125, 1e-06, nan, -inf."""
+    """Format whole numbers in full and others with five significant digits: 1319, 0.03125, 1e-06, nan, -inf."""
     if isinstance(value, int):
         return str(value)
     if not math.isfinite(value):
@@ -88,16 +89,16 @@ def _rank(name: str) -> int:
 
 
 class Pace:
-    """Seconds a step over the last steps, for the time left. `clock` is in seconds."""
+    """Averages the seconds per step over the last steps, for the time left. `clock` returns seconds."""
 
     def __init__(self, clock: Any = time.monotonic) -> None:
         self._clock = clock
         self._marks: deque[tuple[int, float]] = deque(maxlen=_WINDOW + 1)
 
     def mark(self, step: int, seconds: float | None = None) -> None:
-        """A step is done, and took `seconds` if that is known; this makes the first one count.
+        """Record that a step is done. `seconds`, if known, is its duration; with it the first step counts too.
 
-        A second row of the same step (validation) moves its time, not its count.
+        A second row of the same step (validation) changes the time of the step, not the number of steps.
         """
         now = self._clock()
         if not self._marks and seconds is not None:
@@ -107,7 +108,7 @@ class Pace:
         self._marks.append((step, now))
 
     def seconds_left(self, total_steps: int | None) -> float | None:
-        """None while no whole step is known, or when the last one's number is not."""
+        """Seconds until the last step; None before the first whole step, or if the number of steps is not known."""
         if total_steps is None or len(self._marks) < 2:
             return None
         (first, start), (last, now) = self._marks[0], self._marks[-1]
@@ -132,7 +133,7 @@ class _Bar:
 
     @classmethod
     def open(cls, stream: TextIO, context: LoggerContext) -> _Bar | None:
-        """None where the terminal cannot move its cursor."""
+        """Make the bar; None on a terminal that cannot move its cursor."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

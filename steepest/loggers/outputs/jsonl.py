@@ -1,4 +1,4 @@
-"""metrics.jsonl, the run's own record. `loggers.jsonl.read_metrics` reads it."""
+"""Writes metrics.jsonl, the record of a run. `loggers.jsonl.read_metrics` reads it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from steepest.loggers.rows import RowFile
 
 @LOGGERS.register("jsonl", essential=True)
 class JsonlLogger:
-    """`metrics.jsonl` in the run folder: {"step": N, "time": seconds since 1970, "name": value, ...} a line.
+    """Writes `metrics.jsonl` in the run folder, one line per step: {"step": N, "time": seconds since 1970, "name":
+    value}.
 
     Numbers keep full precision. A value that is not finite is null, and "_nonfinite" says what it was.
     """

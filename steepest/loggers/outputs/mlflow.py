@@ -1,4 +1,4 @@
-"""MLflow: the server of MLFLOW_TRACKING_URI, or without one a database file in the run folder."""
+"""Logs to MLflow: to the server in MLFLOW_TRACKING_URI, else to a database file in the run folder."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from steepest.loggers.api import LOGGERS, LoggerContext
 
 _MAX_PARAM_CHARACTERS = 500
 _PARAMS_A_CALL = 100
-"""Both are limits of MLflow's tracking service."""
+"""Parameters in one call, and characters of a value: limits of MLflow's tracking service."""
 
 
 @LOGGERS.register("mlflow", package="mlflow")
 class MlflowLogger:
-    """Project -> experiment, experiment -> run name, configuration -> parameters.
+    """Logs the project as experiment, the experiment name as run name and the configuration as parameters.
 
     MLflow allows no "@" in a metric's name: `acc/mean@1` is stored as `acc/mean_at_1`.
     """
@@ -57,7 +57,7 @@ class MlflowLogger:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """("a.b", "value") for each leaf of a nested configuration."""
+    """Yield ("a.b", "value") for each leaf of a nested configuration."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""SwanLab. SWANLAB_MODE=offline writes into the run folder and asks for no account."""
+"""Logs to SwanLab. SWANLAB_MODE=offline writes into the run folder and needs no account."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from steepest.loggers.api import LOGGERS, LoggerContext
 
 @LOGGERS.register("swanlab", package="swanlab", start_hint="Run `swanlab login` or set SWANLAB_MODE=offline")
 class SwanlabLogger:
-    """One SwanLab run a run folder: a resumed run continues the same one, whose id is kept in `swanlab_run_id.txt`."""
+    """Uses one SwanLab run per run folder. Its id is kept in `swanlab_run_id.txt`, so a resumed run continues it."""
 
     name = "swanlab"
 

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run folder, or in TENSORBOARD_DIR."""
+"""Writes TensorBoard's event files into the run folder, or into TENSORBOARD_DIR."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from steepest.loggers.api import LOGGERS, LoggerContext
 
 @LOGGERS.register("tensorboard", package="tensorboard")
 class TensorBoardLogger:
-    """Scalars by their own names; the configuration as text. Look at them with `tensorboard --logdir FOLDER`."""
+    """Logs metrics as scalars and the configuration as text. View them with `tensorboard --logdir FOLDER`."""
 
     name = "tensorboard"
 

@@ -1,4 +1,4 @@
-"""Weights & Biases. WANDB_MODE=offline writes into the run folder and asks for no account."""
+"""Logs to Weights & Biases. WANDB_MODE=offline writes into the run folder and needs no account."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from steepest.loggers.api import LOGGERS, LoggerContext
 
 @LOGGERS.register("wandb", package="wandb", start_hint="Run `wandb login` or set WANDB_MODE=offline")
 class WandbLogger:
-    """One wandb run a run folder: a resumed run continues the same one, whose id is kept in `wandb_run_id.txt`."""
+    """Uses one wandb run per run folder. Its id is kept in `wandb_run_id.txt`, so a resumed run continues it."""
 
     name = "wandb"
 

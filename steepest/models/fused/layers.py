@@ -1,9 +1,10 @@
 """Norm, query-key-value with rotation, and gated MLP, each as one step of autograd.
 
-The models' own code keeps every table it makes for the backward pass: for a gated MLP the two projections, the
-activation and the product of both. These keep what cannot be had again by a pass over a table (`saved` in each
-docstring), three fifths of the numbers for a layer of SmolLM2. They compute in float32; elsewhere (autocast, another
-dtype, a cache of transformers) a layer's own forward runs. `fuse` puts them into a model and compares them with it.
+The models' own code saves every intermediate tensor for the backward pass: for a gated MLP the two projections, the
+activation and the product of both. The functions here save only tensors that cannot be recomputed by an elementwise
+pass (`Saved` in each docstring): three fifths of the numbers for a layer of SmolLM2. They compute in float32; in other
+cases (autocast, another dtype, a cache of transformers) a layer's own forward runs. `fuse` puts them into a model and
+compares them with its own layers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from steepest.models.fused.linear import FIELDS, Product, product_from, products
 
 
 def inverse_rms(x: Tensor, width: int | Tensor, eps: float | Tensor) -> Tensor:
-    """(..., n) -> (..., 1): 1 / sqrt(sum(x^2) / width + eps), `width` being n. Tensors save a microsecond each."""
+    """(..., n) -> (..., 1): 1 / sqrt(sum(x^2) / width + eps), with width = n. A tensor argument saves a microsecond."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return norm.square_().div_(width).add_(eps).rsqrt_()
 
@@ -44,7 +45,7 @@ class RMSNorm(torch.autograd.Function):
             grad_weight = torch.mv((grad * x).reshape(-1, width).t(), factor.reshape(-1))
         if ctx.needs_input_grad[0]:
             grad_x = grad * weight
-            # The mean square moves with x: its share is along x.
+            # The mean square depends on x too; its part of the gradient is along x.
             along = (grad_x * x).sum(-1, keepdim=True)
             along.mul_(factor * factor * factor).div_(width)
             grad_x.mul_(factor).addcmul_(x, along, value=-1.0)
@@ -131,6 +132,6 @@ def _products(tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Produc
 
 
 def _wants(ctx: Any, before: int) -> list[tuple[bool, ...]]:
-    """Which gradients each product is asked for; `before` arguments come before the products'."""
+    """The gradients that autograd needs, for each product; `before` arguments come before those of the products."""
     needed = ctx.needs_input_grad[before:]
     return [needed[start : start + FIELDS] for start in range(0, len(needed), FIELDS)]

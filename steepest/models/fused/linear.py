@@ -18,7 +18,7 @@ FIELDS = 5
 
 
 class Product(NamedTuple):
-    """What one layer multiplies with; `a` and `b` are None without an adapter. A frozen `weight` may be of another
+    """The matrices of one linear layer; `a` and `b` are None without an adapter. A frozen `weight` may have another
     dtype than the rest: it is cast at each use."""
 
     weight: Tensor
@@ -49,8 +49,8 @@ class Product(NamedTuple):
         to_input: bool = True,
         add_to: Tensor | None = None,
     ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """Gradients from that of `out`: of x (added into `add_to` if there is one; None unless `to_input`), and of the
-        FIELDS arguments, of which those `wanted` are computed."""
+        """The gradients, from the gradient of `out`: the one of x (added into `add_to` if that is given; None unless
+        `to_input`), and those of the FIELDS arguments, computed where `wanted` is true."""
         grad_inner = None if self.b is None else (grad @ self.b).mul_(self.scale)
         grad_x = add_to
         if to_input:
@@ -68,9 +68,9 @@ class Product(NamedTuple):
 
 
 def product_of(layer: Any, x: Tensor) -> Product | None:
-    """What `layer` multiplies x with. None where its own forward is more than that: another class, a trained weight of
-    another dtype, autocast, hooks, several or merged adapters (also one that is off: its share is in the base's
-    weights), dropout, a trained base under an adapter."""
+    """The `Product` of a layer. None if the layer's own forward does more than that: another class, a trained weight of
+    another dtype, autocast, hooks, several or merged adapters (also a merged one that is off: the base's weights
+    contain it), dropout, a trained base under an adapter."""
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
         return None
     if _is_hooked(layer):
@@ -94,7 +94,8 @@ def product_of(layer: Any, x: Tensor) -> Product | None:
 
 
 def _fits(weight: Tensor, x: Tensor) -> bool:
-    """Whether a layer computes in x's dtype: its weight is in it, or frozen and held in bf16 (see `held`)."""
+    """True if the layer computes in x's dtype: its weight has that dtype, or is frozen and stored in bf16
+    (`is_held`)."""
     return weight.dtype == x.dtype or (weight.dtype == torch.bfloat16 and not weight.requires_grad)
 
 
@@ -110,6 +111,6 @@ def product_from(tensors: Sequence[Tensor | None], scale: float) -> Product:
 
 
 def products_in(arguments: Sequence[Any]) -> Iterator[Product]:
-    """The products that an autograd function was given, FIELDS arguments each."""
+    """The products in the arguments of an autograd function, FIELDS arguments each."""
     for start in range(0, len(arguments), FIELDS):
         yield Product(*arguments[start : start + FIELDS])

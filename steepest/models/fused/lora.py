@@ -1,7 +1,7 @@
-"""The product of an adapted layer, base and adapter in one step of autograd.
+"""The product of a layer with an adapter, computed for base and adapter in one step of autograd.
 
-peft writes it as `base(x) + B(A(x)) * scale`: three tables as large as the layer's output, each written and read again,
-and as many in the backward pass. Here the adapter is added into the base's output by the matrix product itself.
+peft computes `base(x) + B(A(x)) * scale`: three tensors as large as the layer's output are written and read again, and
+as many in the backward pass. Here the matrix product itself adds the adapter's part to the base's output.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from steepest.models.fused.linear import Product, product_from, product_of
 
 
 class LoraProduct(torch.autograd.Function):
-    """A `Product` of x (n, k), W and its bias frozen, with an adapter or without -> (n, m) in x's dtype. With B zero it
-    is the base's output, bit for bit."""
+    """Computes a `Product` of x (n, k) with frozen W and bias, with or without an adapter -> (n, m) in x's dtype. If B
+    is zero, the result is the base's output, bit for bit."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
@@ -39,7 +39,7 @@ class LoraProduct(torch.autograd.Function):
 
 
 def fuse(layer: Any) -> None:
-    """Let a peft layer compute by `LoraProduct` wherever that is the same sum; elsewhere it stays peft's."""
+    """Make a peft layer compute by `LoraProduct` where that gives the same sum; in other cases peft's code runs."""
     layer.forward = MethodType(_forward, layer)
 
 

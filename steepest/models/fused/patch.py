@@ -1,7 +1,7 @@
-"""Puts the functions of `fused` into a transformers model, where they are what its layers compute.
+"""Puts the functions of `fused` into a transformers model, in the layers that compute the same.
 
-Which layer is which is read off its parts; what it computes is compared with its own forward pass on a few numbers,
-output and gradients, once for each class of a model. A layer that differs, or is of no known kind, stays as it is.
+The kind of a layer is read from its parts. For each class of a model the fused pass is compared once with the layer's
+own forward pass on a few numbers: outputs and gradients. A layer that differs, or is of no known kind, is not changed.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from steepest.models.fused.layers import GatedMLP, RMSNorm, RotatedQKV
 from steepest.models.fused.linear import product_of
 
 _ATTENTION = {"LlamaAttention", "Qwen2Attention", "MistralAttention"}
-"""Classes of transformers whose attention is: three projections, rotation by halves, the attention function, a fourth
-projection. Others pass more to the attention function than one can see from outside."""
+"""Classes of transformers whose attention consists of three projections, rotation by halves, the attention function and
+a fourth projection. Other classes may pass more arguments to the attention function, which cannot be seen from
+outside."""
 _TOLERANCE = 1e-4
 _ROWS = 5
 
 
 def fuse(hf: PreTrainedModel) -> None:
-    """Give the layers of `hf` the fused forward passes, in place. Doing it twice changes nothing."""
+    """Put the fused forward passes into the layers of `hf`, in place. A second call changes nothing."""
     known: dict[type, bool] = {}  # class -> whether the fused pass is its own
     for module in hf.modules():
         kind = type(module)
         forward = _forward_for(module)
         if forward is None or "forward" in vars(module) or next(module.parameters()).dtype != torch.float32:
-            continue  # of another dtype nothing would be fused, so nothing could be compared
+            continue  # layers of another dtype are not fused, so there is nothing to compare
         if kind not in known:
             known[kind] = _agrees(module, forward)
         if known[kind]:
@@ -88,7 +89,7 @@ def _attention(
     attention_mask: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Of one sequence of packed tokens: (1, N, hidden)."""
+    """Attention of packed tokens: (1, N, hidden)."""
     layers = (module.q_proj, module.k_proj, module.v_proj)
     products = [product_of(layer, hidden_states) for layer in layers]
     cache = options.get("cache", options.get("past_key_values"))
@@ -114,7 +115,7 @@ def _attention(
 
 @torch.enable_grad()
 def _agrees(module: Any, forward: Callable[..., Any]) -> bool:
-    """Whether output and gradients are those of the module's own forward pass."""
+    """True if output and gradients equal those of the module's own forward pass."""
     weights = [weight for weight in module.parameters() if weight.requires_grad]
     first = next(module.parameters())
     x = torch.linspace(-20.0, 30.0, _ROWS * first.shape[-1], device=first.device).sin()

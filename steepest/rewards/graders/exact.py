@@ -26,7 +26,8 @@ def normalise(text: str) -> str:
     """The form in which texts are compared.
 
     Case, Unicode spelling, quotes, Markdown around the text, a leading article, spaces, hyphens between words, commas
-    between words and a full stop at the end make no difference. Everything else does: signs, decimal points, `%`, `+`.
+    between words and a full stop at the end make no difference. All other characters count: signs, decimal points,
+    `%`, `+`.
     """
     text = _TEXT_COMMAND.sub(r"\1", text)
     text = "".join(c if _changes_number(c) else unicodedata.normalize("NFKC", c) for c in text)
@@ -41,19 +42,19 @@ def normalise(text: str) -> str:
 
 
 def _changes_number(c: str) -> bool:
-    """Whether its compatibility form would make another number: superscripts and fractions (10\u00b2 -> 102)."""
+    """True if the compatibility form of `c` would change a number: superscripts and fractions (10\u00b2 -> 102)."""
     return unicodedata.decomposition(c).startswith(("<super>", "<fraction>"))
 
 
 def stated_text(text: str) -> str:
-    """The text of the answer: the last statement (answers.py), else the last line."""
+    """The text of the answer: the last statement (see answers.py), else the last line."""
     shown = visible(text)
     found = statements(shown)
     return found[-1].text if found else last_line(shown)
 
 
 def _truths(ground_truth: Any) -> list[str]:
-    """A text, or a list of texts that are all right."""
+    """The ground truth as a list: one text, or several texts that are all right."""
     truths = list(ground_truth) if isinstance(ground_truth, (list, tuple)) else [ground_truth]
     if not truths:
         raise ValueError("ground_truth is an empty list")

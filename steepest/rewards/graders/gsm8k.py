@@ -1,9 +1,9 @@
-"""Grade-school mathematics: the number after `####` against the ground truth. For GSM8K and generated arithmetic.
+"""Grade-school mathematics: the number after `####` against the ground truth. Used for GSM8K and generated arithmetic.
 
 Two rules, chosen by `reward.mode`:
 
-strict    The rule of the reference. Of the last 300 characters, the last match of `#### ` (one space) and
-          `-?[0-9.,]+`; its commas are dropped; it must equal the ground truth letter by letter. `72.` and `72.0` are
+strict    The rule of the reference. It takes the last match of `#### ` (one space) and `-?[0-9.,]+` in the last 300
+          characters and drops its commas; the rest must equal the ground truth letter by letter. `72.` and `72.0` are
           not `72`: the model is trained on the form as well.
 flexible  The value counts, not the form. See `flexible_answer`.
 """
@@ -63,14 +63,14 @@ def strict_answer(text: str) -> str | None:
 def flexible_answer(text: str) -> Fraction | None:
     r"""The value of the answer by the flexible rule, or None when there is none.
 
-    Where it looks, first hit wins; all of the text is read:
+    It looks at these places of the whole text and takes the first hit:
       1. the last marker (four or more `#`) with a number on its line, or on the next line when its own is blank;
          lines that begin with "Step" are headings, not answers;
       2. the last `\boxed{...}` with a number;
       3. the last number of the text.
     In 1 and 2 the first number counts, and where there is an `=` the first number after the last `=`.
 
-    What is a number: digits with or without commas in groups of three, decimals, a sign, a currency sign before it, a
+    A number is: digits with or without commas in groups of three, decimals, a sign, a currency sign before it, a
     fraction `a/b` or `\frac{a}{b}`, `1.5e3`, and after it `k`, `dozen`, `hundred`, `thousand`, `million`, `billion`.
     What follows is ignored (full stop, `%`, units), and so are bold, code marks and LaTeX spacing. An expression left
     open (`6 * 12`, `70-72`, `70 or 72`, `10:30`, `1 1/2`) and a run of more than 30 digits are no answer.
@@ -105,7 +105,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _truth(ground_truth: Any) -> str:
-    """The ground truth as text. One that no answer could equal is an error, not a 0 for every response."""
+    """The ground truth as text. Raises for one that no answer can equal, instead of a score of 0 for every response."""
     if isinstance(ground_truth, int) and not isinstance(ground_truth, bool):
         ground_truth = str(ground_truth)
     if not isinstance(ground_truth, str):
@@ -131,7 +131,7 @@ def gsm8k(
     Raises TypeError or ValueError for a ground truth that is not a number and for an unknown mode. No response raises.
     """
     if mode not in MODES:
-        raise ValueError(f"reward.mode={mode!r}: no such mode. Allowed: {', '.join(MODES)}.")
+        raise ValueError(f"mode={mode!r}: no such mode. Allowed: {', '.join(MODES)}.")
     truth = _truth(ground_truth)
     stated = strict_answer(solution_str)
     right = stated == truth if mode == "strict" else flexible_answer(solution_str) == Fraction(truth)

@@ -1,11 +1,11 @@
 r"""Mathematics as in MATH and AIME: the stated expression against the ground truth, compared by math-verify.
 
-We find the answer ourselves (answers.py: the last `\boxed{...}`, `Answer: ...`, ...), so that a text without a stated
-answer is wrong; math-verify then parses both sides and decides whether they are equal as mathematics.
+answers.py finds the answer (the last `\boxed{...}`, `Answer: ...`, ...), so that a text without a stated answer is
+wrong; math-verify then parses both sides and decides whether they are mathematically equal.
 
-math-verify limits its time by `signal.alarm`, which fails off the main thread and does not reach into C code. Its
-limits are switched off here: worker processes have a time limit of their own (`reward.timeout_s`). What would blow up
-the computer algebra (towers of powers, huge exponents, huge factorials, very long texts) is compared as text only.
+math-verify limits its time with `signal.alarm`, which fails outside of the main thread and does not interrupt C code.
+Its limits are switched off here: worker processes have their own time limit (`reward.timeout_s`). Expressions that take
+computer algebra too long (towers of powers, huge exponents, huge factorials, very long texts) are compared as text.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _BASE = re.compile(r"[0-9]_\{?([0-9]+)")  # math-verify does not look at the bas
 
 
 def stated_expression(text: str) -> str | None:
-    """The LaTeX of the answer, or None when the response states none. Without a statement, `$...$` alone on the last
-    line, or a last line that is nothing but an expression."""
+    """The LaTeX of the answer, or None if the response states none. Without a statement it is `$...$` alone on the last
+    line, or a last line that is only an expression."""
     shown = visible(text)
     found = statements(shown)
     if found:
@@ -53,7 +53,7 @@ def stated_expression(text: str) -> str | None:
 
 
 def _within(found: list[Statement]) -> str:
-    """The last statement; of a phrase its formula, where it has one."""
+    """The text of the last statement; for a phrase, the formula in it if there is one."""
     last = found[-1]
     if last.kind == "boxed":
         return last.text
@@ -68,7 +68,7 @@ def _plain(text: str) -> str:
 
 
 def _key(text: str) -> str:
-    """What two equal texts have in common: no spaces, no `\text{}`, no braces around one character."""
+    """A form in which equal texts are identical: no spaces, no `\text{}`, no braces around one character."""
     text = re.sub(r"\\text\{([^{}]*)\}", r"\1", _plain(text))
     return re.sub(r"\{(\w)\}", r"\1", re.sub(r"\s+", "", text)).casefold()
 
@@ -97,7 +97,7 @@ def _parsed(truth: str) -> tuple[Any, ...]:
 
 
 def prepare() -> None:
-    """Import math-verify (about a second). Its warnings that its own time limits are off are not for the user."""
+    """Import math-verify (about a second), and hide its warnings that its own time limits are off."""
     import math_verify  # noqa: F401 (the import is the work)
 
     for name in ("math_verify.parser", "math_verify.grader"):
@@ -120,7 +120,7 @@ def _verify(gold: tuple[Any, ...], stated: list[Any]) -> bool:
 
 
 def _truth(ground_truth: Any) -> str:
-    r"""The ground truth as LaTeX; of a whole solution, its last `\boxed{...}`."""
+    r"""The ground truth as LaTeX; for a whole solution, its last `\boxed{...}`."""
     text = ground_truth_text(ground_truth)
     boxes = [statement.text for statement in statements(text) if statement.kind == "boxed"]
     return _plain(boxes[-1] if boxes else text)

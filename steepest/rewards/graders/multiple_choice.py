@@ -20,7 +20,7 @@ _CHOICE = re.compile(
 )
 _OTHER = re.compile(r"\s*(?:[,/&|]|,?\s*\b(?:or|and|maybe|perhaps)\b)[\s(\[]*(?:maybe\s+|perhaps\s+)?[A-Z]\b(?!')")
 _DENIED = re.compile(r"\b(?:wrong|incorrect|false|not\s+(?:right|correct|true|the))\b|\bisn't\b", re.IGNORECASE)
-# Ways to choose without the word "answer". The letter follows, or stands before.
+# Phrases that choose a letter without the word "answer". The letter comes after or before the phrase.
 _CHOOSING = re.compile(
     r"""
     (?:\b(?:so|hence|thus|therefore|it's|it\ is|leaves|choose|pick|select|go\ with|say)\b[,:]?\s+
@@ -51,9 +51,9 @@ def choice(text: str) -> str | None:
 def chosen(text: str) -> str | None:
     """The letter that a response chooses, or None.
 
-    The last statement of an answer (answers.py); where it denies a letter or names several, there is none. Without a
-    statement: a response that is nothing but a label (`B`, `(b) Paris`); the last sentence such as `so I choose B` or
-    `B is the correct option`; `(B) ...`, `B. ...` or `Option B: ...` as the last or the first line.
+    The last statement of an answer (answers.py) counts; if it denies a letter or names several, the result is None.
+    Without a statement these count: a response that is only a label (`B`, `(b) Paris`); the last sentence such as `so I
+    choose B` or `B is the correct option`; `(B) ...`, `B. ...` or `Option B: ...` as the last or the first line.
     """
     shown = visible(text)
     found = statements(shown)
@@ -74,7 +74,7 @@ def chosen(text: str) -> str | None:
 
 
 def _is_short(line: str) -> bool:
-    """`Option B`, `(b) Paris`: a label, not a sentence about the letter."""
+    """True for a label such as `Option B` or `(b) Paris`, false for a sentence about the letter."""
     plain = _MARKUP.sub(" ", line).strip()
     return len(plain.split()) <= 2 or bool(_LABELLED.match(plain)) or plain.startswith(("(", "["))
 

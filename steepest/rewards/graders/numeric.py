@@ -11,8 +11,8 @@ from steepest.rewards.numbers import Number, stated_number
 
 
 def numeric_answer(text: str) -> Number | None:
-    """The number of the last statement of an answer (answers.py) that has a digit or is a number in words; without a
-    statement, the last number of the last line with one."""
+    """The number in the last statement of an answer (answers.py) that has a digit or is a number in words. Without such
+    a statement, the last number of the last line that has a number."""
     shown = visible(text)
     found = statements(shown)
     for statement in reversed(found):
@@ -39,7 +39,7 @@ def _truth(ground_truth: Any) -> Number:
 
 
 def equal(stated: Number, truth: Number, rel_tol: float, abs_tol: float) -> bool:
-    """Whether the values agree. A truth in percent is met by the number without the sign too (25 for 25%)."""
+    """Whether the values agree. If the truth is in percent, the number without the sign is right too (25 for 25%)."""
     values = [stated.value]
     if truth.percent and not stated.percent:
         values.append(stated.value / 100)
@@ -59,8 +59,8 @@ def numeric(
 ) -> dict[str, float]:
     """Score 1.0 when the stated value is within `rel_tol` (of the truth) or `abs_tol` of the truth, else 0.0.
 
-    `format` is 1.0 when the response states a number. Raises TypeError or ValueError for a ground truth that is no
-    number and for a tolerance that is none.
+    `format` is 1.0 when the response states a number. Raises TypeError or ValueError for a ground truth or a tolerance
+    that is not a number.
     """
     if not (0 <= rel_tol < 1 and 0 <= abs_tol < float("inf")):
         raise ValueError(f"rel_tol={rel_tol}, abs_tol={abs_tol}: tolerances are at least 0, the relative one below 1")

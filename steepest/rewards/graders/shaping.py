@@ -13,7 +13,7 @@ FORMS = {
     "think": r"\A\s*<think>(?:(?!</?think>).)+</think>\s*(?!.*</?think>)\S.*\Z",
     "tags": r"\A\s*<think>(?:(?!</?think>).)+</think>\s*<answer>(?:(?!</?answer>).)+</answer>\s*\Z",
 }
-"""Name of a form -> what is searched in the response; `.` matches line breaks and `^` line starts."""
+"""Name of a form -> regular expression for the response; `.` matches line breaks and `^` line starts."""
 
 
 def _check_length(*, soft: int, hard: int) -> None:

@@ -1,4 +1,4 @@
-"""Which network the engine runs: chosen by layout, device and dtype, and compared with the model before it is used."""
+"""Chooses the engine's network by layout, device and dtype, and compares it with the model before it is used."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from steepest.rollout.builtin.linear import can_pack
 from steepest.rollout.builtin.network import FusedNetwork, ModelNetwork, Network
 
 TOLERANCE = 1e-4
-"""Largest accepted difference of log-probs over fp32 weights; weights of other dtypes are not compared closer than
-their own rounding, 0.1."""
+"""Largest accepted difference of log-probs for fp32 weights; for other dtypes it is 0.1, the size of their rounding."""
 PACKED_SHARE = 1 / 8
-"""Of the machine's memory: packed weights that need more are not made where the policy's own serve as well."""
+"""Largest share of the machine's memory for packed weights. Larger ones are not made if the policy's own can be
+used."""
 _LENGTHS = (5, 7)
 
 
 def choose_network(
     model: CausalLM, dtype: torch.dtype, max_length: int, total_memory: int
 ) -> tuple[Network, tuple[str, ...]]:
-    """The network and what the user should know of the choice."""
+    """The network, and notes for the user about the choice."""
     training = model.training
     model.eval()
     try:
@@ -54,7 +54,8 @@ def _choose(model: CausalLM, dtype: torch.dtype, max_length: int, total_memory: 
 def _fused(
     model: CausalLM, layout: Layout, dtype: torch.dtype, total_memory: int
 ) -> tuple[FusedNetwork, tuple[str, ...]]:
-    """With copies where they are needed for the dtype, or where packed ones are faster and there is room for them."""
+    """Make our decoder. It copies weights if the dtype requires it, or if packed copies are faster and fit into
+    memory."""
     shared = all(part.base.weight.dtype == dtype for part in layout.matrices())
     packed = can_pack(layout.embedding.weight.device, dtype)
     size = sum(part.base.weight.numel() for part in layout.matrices()) * dtype.itemsize
@@ -68,7 +69,7 @@ def _fused(
 
 
 def check(network: Network, model: CausalLM, dtype: torch.dtype) -> None:
-    """Compare log-probs after two prompts and after one more token each with the model's own.
+    """Compare the network's log-probs with the model's, after two prompts and after one more token of each.
 
     Raises UnknownLayout when they differ by more than rounding.
     """
@@ -94,7 +95,8 @@ def _difference(want: Tensor, found: Tensor) -> float:
 def _in_two_steps(
     network: Network, ids: Tensor, positions: Tensor, last: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Logits after all but the last token of each prompt, by a prefill; and after the last, by a decoding step."""
+    """(logits of a prefill over all but the last token of each prompt, logits of a decoding step with the last
+    token)."""
     device = ids.device
     cache = KVCache(network.shapes(), dtype, device)
     cache.lay_out(len(_LENGTHS), max(_LENGTHS))

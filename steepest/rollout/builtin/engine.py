@@ -1,4 +1,4 @@
-"""The engine of Steepest's own: continuous batching in torch, log-probs in the same pass."""
+"""Steepest's own engine: continuous batching in torch, with log-probs from the same pass."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import partial
 import torch
 
 from steepest.devices.api import device_of
-from steepest.devices.memory import GOES_ON, memory_guard, readable
-from steepest.errors import RolloutError
+from steepest.devices.memory import RESUMES, memory_guard, readable
+from steepest.errors import RolloutError, setting
 from steepest.process.malloc import given_back_when_freed
 from steepest.rollout.api import Completion, GenerationRequest, WeightSource
 from steepest.rollout.builtin.choose_network import choose_network
@@ -22,24 +22,23 @@ from steepest.rollout.weights import EngineModel, Fingerprint, ModelDescription
 
 DEFAULT_KV_MEMORY_BYTES = 4 * 2**30
 _SHARE = (
-    "Set actor_rollout_ref.rollout.dtype=float32, which generates with the trained weights and no copy, or take a "
+    f"Set {setting('dtype', 'rollout')}=float32, which generates with the trained weights and no copy, or take a "
     "smaller model."
 )
 _GIVE_BACK = (
-    "Set actor_rollout_ref.rollout.free_cache_engine=true, which gives it back while the models train, or take a "
-    "smaller model."
+    f"Set {setting('free_cache_engine')}=true, which gives it back while the models train, or take a smaller model."
 )
 
 
 class BuiltinEngine:
     """Generates in torch, with weights from any source; with `LocalWeights` on the trainer's own modules.
 
-    Models that are laid out like Llama run on a decoder of the engine's own; `notes` says why another one does not. On
-    a CPU, and where `dtype` is not the weights' own, the engine holds copies (fused, and packed for the processor), and
-    `load_weights` has to be called after every update; `generate` raises RolloutError when that was forgotten. With
-    `LocalWeights` it otherwise runs on the policy's modules: no copy, never stale. With another source it builds a
-    model of its own at the first load and copies each load into it. Tokens and log-probs are the same with both, bit
-    for bit (of a policy with an adapter: up to rounding, since a stream sends its matrices merged).
+    Models with Llama's layout run on the engine's own decoder; `notes` gives the reason if a model does not. On a CPU,
+    and if `dtype` is not the dtype of the weights, the engine holds copies (fused, and packed for the processor). Then
+    `load_weights` must be called after every update; otherwise `generate` raises RolloutError. In other cases, with
+    `LocalWeights`, it runs on the policy's modules, so it needs no copy and is never out of date. With another source
+    it builds its own model at the first load and copies each load into it. Tokens and log-probs are the same for both
+    sources, bit for bit (for a policy with an adapter: up to rounding, since a stream sends merged matrices).
 
     At most `max_num_seqs` sequences are active at once, fewer when `kv_memory_bytes` (default 4 GiB) holds fewer.
     Prompt plus response stay within `max_model_len`; a response cut by it has finish_reason "length".
@@ -56,7 +55,7 @@ class BuiltinEngine:
         max_model_len: int,
         kv_memory_bytes: int | None = None,
     ) -> None:
-        """`pad_token_id` is not used: nothing is padded. It is in the signature that engines share."""
+        """`pad_token_id` is not used, because nothing is padded; all engines share this signature."""
         description.check_length(max_model_len)
         self._description, self._model = description, EngineModel(description)
         self._device = device_of(description.device)
@@ -76,16 +75,16 @@ class BuiltinEngine:
 
     @property
     def shares_weights(self) -> bool:
-        """Whether generation runs on the trainer's own weights alone."""
+        """True if generation uses the trainer's own weights only."""
         return self._model.shared and self._network is not None and not self._network.copies
 
     @property
     def copied_bytes(self) -> int:
-        """See RolloutEngine. After `sleep` it is the model of the engine's own, where there is one, else 0."""
+        """See RolloutEngine. After `sleep` it is the size of the engine's own model, if it has one, else 0."""
         return self._model.own_bytes + (0 if self._network is None else self._network.copied_bytes)
 
     def load_weights(self, source: WeightSource, version: int) -> None:
-        """See RolloutEngine. Copies are refreshed in place: their buffers stay."""
+        """See RolloutEngine. Copies are refreshed in place; their buffers are kept."""
         self._loaded = None
         with memory_guard(self._device, self._copying):
             model = self._model.load(source)
@@ -103,11 +102,11 @@ class BuiltinEngine:
         if not self._asleep:
             network.refresh()
             return
-        with given_back_when_freed():  # `sleep` freed the copies, and the next one is to give them back to the system
+        with given_back_when_freed():  # so that the next `sleep` can return the copies' memory to the system
             network.refresh()
 
     def sleep(self) -> None:
-        """Free the KV cache, and copies of weights where each update makes them again anyway."""
+        """Free the KV cache, and those copies of weights that the next `load_weights` makes again."""
         if self._cache is not None:
             self._cache.free()
         if self._network is not None:
@@ -130,7 +129,7 @@ class BuiltinEngine:
         return generate_in_groups(requests, partial(self._generate, network))
 
     def _network_of_this_policy(self) -> Network:
-        """Raises RolloutError where there are no weights, or older ones than the policy's."""
+        """The network. Raises RolloutError without weights, or if they are older than the policy's."""
         if self._network is None or self._loaded is None:
             raise RolloutError("the rollout engine has no weights: load_weights() was not called, or it failed.")
         if self._loaded != ([] if self.shares_weights else self._model.fingerprint()):
@@ -153,18 +152,18 @@ class BuiltinEngine:
         return made
 
     def _copying(self) -> tuple[str, str]:
-        """For when memory runs out over a copy."""
+        """Text for an out-of-memory error while weights are copied."""
         on_cpu = self._description.device.type == "cpu"
         return f"rollout: a copy of the weights in {self._dtype}", _GIVE_BACK if on_cpu else _SHARE
 
     def _doing(self) -> tuple[str, str]:
-        """What generate does and what to lower, for when memory runs out."""
+        """Text for an out-of-memory error: what `generate` was doing, and the key to lower."""
         slots, capacity = self._layout
         size = 0 if self._cache is None else slots * capacity * self._cache.bytes_per_token
         return (
             f"rollout: {slots} sequence(s) at once, each of at most {capacity} tokens, KV cache {readable(size)}",
-            f"Lower actor_rollout_ref.rollout.max_num_seqs below {slots} (now {self._max_num_seqs}), "
-            f"actor_rollout_ref.rollout.gpu_memory_utilization or data.max_response_length. {GOES_ON}",
+            f"Lower {setting('max_num_seqs')} below {slots} (now {self._max_num_seqs}), "
+            f"{setting('gpu_memory_utilization')} or {setting('max_response_length')}. {RESUMES}",
         )
 
     def _start(self, network: Network, group: SamplingGroup) -> Generation:

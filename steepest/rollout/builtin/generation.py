@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steepest.errors import RolloutError
+from steepest.errors import RolloutError, setting
 from steepest.rollout.api import Completion
 from steepest.rollout.builtin.kv_cache import Chunk, DecodeContext, KVCache, PrefillContext, Prefix, chunks_of
 from steepest.rollout.builtin.network import Network
@@ -20,12 +20,12 @@ from steepest.rollout.requests import SamplingGroup
 MAX_PREFILL_TOKENS = 4096
 """Prompt tokens in one prefill pass, unless a single prompt is longer; bounds the activations."""
 _SYNC_EVERY = 8
-"""Steps between looks at which rows have ended, on an accelerator, where each look waits for the device."""
+"""On an accelerator: steps between checks for rows that have ended. Each check waits for the device."""
 
 
 @dataclass
 class RolloutStats:
-    """What a run did, or all runs of the last call of generate."""
+    """Counts of one run, or of all runs of the last call of generate."""
 
     prefill_tokens: int = 0
     decode_steps: int = 0
@@ -35,7 +35,8 @@ class RolloutStats:
     kv_bytes: int = 0
 
     def add(self, other: RolloutStats) -> None:
-        """Add a further run. The runs of a call use the same KV cache, so its size is the largest, not the sum."""
+        """Add the counts of another run. Runs of a call share the KV cache, so its size is the largest one, not the
+        sum."""
         self.prefill_tokens += other.prefill_tokens
         self.decode_steps += other.decode_steps
         self.generated_tokens += other.generated_tokens
@@ -45,10 +46,10 @@ class RolloutStats:
 
 
 class Generation:
-    """One group of requests of equal sampling.
+    """Generates the responses of one group of requests with equal sampling.
 
-    Per-slot state lives in tensors of S entries, of which the first n are active; results in (R, T + 1) tensors, where
-    the last column takes what a row writes after its end until it is dropped."""
+    The state of the slots is in tensors of S entries; the first n are active. The results are in (R, T + 1) tensors: a
+    row that has ended writes into the last column until it is dropped."""
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class Generation:
         self._row, self._token, self._position, self._cursor, self._limit, self._alive = self._state
         self._n = 0
         self._max_position = 0
-        # Of the rows that are active now; made anew whenever rows come or go.
+        # The context of the active rows; made again whenever rows come or go.
         self._chunks: list[Chunk] | None = None
         self._context: DecodeContext | None = None
         self._prefix: Prefix | None = None
@@ -89,7 +90,7 @@ class Generation:
         self.stats = RolloutStats(kv_bytes=cache.allocated_bytes)
 
     def run(self) -> None:
-        """Prefill and decode until nothing waits and nothing is active."""
+        """Prefill and decode until no group waits and no row is active."""
         if self._device.type == "cpu" and (length := self._scheduler.common_prefix()):
             start = time.perf_counter()
             self._prefill_prefix(length)
@@ -107,7 +108,7 @@ class Generation:
                 self.stats.decode_s += time.perf_counter() - start
 
     def _prefill_prefix(self, length: int) -> None:
-        """Run what all prompts begin with, once."""
+        """Run the common prefix of all prompts once."""
         ids = torch.tensor(self._scheduler.first_prompt()[:length])
         positions = torch.arange(length)
         context = PrefillContext(self._cache, [length], torch.zeros_like(ids), positions)
@@ -160,7 +161,7 @@ class Generation:
             self._cache.copy_slots(source[copies].to(self._device), target[copies].to(self._device), length)
 
     def _decode(self) -> None:
-        """One token for every active row."""
+        """Decode one token for every active row."""
         n = self._n
         position = self._position[:n]
         chunks = self._lengths_now()
@@ -174,9 +175,9 @@ class Generation:
         self.stats.decode_steps += 1
 
     def _lengths_now(self) -> list[Chunk]:
-        """The active slots in chunks of about equal length; every one is a token longer than at the last step."""
+        """The active slots in chunks of about equal length. Each slot is one token longer than in the last step."""
         if self._device.type != "cpu":
-            # Between two looks rows that have ended stay, so the bound can run past the longest row there can be.
+            # Rows that have ended stay until the next check, so the bound can exceed the longest possible row.
             return [(0, self._n, min(self._max_position + 1, self._cache.capacity))]
         if self._chunks is None:
             self._chunks = chunks_of(self._position[: self._n].tolist(), self._cache.num_heads)
@@ -186,7 +187,8 @@ class Generation:
         return self._chunks
 
     def _sample(self, logits: Tensor, rows: slice) -> None:
-        """Sample for some slots, write the results, move on. A row that has ended moves one last place, and stays."""
+        """Sample for some slots, write the results, and advance them. A row that has ended moves one more place and
+        stays."""
         cursor, alive = self._cursor[rows], self._alive[rows]
         s = self._sampling
         uniform = self._uniforms.index_select(0, cursor)
@@ -199,7 +201,7 @@ class Generation:
         alive *= self._goes_on.index_select(0, token) * (cursor < self._limit[rows])
 
     def _drop_finished(self) -> None:
-        """Note the lengths of rows that have ended and fill their slots with the last active rows."""
+        """Record the lengths of rows that have ended, and move the last active rows into their slots."""
         alive = self._alive[: self._n].bool()
         num_alive = int(alive.sum())
         if num_alive == self._n:
@@ -217,7 +219,7 @@ class Generation:
         self._max_position = int(self._position[:num_alive].max()) if num_alive else 0
 
     def completions(self, policy_version: int) -> list[list[Completion]]:
-        """The results, a list for each request of the group. Raises RolloutError when the model produced NaN."""
+        """The results, one list per request of the group. Raises RolloutError if the model produced NaN."""
         lengths, n = self._lengths.tolist(), self._sampling.n
         tokens, log_probs = (x.view(-1, self._width).cpu() for x in (self._tokens, self._log_probs))
         real = torch.arange(self._width) < self._lengths.cpu()[:, None]
@@ -225,7 +227,7 @@ class Generation:
             row = int((real & ~torch.isfinite(log_probs)).any(1).nonzero()[0])
             raise RolloutError(
                 f"the policy gave NaN or infinite logits for request {self._group.requests[row // n].request_id}: its "
-                "weights are damaged. Look at actor/grad_norm before it, lower actor_rollout_ref.actor.optim.lr, and "
+                f"weights are damaged. Look at actor/grad_norm before it, lower {setting('lr', 'actor')}, and "
                 "resume from a checkpoint."
             )
         last = tokens.gather(1, (self._lengths.cpu() - 1)[:, None])[:, 0]

@@ -1,11 +1,12 @@
-"""Keys and values of the sequences being generated, and the attention that writes and reads them.
+"""The KV cache of the sequences that are being generated, and the attention that writes and reads it.
 
-S slots of one sequence each, room for C tokens a slot. A slot of layer l is k[l][slot]: (KV heads, C, D). The active
-rows always are slots 0 to n-1, so that decoding reads one contiguous block.
+There are S slots of one sequence each, with room for C tokens per slot. A slot of layer l is k[l][slot]: (KV heads, C,
+D). The active rows always are slots 0 to n-1, so that decoding reads one contiguous block.
 
-On a CPU in float32 keys lie in memory as (S, KV heads, D, C), and k[l] is a transposed view: a few queries times keys
-that lie so is faster, by more than it costs to write a token's key into a column. Both together, measured on two cores
-with AVX512, 32 rows, 30 layers of 3 heads with 64 numbers: 27 ms against 35 at 600 places, about equal at 150.
+On a CPU in float32 keys are stored as (S, KV heads, D, C), and k[l] is a transposed view. This makes the product of a
+few queries with the keys faster, by more than it costs to write a token's key into a column. Both together, measured on
+two cores with AVX512, 32 rows, 30 layers of 3 heads with 64 numbers: 27 ms instead of 35 at 600 places, about equal at
+150.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class KVCache:
         self._shapes = [shapes[layer] for layer in sorted(shapes)]
         self._dtype, self.device = dtype, device
         self.by_chunks = device.type == "cpu" and dtype == torch.float32
-        """Whether decoding attends chunk by chunk, to keys that lie transposed."""
+        """True if decoding attends chunk by chunk, to keys that are stored transposed."""
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._room = 0
         self.capacity = 0
@@ -36,7 +37,7 @@ class KVCache:
 
     @property
     def bytes_per_token(self) -> int:
-        """Keys and values of one token in all layers."""
+        """Size in bytes of the keys and values of one token in all layers."""
         return sum(heads * (dk + dv) for heads, dk, dv in self._shapes) * self._dtype.itemsize
 
     @property
@@ -44,7 +45,7 @@ class KVCache:
         return self._room * self.bytes_per_token
 
     def lay_out(self, num_slots: int, capacity: int) -> None:
-        """Cut the buffers into `num_slots` slots of `capacity` tokens; what was in them is forgotten."""
+        """Cut the buffers into `num_slots` slots of `capacity` tokens. Their old contents are lost."""
         needed = num_slots * capacity
         if needed > self._room:
             self.free()
@@ -67,12 +68,12 @@ class KVCache:
         return torch.zeros(size, dtype=self._dtype, device=self.device)
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Free the buffers."""
         self._buffers, self.k, self.v, self._room = [], [], [], 0
 
     def write_index(self, slots: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """For N tokens, token by token: (N * KV,) rows of a (S * KV * C, D) buffer, and for keys that lie transposed
-        (N * KV * D,) places in theirs."""
+        """Where `write` stores N tokens, token by token: (N * KV,) rows of a (S * KV * C, D) buffer, and for transposed
+        keys (N * KV * D,) places in their buffer."""
         heads, dk, _ = self._shapes[layer]
         block = slots[:, None] * heads + torch.arange(heads, device=slots.device)
         rows = (block * self.capacity + positions[:, None]).flatten()
@@ -86,7 +87,8 @@ class KVCache:
         rows, places = index
         _copy_rows(self.v[layer], rows, value)
         if self.by_chunks:
-            # Of the operations that could do it the one that uses all threads; single numbers far apart are slow.
+            # This operation uses all threads, unlike others that could write the same; scattered single numbers are
+            # slow.
             self.k[layer].transpose(2, 3).put_(places, key.transpose(0, 1).reshape(-1).float())
         else:
             _copy_rows(self.k[layer], rows, key)
@@ -107,20 +109,20 @@ class KVCache:
 
 
 def _copy_rows(buffer: Tensor, rows: Tensor, new: Tensor) -> None:
-    """new: (KV, N, D)"""
+    """Write new (KV, N, D) into rows of the buffer."""
     size = new.shape[2]
     buffer.view(-1, size).index_copy_(0, rows, new.transpose(0, 1).reshape(-1, size).to(buffer.dtype))
 
 
 class _WriteIndices:
-    """Layers with heads of one number and size share one write index."""
+    """Write indices of the present tokens. Layers with the same number and size of heads share one index."""
 
     def __init__(self, cache: KVCache, slots: Tensor, positions: Tensor) -> None:
         self._cache, self._slots, self._positions = cache, slots, positions
         self._by_shape: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     def move(self, positions: Tensor) -> None:
-        """To the next tokens of the same slots."""
+        """Move to the next tokens of the same slots."""
         self._positions = positions
         self._by_shape = {}
 
@@ -132,21 +134,21 @@ class _WriteIndices:
 
 
 class Prefix:
-    """Tokens that all prompts begin with: their keys and values, computed once."""
+    """Keys and values of the tokens that all prompts begin with, computed once."""
 
     def __init__(self, cache: KVCache, length: int) -> None:
-        """Copies of what slot 0 holds in its first `length` places."""
+        """Copy the first `length` places of slot 0."""
         self.length = length
         self._kv = [(k[0, :, :length].clone(), v[0, :, :length].clone()) for k, v in zip(cache.k, cache.v, strict=True)]
 
     def write(self, cache: KVCache, slots: Tensor) -> None:
-        """Put them at the beginning of the slots."""
+        """Write the prefix to the beginning of the slots."""
         for (k, v), keys, values in zip(self._kv, cache.k, cache.v, strict=True):
             keys[slots, :, : self.length] = k
             values[slots, :, : self.length] = v
 
     def before(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """key and value (rows, KV, L, D) with the prefix in front of each row."""
+        """Return key and value (rows, KV, L, D) with the prefix in front of each row."""
         return tuple(  # type: ignore[return-value]
             torch.cat([own.to(x.dtype).expand(len(x), -1, -1, -1), x], 2)
             for own, x in zip(self._kv[layer], (key, value), strict=True)
@@ -154,12 +156,12 @@ class Prefix:
 
 
 class PrefillContext(PackedContext):
-    """Packed prompts: attend within each, and leave keys and values in its slot."""
+    """Prefill of packed prompts: each attends within itself, and its keys and values are written to its slot."""
 
     def __init__(
         self, cache: KVCache, lengths: Sequence[int], slots: Tensor, positions: Tensor, prefix: Prefix | None = None
     ) -> None:
-        """slots and positions are (N,), one a packed token. With a `prefix`, only what comes after it is packed."""
+        """slots and positions are (N,), one per packed token. With a `prefix`, only the tokens after it are packed."""
         super().__init__(lengths, slots.device)
         self._cache, self._prefix = cache, prefix
         self._index = _WriteIndices(cache, slots, positions)
@@ -183,16 +185,17 @@ class PrefillContext(PackedContext):
 
 
 Chunk = tuple[int, int, int]
-"""Slots from, to, and the most places that any of them attends to."""
+"""(first slot, end slot, largest number of places that one of these slots attends to)."""
 
 
 _CHUNK_COST = 500
-"""What a chunk more costs, in places of one key head: three small operations. Measured on a CPU: 19 us, and 33 ns for
-heads of 64 numbers."""
+"""Cost of one more chunk (three small operations), in places of one key head. Measured on a CPU: 19 us for the chunk,
+33 ns for a place of a head of 64 numbers."""
 
 
 def chunks_of(positions: Sequence[int], heads: int) -> list[Chunk]:
-    """Cut slots with tokens at `positions` so that little is computed past their ends, in few chunks."""
+    """Cut slots with tokens at `positions` into few chunks, so that little is computed past the ends of the
+    sequences."""
     step = max(4, len(positions) // 16)
     chunks: list[Chunk] = []
     for start in range(0, len(positions), step):
@@ -209,10 +212,10 @@ def chunks_of(positions: Sequence[int], heads: int) -> list[Chunk]:
 
 
 class DecodeContext:
-    """One new token for each of the slots 0 to n-1, which attends to its slot up to its own position.
+    """Decoding of one new token for each of the slots 0 to n-1, which attends to its slot up to its own position.
 
-    `chunks` cover the slots in order. On a CPU each is computed alone, over its own length: short sequences do not pay
-    for the longest one.
+    `chunks` cover the slots in order. On a CPU each chunk is computed by itself, over its own length, so that the
+    longest sequence does not slow down short ones.
     """
 
     def __init__(self, cache: KVCache, positions: Tensor, slots: Tensor, chunks: Sequence[Chunk]) -> None:
@@ -221,13 +224,12 @@ class DecodeContext:
         self._cache, self._positions, self._chunks = cache, positions, chunks
         self._index = _WriteIndices(cache, slots, positions)
         self._biases: dict[int, Tensor] = {}
-        # By chunk: what all layers of a step share (by number of heads), and what all steps of a layer share.
+        # For each chunk: values that all layers of a step share (by number of heads), and those that all steps share.
         self._bias_views: dict[int, list[Tensor]] = {}
         self._key_value_views: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def step(self, positions: Tensor, chunks: Sequence[Chunk]) -> None:
-        """Go on to the next token: slots and what chunks hold are the same, and each is at a further position or where
-        it was."""
+        """Advance to the next token. Slots and chunks stay the same; each position increases or stays."""
         self.max_length = max(length for _, _, length in chunks)
         self._positions, self._chunks = positions, chunks
         self._index.move(positions)
@@ -241,7 +243,7 @@ class DecodeContext:
         self._cache.write(layer, self._index(layer), key, value)
         heads, n = len(key), query.shape[1]
         factor = query.shape[-1] ** -0.5 if scale is None else scale
-        # The queries that share a key head become the rows of one small matrix, so keys are read once for all of them.
+        # Queries that share a key head become the rows of one small matrix, so that the keys are read once for all.
         q = query.transpose(0, 1).unflatten(1, (heads, -1))
         if self._cache.by_chunks:
             return self._by_chunks(layer, q.float(), factor).view(n, len(query), -1).to(query.dtype)
@@ -252,8 +254,8 @@ class DecodeContext:
         return out.flatten(1, 2).to(query.dtype)
 
     def _by_chunks(self, layer: int, q: Tensor, factor: float) -> Tensor:
-        """Plain attention as two batched products. Measured on CPU for a few query rows a head: 10 to 30 % faster than
-        the fused kernel, which splits work over query blocks that are not there."""
+        """Plain attention as two batched products. On a CPU, for a few query rows per head, it is 10 to 30 % faster
+        than the fused kernel, which divides the work by query blocks, of which there is only one here."""
         n, heads, group, _ = q.shape
         q = q.reshape(n * heads, group, -1)
         out = q.new_empty(n * heads, group, self._cache.shape(layer)[2])
@@ -272,7 +274,7 @@ class DecodeContext:
         return out
 
     def _biases_by_chunk(self, heads: int) -> list[Tensor]:
-        """(slots * heads, 1, length) of each chunk."""
+        """The bias of each chunk, (slots * heads, 1, length)."""
         if heads not in self._bias_views:
             bias = self._bias(heads, torch.float32)
             self._bias_views[heads] = [bias[start * heads : stop * heads, :, :n] for start, stop, n in self._chunks]
@@ -288,7 +290,7 @@ class DecodeContext:
         return self._key_value_views[layer]
 
     def _bias(self, heads: int, dtype: torch.dtype) -> Tensor:
-        """(n * heads, 1, room of a slot): 0 for places that are seen, else -inf."""
+        """(n * heads, 1, capacity): 0 for places that a slot attends to, else -inf."""
         made = self._biases.get(heads)
         if made is None:
             column = torch.arange(self._cache.capacity, device=self._positions.device)

@@ -1,9 +1,9 @@
-"""What of a transformers model a decoder of our own needs, for the families that are laid out like Llama.
+"""Reads the parts of a transformers model that our own decoder needs, for model families with Llama's layout.
 
-Read off the modules, not off the model's name: RMS norms before attention and before the MLP, query, key, value and
-output projections with or without biases, norms of queries and keys or none, a rotation of whole heads by halves, a
-gated MLP. What is laid out otherwise is an `UnknownLayout` with the reason. What is read here but computed otherwise by
-the model (a multiplier, a cap) is not seen here: `choice.check` compares numbers.
+The layout is read from the modules, not from the model's name: RMS norms before attention and before the MLP; query,
+key, value and output projections with or without biases; optional norms of queries and keys; a rotation of whole heads
+by halves; a gated MLP. Any other layout raises `UnknownLayout` with the reason. A model may have these parts but
+compute differently with them (a multiplier, a cap); `choose_network.check` finds that, because it compares numbers.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _PROBES = 6
 
 
 class UnknownLayout(Exception):
-    """The model is not laid out like Llama; the text says in what."""
+    """The model does not have Llama's layout; the text names the difference."""
 
 
 @dataclass(frozen=True)
 class Norm:
-    """x / rms(x) * (offset + weight), with the module's live weight."""
+    """Computes x / rms(x) * (offset + weight), with the module's live weight."""
 
     module: nn.Module
     offset: float
     width: Tensor
-    """(1,): the numbers in a row. A tensor, as `eps` is: an operation with a number of Python takes twice as long."""
+    """(1,), the size of a row. Like `eps` it is a tensor: an operation with a Python number takes twice as long."""
     eps: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Matrix:
     module: nn.Module
     name: str
     weight_name: str
-    """Where `CausalLM.named_weights` has it: another name when it is tied to the embedding."""
+    """Its name in `CausalLM.named_weights`, which is another one if it is tied to the embedding."""
 
     @property
     def base(self) -> nn.Linear:
@@ -63,7 +63,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Layer:
-    """One block."""
+    """One block of the decoder."""
 
     input_norm: Norm
     qkv: tuple[Matrix, Matrix, Matrix]
@@ -74,12 +74,12 @@ class Layer:
     activation: Callable[[Tensor], Tensor]
     down: Matrix
     scale: float
-    """Of attention scores."""
+    """The factor of attention scores."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The whole model. H query heads, KV key heads, D numbers a head."""
+    """The whole model. H query heads, KV key heads, D numbers per head."""
 
     embedding: nn.Embedding
     embedding_scale: float
@@ -94,9 +94,9 @@ class Layout:
     num_kv_heads: int
     head_dim: int
     cos: Tensor
-    """(positions, D) from the model's own rotary module."""
+    """(positions, D), from the model's own rotary module."""
     sin: Tensor
-    """(positions, D); the first half of each row negated, so that rotating is x * cos + roll(x, D / 2) * sin."""
+    """(positions, D), with the first half of each row negated, so that a rotation is x * cos + roll(x, D / 2) * sin."""
 
     def matrices(self) -> Iterator[Matrix]:
         """Every linear layer, the head included."""
@@ -107,7 +107,7 @@ class Layout:
 
 @torch.no_grad()
 def read_layout(model: CausalLM, max_length: int) -> Layout:
-    """Raises UnknownLayout. Rotary tables are made for `max_length` positions."""
+    """Read the layout, with rotary tables for `max_length` positions. Raises UnknownLayout."""
     backbone: Any = model.hf.base_model
     _only(backbone, _BACKBONE, "the model")
     names = {module: name for name, module in model.hf.named_modules()}
@@ -182,7 +182,7 @@ def _matrix(module: Any, names: dict[nn.Module, str]) -> Matrix:
 
 
 def _norm(module: Any, what: str) -> Norm:
-    """Find by trial whether the norm multiplies by its weight or by 1 + weight."""
+    """Find out by a trial whether the norm multiplies by its weight or by 1 + weight."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if weight is None or getattr(module, "bias", None) is not None or not isinstance(eps, float):
@@ -197,7 +197,7 @@ def _norm(module: Any, what: str) -> Norm:
 
 
 def _rotary_tables(backbone: Any, max_length: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Of the model's own rotary module, so whatever scaling it has is in them."""
+    """Cosines and sines from the model's own rotary module, so that they contain its scaling."""
     device = backbone.embed_tokens.weight.device
     positions = torch.arange(max_length, device=device)[None]
     try:
@@ -211,7 +211,7 @@ def _rotary_tables(backbone: Any, max_length: int, head_dim: int) -> tuple[Tenso
 
 
 def _probe(model: CausalLM) -> tuple[float, dict[int, tuple[int, int, int]]]:
-    """Run a few tokens: (factor on embeddings before the first layer, key and value shapes of each layer)."""
+    """Run a few tokens through the model: (factor of the embeddings, key and value shapes of each layer)."""
     backbone: Any = model.hf.base_model
     weight = backbone.embed_tokens.weight
     ids = torch.arange(_PROBES, device=weight.device) * (len(weight) // _PROBES)

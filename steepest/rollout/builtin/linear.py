@@ -2,7 +2,7 @@
 
 Measured on two cores with AVX2, fp32, a 135M model, G FLOP/s of one core (it reaches 92 on large squares), plain and
 packed: head 21 and 40 at 8 rows, 34 and 52 at 16, 49 and 66 at 32, 61 and 73 at 64; the layers 28 and 36 at 8 rows, 57
-and 62 at 32, 69 and 69 at 64, 87 and 80 at 512. So packed weights serve few rows, and the policy's own serve many.
+and 62 at 32, 69 and 69 at 64, 87 and 80 at 512. So packed weights are used for few rows, the policy's own for many.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from steepest.models.bf16_storage import is_held
 from steepest.rollout.builtin.layout import Matrix
 
 PACKED_ROWS = 64
-"""Up to this many rows packed weights are faster than the policy's own, where both are there."""
+"""Up to this number of rows packed weights are faster than the policy's own, if both exist."""
 _ROWS_HINT = 32
-"""For which oneDNN chooses the packed layout; its choice serves 1 to 64 rows alike."""
+"""The number of rows for which oneDNN chooses the packed layout; the layout is equally fast for 1 to 64 rows."""
 
 Sink = Callable[[Tensor], None]
 
 
 class Linear(Protocol):
-    """One or several linear layers on the same input, their outputs side by side."""
+    """One or several linear layers on the same input, with their outputs side by side."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(N, K) -> (N, outputs), a fresh tensor."""
+        """(N, K) -> (N, outputs), a new tensor."""
         ...
 
     def sinks(self) -> dict[str, list[Sink]]:
-        """Who takes over which weight, by its name; empty where nothing is copied."""
+        """Mapping from the name of a weight to the functions that copy it; empty if nothing is copied."""
         ...
 
     @property
     def copied_bytes(self) -> int:
-        """What copies take now."""
+        """Size in bytes of the copies that exist now."""
         ...
 
     def free(self) -> None:
-        """Give copies back until the sinks are fed again."""
+        """Free the copies until the sinks get weights again."""
         ...
 
 
 class OwnLinear:
-    """The policy's own weights: no copy, never stale."""
+    """Computes with the policy's own weights: there is no copy, so it is never out of date."""
 
     def __init__(self, parts: Sequence[Matrix]) -> None:
         self._modules: list[Any] = [part.module for part in parts]
@@ -77,11 +77,11 @@ class OwnLinear:
         return 0
 
     def free(self) -> None:
-        """Nothing is its own."""
+        """Do nothing: it has no copy."""
 
 
 class FusedLinear:
-    """A copy of the weights in the engine's dtype, laid side by side."""
+    """Computes with a copy of the weights in the engine's dtype, side by side in one matrix."""
 
     def __init__(self, parts: Sequence[Matrix], dtype: torch.dtype) -> None:
         self._parts, self._dtype = parts, dtype
@@ -126,7 +126,8 @@ class FusedLinear:
 
 
 class PackedLinear(FusedLinear):
-    """The copy in oneDNN's own layout, written in place at each update. `many`: serves more than PACKED_ROWS rows."""
+    """Computes with a copy in oneDNN's layout, written in place at each update. `many`: used for more than PACKED_ROWS
+    rows."""
 
     def __init__(self, parts: Sequence[Matrix], dtype: torch.dtype, many: Linear | None) -> None:
         super().__init__(parts, dtype)
@@ -156,7 +157,7 @@ class PackedLinear(FusedLinear):
             self._many.free()
 
     def _take(self, place: slice, weight: Tensor) -> None:
-        """Parts are laid side by side first; the last one that comes packs them all."""
+        """Copy a part into the joint matrix; when the last part has arrived, the matrix is packed."""
         if self._staged is None:
             whole = len(self._parts) == 1 and weight.dtype == self._dtype
             self._staged = weight if whole else torch.empty(self._shape, dtype=self._dtype)
@@ -175,12 +176,12 @@ class PackedLinear(FusedLinear):
 
 
 def serves(part: Matrix, dtype: torch.dtype) -> bool:
-    """Whether the policy's own layer computes in `dtype`."""
+    """True if the policy's own layer computes in `dtype`."""
     return part.base.weight.dtype == dtype or (is_held(part.base) and dtype == torch.float32)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN computes in this dtype on this machine."""
+    """True if oneDNN computes in this dtype on this machine."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:

@@ -1,4 +1,4 @@
-"""What the engine runs: a decoder of its own on fused weights where the model's layout is known, else the model."""
+"""The networks an engine can run: its own decoder on fused weights if the model's layout is known, else the model."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from steepest.rollout.builtin.layout import Layer, Layout, Matrix, Norm
 from steepest.rollout.builtin.linear import FusedLinear, Linear, OwnLinear, PackedLinear, Sink, serves
 
 _SMALL = 1 << 22
-"""Up to this many weights a second, plain copy is made for many rows: such a model's time goes into the number of
-operations, and fused projections are fewer."""
+"""Up to this number of weights a second, plain copy is made for many rows: the time of such a small model depends on
+the number of operations, and fused projections need fewer."""
 
 
 class Network(Protocol):
-    """The policy as the engine computes it."""
+    """Interface of a network that computes the policy for the engine."""
 
     copies: bool
-    """Whether it holds copies of weights, which `refresh` has to renew after an update."""
+    """True if it holds copies of weights, which `refresh` must renew after an update."""
 
     def hidden_states(self, ids: Tensor, positions: Tensor, context: AttentionContext, rows: Tensor | None) -> Tensor:
-        """Last hidden states, final norm included, of the tokens `rows` (None: of all): (n, hidden)."""
+        """The last hidden states, after the final norm, of the tokens `rows` (None: all tokens): (n, hidden)."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -38,20 +38,20 @@ class Network(Protocol):
 
     @property
     def copied_bytes(self) -> int:
-        """What copies of weights take now."""
+        """Size in bytes of the copies of weights that exist now."""
         ...
 
     def refresh(self) -> None:
-        """Renew copies, in place."""
+        """Copy the weights again, in place."""
         ...
 
     def free(self) -> None:
-        """Give copies back until the next refresh, where that is possible."""
+        """Free the copies until the next refresh, if that is possible."""
         ...
 
 
 class ModelNetwork:
-    """The model's own forward: on the policy itself, or on a copy in another dtype."""
+    """Runs the model's own forward pass, on the policy itself or on a copy in another dtype."""
 
     def __init__(self, source: CausalLM, dtype: torch.dtype) -> None:
         self.copies = any(p.dtype != dtype for p in source.hf.parameters())
@@ -87,14 +87,14 @@ class ModelNetwork:
             self._model.write_weights(self._source.named_weights())
 
     def free(self) -> None:
-        """The copy stays: the next refresh writes into it."""
+        """Do nothing: the copy stays, because the next refresh writes into it."""
 
 
 class FusedNetwork:
-    """Our own decoder: few operations a layer, fused projections, residual stream in fp32."""
+    """Runs our own decoder: few operations per layer, fused projections, hidden states in fp32."""
 
     def __init__(self, source: CausalLM, layout: Layout, dtype: torch.dtype, *, copies: bool, packed: bool) -> None:
-        """`copies`: with weights of its own, `packed` for oneDNN or plain; else on the policy's."""
+        """`copies`: it copies the weights, `packed` for oneDNN or plain; otherwise it uses the policy's."""
         self.copies = copies
         self._source, self._layout, self._dtype, self._packed = source, layout, dtype, packed
         self._shared = all(serves(part, dtype) for part in layout.matrices())
@@ -138,7 +138,7 @@ class FusedNetwork:
         for index, (layer, qkv, output, gate_up, down) in enumerate(self._layers):
             attended = self._attend(index, layer, qkv(self._norm(layer.input_norm, x)), turns, context)
             if rows is not None and index == len(self._layers) - 1:
-                # Of the last layer the others are needed only as keys and values.
+                # The last layer needs the other tokens only as keys and values.
                 x, attended = x[rows], attended[rows]
             x += output(attended)
             gate, up = gate_up(self._norm(layer.post_norm, x)).chunk(2, -1)

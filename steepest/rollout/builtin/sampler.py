@@ -1,7 +1,7 @@
-"""From logits to tokens and their log-probs, one uniform number a token.
+"""Samples tokens from logits and computes their log-probs, with one uniform random number per token.
 
-The uniforms depend on (seed, sample number, position) alone. So the tokens of a sample do not depend on which samples
-it is decoded with, nor on when it was admitted.
+The random numbers depend only on (seed, sample number, position). So the tokens of a sample depend neither on the other
+samples that are decoded with it nor on the time when it was admitted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _FEW = 128
-"""Up to this many words the inverse CDF takes one step; beyond, it first picks a block, then a word in it."""
+"""Up to this vocabulary size the inverse CDF takes one step; above it first picks a block, then a token in it."""
 _BELOW_ONE = 1.0 - 2.0**-23
 _MASK64 = (1 << 64) - 1
 
@@ -20,7 +20,7 @@ def uniforms(seed: int, numbers: Tensor, num_columns: int) -> Tensor:
     """(R,) int64 -> (R, num_columns) f32 in [0, 1): entry [r, t] is a hash of (seed, numbers[r], t) alone.
 
     SplitMix64 (Steele, Lea, Flood 2014, https://doi.org/10.1145/2660193.2660195), its state started from the mixed
-    seed and row; the top 24 bits count.
+    seed and row; the top 24 bits are used.
     """
     out = torch.empty(len(numbers), num_columns, dtype=torch.float32)
     column = torch.arange(1, num_columns + 1) * _signed(0x9E3779B97F4A7C15)
@@ -33,7 +33,7 @@ def uniforms(seed: int, numbers: Tensor, num_columns: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 on int64; products wrap, and shifts are made logical by masking."""
+    """The finaliser of SplitMix64 on int64. Products wrap around; masks make shifts logical."""
     x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * _signed(0x94D049BB133111EB)
     return x ^ (x >> 31 & 0x1FFFFFFFF)
@@ -54,9 +54,9 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """Inverse-CDF sampling: (n, V) f32 logits and (n,) uniforms -> (n,) int64 tokens, (n,) f32 log-probs.
 
-    Temperature 0 takes the likeliest token and its log-prob at temperature 1. Else the logits are divided by the
-    temperature, cut to the top_k likeliest and then to the top_p of what is left, and the log-prob is that of the
-    renormalised rest. `logits` may be overwritten.
+    Temperature 0 takes the likeliest token and its log-prob at temperature 1. Otherwise the logits are divided by the
+    temperature and cut to the top_k likeliest tokens and then to the top_p of the remaining ones; the log-prob is that
+    of the renormalised rest. `logits` may be overwritten.
     """
     if temperature == 0:
         top, token = logits.max(-1)
@@ -71,10 +71,11 @@ def sample(
 
 
 def _invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Token whose slice of the CDF holds the uniform, and its log-softmax. Logits of -inf are never chosen.
+    """The token whose slice of the CDF contains the random number, and its log-softmax. Logits of -inf are never
+    chosen.
 
-    The logits become their own masses, so there is one (n, V) tensor. A token that is drawn has a mass far above the
-    smallest float, so its logarithm is as exact as the logit."""
+    The probabilities overwrite the logits, so there is one (n, V) tensor. A sampled token has a probability far above
+    the smallest float, so its logarithm is as exact as the logit."""
     mass = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
     if logits.shape[1] <= _FEW:
         token = _search(mass.cumsum(-1), uniform[:, None])
@@ -85,15 +86,16 @@ def _invert(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _search(cdf: Tensor, uniform: Tensor) -> Tensor:
-    """First column whose cumulated mass exceeds uniform * total. It has mass of its own, since the sum rises there."""
+    """The first column whose cumulated mass exceeds uniform * total. Its own mass is above 0, since the sum rises
+    there."""
     total = cdf[:, -1:]
     target = torch.minimum(uniform * total, total * _BELOW_ONE)
     return torch.searchsorted(cdf, target, right=True).clamp_(max=cdf.shape[1] - 1)
 
 
 def _search_blocks(mass: Tensor, uniform: Tensor) -> Tensor:
-    """The same in two steps: choose a block by its mass, then a token inside it. Running sums are slow, and this way
-    two of about sqrt(V) terms do for V."""
+    """Do the same in two steps: choose a block by its mass, then a token in it. Running sums are slow; two of about
+    sqrt(V) terms replace one of V terms."""
     width = mass.shape[1]
     size = 1 << (width.bit_length() // 2)
     padding = -width % size
@@ -110,14 +112,14 @@ def _search_blocks(mass: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _filter(logits: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """(n, K) kept logits in falling order, -inf past the cut, and their (n, K) token ids."""
+    """The kept logits (n, K) in falling order, -inf past the cut, and their token ids (n, K)."""
     vocab = logits.shape[1]
     if top_k > 0:
         values, index = logits.topk(min(top_k, vocab), dim=-1)
         log_total = values.logsumexp(-1, keepdim=True)
     else:
         log_total = logits.logsumexp(-1, keepdim=True)
-        # The cut is usually near the top, so sorting the whole vocabulary is a last resort.
+        # The cut is usually near the top, so the whole vocabulary is sorted only if a part does not suffice.
         width = min(vocab, 256)
         values, index = logits.topk(width, dim=-1)
         while width < vocab and bool(((values - log_total).exp().sum(-1) < top_p).any()):

@@ -1,4 +1,4 @@
-"""Who is generated when: distinct prompts wait, the longest first, and come in whole groups of their samples."""
+"""Schedules generation: distinct prompts wait, the longest first; all samples of a prompt are admitted together."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steepest.errors import RolloutError
+from steepest.errors import RolloutError, setting
 
 _WORTH_SHARING = 256
-"""Prompt tokens that a common prefix has to save."""
+"""A common prefix is shared if it saves at least this number of prompt tokens."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """One distinct prompt and the result rows that sample from it: one prefill for all of them."""
+    """One distinct prompt and the result rows that sample from it. One prefill serves all of them."""
 
     prompt: tuple[int, ...]
     rows: tuple[int, ...]
 
 
 class Scheduler:
-    """Waiting groups, the longest prompt first. Row r = prompt index * n + sample index."""
+    """Holds the waiting groups, the longest prompt first. Row r = prompt index * n + sample index."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], n: int, num_slots: int) -> None:
-        """Equal prompts share a group. A group larger than `num_slots` is cut, and its prompt prefilled once a cut."""
+        """Equal prompts share a group. A group larger than `num_slots` is cut, and its prompt is prefilled once per
+        part."""
         by_prompt: dict[tuple[int, ...], list[int]] = {}
         for i, prompt in enumerate(prompts):
             by_prompt.setdefault(tuple(prompt), []).extend(range(i * n, i * n + n))
-        # Longest first: slots of about equal length then lie side by side, which decoding makes use of.
+        # Longest first: then neighbouring slots have about equal length, which makes decoding in chunks faster.
         by_prompt = dict(sorted(by_prompt.items(), key=lambda item: -len(item[0])))
         self._waiting = deque(
             Group(prompt, tuple(rows[start : start + num_slots]))
@@ -39,15 +40,15 @@ class Scheduler:
         self._num_waiting = len(prompts) * n
 
     def first_prompt(self) -> tuple[int, ...]:
-        """Of those that wait."""
+        """The first of the waiting prompts."""
         return self._waiting[0].prompt
 
     def common_prefix(self) -> int:
-        """How many tokens all waiting prompts begin with, short of the shortest one's last; 0 when sharing them would
-        not save a pass's worth."""
+        """The number of first tokens that all waiting prompts share, without the last token of the shortest prompt; 0
+        if sharing them would save too little."""
         prompts = {group.prompt for group in self._waiting}
         room = min(len(p) for p in prompts) - 1
-        low, high = min(prompts), max(prompts)  # all others lie between these two, and so begin with what they share
+        low, high = min(prompts), max(prompts)  # all others are between these two, so they share their common prefix
         length = next((i for i in range(room) if low[i] != high[i]), room)
         return length if length * (len(prompts) - 1) >= _WORTH_SHARING else 0
 
@@ -55,10 +56,10 @@ class Scheduler:
         return bool(self._waiting)
 
     def admit(self, num_active: int, max_prefill_tokens: int) -> list[Group]:
-        """The groups to prefill now, in one pass; empty when decoding should go on.
+        """The groups to prefill now, in one pass; empty if decoding should continue.
 
-        While rows are active, admission waits until an eighth of the slots is free, or as many as rows wait: a
-        prefill costs about as much as a decoding step, so it should bring in more than a row or two.
+        While rows are active, admission waits until an eighth of the slots is free, or enough slots for all waiting
+        rows: a prefill costs about as much as a decoding step, so it should admit more than a row or two.
         """
         free = self._num_slots - num_active
         if num_active and free < min(self._num_waiting, self._num_slots / 8):
@@ -85,7 +86,7 @@ def num_slots_for(capacity: int, num_rows: int, max_num_seqs: int, bytes_per_tok
         raise RolloutError(
             f"the KV cache may take {kv_memory_bytes / 2**20:.1f} MiB, but one sequence of {capacity} tokens needs "
             f"{capacity * bytes_per_token / 2**20:.1f} MiB ({bytes_per_token} bytes a token). Raise "
-            "actor_rollout_ref.rollout.gpu_memory_utilization, or lower data.max_response_length, "
-            "data.max_prompt_length or actor_rollout_ref.rollout.max_model_len."
+            f"{setting('gpu_memory_utilization')}, or lower {setting('max_response_length')}, "
+            f"{setting('max_prompt_length')} or {setting('max_model_len')}."
         )
     return min(fit, num_rows, max_num_seqs)

@@ -1,4 +1,4 @@
-"""transformers' own generate: slow, padded, and independent of everything in builtin/. The reference of the tests."""
+"""transformers' own generate: slow, padded, without any code of builtin/. The tests use it as reference."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from steepest.devices.api import device_of
-from steepest.devices.memory import GOES_ON, memory_guard
-from steepest.errors import RolloutError
+from steepest.devices.memory import RESUMES, memory_guard
+from steepest.errors import RolloutError, setting
 from steepest.models.attention import attention_implementation
 from steepest.models.causal_lm import CausalLM
 from steepest.models.hf_logging import quiet_transformers
@@ -24,11 +24,11 @@ from steepest.rollout.weights import EngineModel, ModelDescription
 
 @ROLLOUT_ENGINES.register("hf")
 class HFEngine:
-    """Runs `generate` of a transformers model, with sdpa attention and a cache of transformers'.
+    """Runs `generate` of a transformers model, with transformers' sdpa attention and KV cache.
 
-    It computes in the weights' dtype. With `LocalWeights` it shares the policy's model, so it is never stale; with
-    another source it has a model of its own. Same seed, same tokens for the same call; the tokens of a row do depend on
-    the rows that are generated with it.
+    It computes in the weights' dtype. With `LocalWeights` it shares the policy's model, so it is never out of date;
+    with another source it has its own model. The same call with the same seed gives the same tokens, but the tokens of
+    a row depend on the rows that are generated with it.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class HFEngine:
         held = description.dtype
         if dtype != held:
             raise RolloutError(
-                f"actor_rollout_ref.rollout.name=hf generates in the weights' dtype, {held}, not in {dtype}. Set "
-                f"actor_rollout_ref.rollout.dtype={str(held).removeprefix('torch.')}, or use builtin."
+                f"{setting('rollout_engine')}=hf generates in the weights' dtype, {held}, not in {dtype}. Set "
+                f"{setting('dtype', 'rollout')}={str(held).removeprefix('torch.')}, or use builtin."
             )
         description.check_length(max_model_len)
         self._held, self._pad = EngineModel(description), pad_token_id
@@ -73,7 +73,7 @@ class HFEngine:
         self.version = version
 
     def sleep(self) -> None:
-        """Nothing is held between calls, apart from a model of the engine's own, which stays."""
+        """Do nothing: between calls the engine holds only its own model, if it has one, which stays in memory."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """See RolloutEngine. Requests of equal sampling run together, one group after the other."""
@@ -100,16 +100,16 @@ class HFEngine:
         return [made[start : start + n] for start in range(0, len(made), n)]
 
     def _own_random_numbers(self) -> AbstractContextManager[None]:
-        """What the body draws and seeds, on the CPU and on every card, is put back after it."""
+        """Restore the state of the random generators, on the CPU and on every card, after the `with` block."""
         kind = self._device.type
         return torch.random.fork_rng([] if kind == "cpu" else range(self._device.count()), device_type=kind)
 
     def _doing(self) -> tuple[str, str]:
-        """What generate does and what to lower, for when memory runs out."""
+        """Text for an out-of-memory error: what `generate` was doing, and the key to lower."""
         return (
             f"rollout: {self._max_num_seqs} sequence(s) at once",
-            f"Lower actor_rollout_ref.rollout.max_num_seqs (now {self._max_num_seqs}) or data.max_response_length. "
-            f"{GOES_ON}",
+            f"Lower {setting('max_num_seqs')} (now {self._max_num_seqs}) or {setting('max_response_length')}. "
+            f"{RESUMES}",
         )
 
     @torch.no_grad()
@@ -122,7 +122,7 @@ class HFEngine:
         ids = torch.tensor([[self._pad] * (width - len(r)) + r for r in rows], device=device)
         mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
         own = hf.generation_config
-        hf.generation_config = GenerationConfig()  # else generate fills ours with the model's own top_p and penalties
+        hf.generation_config = GenerationConfig()  # else generate adds the model's own top_p and penalties to ours
         try:
             out = hf.generate(ids, attention_mask=mask, generation_config=self._config(sampling))
         finally:
@@ -148,7 +148,7 @@ class HFEngine:
         )
 
     def _completion(self, tokens: Tensor, log_probs: Tensor, request: GenerationRequest) -> Completion:
-        """Cut a row of generate's rectangle after its first end token, or at the length limit."""
+        """Cut a row of generate's output after its first end token, or at the length limit."""
         limit = min(len(tokens), self._max_model_len - len(request.token_ids))
         ends = () if request.sampling.ignore_eos else self._ends
         ids = tokens[:limit].tolist()

@@ -1,9 +1,9 @@
 """Generation by vLLM, in the trainer's process: one card, one CPU machine, or an NPU through the vllm-ascend plug-in.
 
-vLLM starts with dummy weights and gets the policy's from a WeightSource, tensor by tensor, so there is one way for
-weights to come in, and no file in between. After each update they are compared with what the source sent, bit for bit,
-and, where the policy is in this process, by log-probs.
-Only this file imports vLLM, and only inside functions; what differs between versions is in `_Weights`.
+vLLM starts with dummy weights and gets the policy's from a WeightSource, tensor by tensor. So all weights arrive in the
+same way, without a file in between. After each update vLLM's weights are compared with the weights that were sent, bit
+for bit, and, if the policy is in this process, by log-probs.
+Only this file imports vLLM, and only inside functions; `_Weights` contains everything that differs between versions.
 """
 
 from __future__ import annotations
@@ -24,24 +24,27 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from steepest.devices.api import Device, device_of
-from steepest.devices.memory import GOES_ON, memory_guard
-from steepest.errors import RolloutError
+from steepest.devices.memory import RESUMES, memory_guard
+from steepest.errors import RolloutError, setting
 from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import ROLLOUT_ENGINES, Completion, GenerationRequest, SamplingParams, WeightSource
 from steepest.rollout.requests import check_requests
 from steepest.rollout.weights import Fingerprint, LocalWeights, ModelDescription, fingerprint
 
-ROLLOUT = "actor_rollout_ref.rollout"
+_ENGINE = setting("rollout_engine")
 _IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _ENVIRONMENT = {
-    _IN_PROCESS: "0",  # the engine in this process: weights reach it without a copy
+    _IN_PROCESS: "0",  # the engine runs in this process: weights reach it without a copy
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are this process's too
 }
-_LOWER = f"Lower {ROLLOUT}.gpu_memory_utilization, {ROLLOUT}.max_num_seqs or data.max_response_length. {GOES_ON}"
+_LOWER = (
+    f"Lower {setting('gpu_memory_utilization')}, {setting('max_num_seqs')} or {setting('max_response_length')}. "
+    f"{RESUMES}"
+)
 _PROBE_PROMPT, _PROBE_TOKENS = 8, 8
-"""Tokens of the sequence that is scored after each update."""
+"""Numbers of prompt and response tokens of the sequence that is scored after each update."""
 _TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.5}
 """Largest accepted mean difference of log-probs in that sequence, in nats. A wrong matrix gives 1 or more."""
 
@@ -51,7 +54,7 @@ _BLOCK = 128
 
 @dataclass(frozen=True)
 class VLLMSettings:
-    """What the configuration says to vLLM beyond what it says to every engine."""
+    """Settings of the configuration for vLLM, in addition to those for all engines."""
 
     gpu_memory_utilization: float = 0.5
     """Share of a card's memory for weights and KV cache. On the CPU the KV cache gets kv_memory_bytes instead."""
@@ -61,20 +64,20 @@ class VLLMSettings:
     enable_prefix_caching: bool = True
     max_num_batched_tokens: int = 8192
     usual_rows: int | None = None
-    """Responses of a training step: on the CPU the KV cache is made for them, and more have to wait their turn."""
+    """Responses of a training step: on the CPU the KV cache is made for so many, and more of them have to wait."""
     sleep_level: int | None = None
     """Level of vLLM's sleep mode between rollouts; None: no sleep."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables that vLLM needs on this device; what the user has set wins."""
+    """Variables that vLLM needs on this device; values that the user has set are kept."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """`engine_kwargs.vllm`: further arguments of `vllm.LLM`, as they are."""
+    """`engine_kwargs.vllm`: further arguments of `vllm.LLM`, passed on unchanged."""
 
 
 class VLLMEngine:
     """Generates with vLLM from a copy of the policy's weights in `dtype`.
 
-    `load_weights` has to be called after every update, and before the first `generate`; `generate` raises RolloutError
-    when it was not. `llm` is a `vllm.LLM`; `start_engine` makes both.
+    `load_weights` must be called after every update, and before the first `generate`; otherwise `generate` raises
+    RolloutError. `llm` is a `vllm.LLM`; `start_engine` makes both.
     """
 
     def __init__(
@@ -87,18 +90,19 @@ class VLLMEngine:
         self._max_model_len = max_model_len
         self._sleep_level, self._asleep = sleep_level, False
         self._source: WeightSource | None = None
-        """Of the last load; None before the first one, after a failed one, and asleep."""
+        """The source of the last load; None before the first load, after a failed one, and while the engine sleeps."""
         self._loaded: Fingerprint = []
         self._weights = _Weights(llm)
         self.version = 0
         self.copied_bytes = description.num_weights * dtype.itemsize
         self.notes = tuple(notes)
-        """Sentences for the user, said once at start."""
+        """Sentences for the user, printed once at start."""
 
     def load_weights(self, source: WeightSource, version: int) -> None:
-        """Wake the weights, replace them by the source's, wake the KV cache, forget cached prefixes, and check.
+        """Wake the weights, replace them by the source's, wake the KV cache, clear cached prefixes, and check the
+        weights.
 
-        Raises RolloutError when vLLM then holds other weights than the source sent.
+        Raises RolloutError if vLLM then holds other weights than the source sent.
         """
         self._source = None
         digest = weight_check.PolicyDigest(self._description, self._dtype, version)
@@ -121,7 +125,7 @@ class VLLMEngine:
             raise
 
     def sleep(self) -> None:
-        """Give weights and KV cache back until the next load_weights. Nothing happens without a sleep level."""
+        """Free weights and KV cache until the next load_weights. Without a sleep level it does nothing."""
         if self._sleep_level is not None and not self._asleep:
             self._llm.sleep(level=self._sleep_level)
             self._asleep, self._source = True, None
@@ -145,7 +149,7 @@ class VLLMEngine:
         return [list(islice(made, request.sampling.n)) for request in requests]
 
     def _ask(self, rows: list[GenerationRequest]) -> list[Any]:
-        """vLLM's answers, one for each row: a request of n samples is n requests to vLLM."""
+        """vLLM's answers, one per row: a request of n samples becomes n requests to vLLM."""
         prompts = [{"prompt_token_ids": list(row.token_ids)} for row in rows]
         params = [self._params(row, number) for number, row in enumerate(rows)]
         with self._told(f"generating for {len(rows)} requests"):
@@ -153,18 +157,17 @@ class VLLMEngine:
 
     @contextmanager
     def _told(self, doing: str) -> Iterator[None]:
-        """Say in our words what vLLM raises in the body."""
+        """Turn the errors that vLLM raises in the `with` block into RolloutErrors with our own text."""
         with memory_guard(self._device, lambda: (f"rollout by vLLM: {doing}", _LOWER)):
             try:
                 yield
-            except RolloutError:  # of the weight source
+            except RolloutError:  # an error of the weight source
                 raise
-            except Exception as error:  # of any of vLLM's layers
+            except Exception as error:  # an error of any of vLLM's layers
                 if self._device.is_out_of_memory(error):
                     raise
                 raise RolloutError(
-                    f"vLLM failed while {doing}: {_words(error)} If it cannot run this model, "
-                    f"use {ROLLOUT}.name=builtin."
+                    f"vLLM failed while {doing}: {_words(error)} If it cannot run this model, use {_ENGINE}=builtin."
                 ) from error
 
     def _params(self, request: GenerationRequest, number: int) -> Any:
@@ -179,8 +182,8 @@ class VLLMEngine:
             top_k=sampling.top_k,
             seed=row_seed(sampling.seed, number),
             stop_token_ids=[] if sampling.ignore_eos else self._ends,
-            ignore_eos=True,  # end tokens are those above and no others
-            logprobs=0,  # of the sampled token
+            ignore_eos=True,  # only the end tokens above end a response
+            logprobs=0,  # only that of the sampled token
             detokenize=False,
         )
 
@@ -193,12 +196,13 @@ class VLLMEngine:
                 f"after the update to version {version}, vLLM's weights differ from the policy's in: "
                 f"{', '.join(wrong)}. It would sample from another model. This version of vLLM, or its class for "
                 f"{self._description.architecture.__name__}, does not take weights as expected; tested are "
-                f"{', '.join(vllm_versions.TESTED)}. Or use {ROLLOUT}.name=builtin."
+                f"{', '.join(vllm_versions.TESTED)}. Or use {_ENGINE}=builtin."
             )
 
     def _compare_log_probs(self, policy: LocalWeights) -> None:
-        """Sample some tokens and score them with the policy: finds a difference in what is computed from equal weights.
-        Only a policy in this process can score them; after a load from a stream the comparison of bits is all."""
+        """Sample some tokens and score them with the policy. This finds differences in the computation with equal
+        weights. It needs a policy in this process; after a load from a stream only the bits of the weights are
+        compared."""
         generator = torch.Generator().manual_seed(self.version)
         length = max(1, min(_PROBE_PROMPT, self._max_model_len - 1))
         prompt = torch.randint(self._description.vocab_size, (length,), generator=generator).tolist()
@@ -212,21 +216,21 @@ class VLLMEngine:
             raise RolloutError(
                 f"after the update to version {self.version}, vLLM's log-probs differ from the policy's by "
                 f"{difference:.3g} nats a token on average (at most {limit:g}), with equal "
-                f"weights: it computes another model. Use {ROLLOUT}.name=builtin, and please report it."
+                f"weights: it computes another model. Use {_ENGINE}=builtin, and please report it."
             )
 
 
 class _Weights:
-    """Puts the policy's weights in the place of vLLM's. The one place that knows how versions of vLLM differ."""
+    """Replaces vLLM's weights by the policy's. Only this class knows how versions of vLLM differ."""
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
 
     def replace(self, weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> None:
-        """Pass on every tensor in `dtype`; a tied head goes once, as embedding, and is tied again afterwards.
+        """Send every tensor in `dtype`. A tied head is sent once, as the embedding, and is tied again afterwards.
 
-        vLLM's own workers unpack, replace and pack again. A plug-in's worker may not have that call: there the model's
-        loader writes straight into its parameters, which works where nothing is packed.
+        vLLM's own workers unpack, replace and pack weights again. The worker of a plug-in may not have that call; then
+        the model's loader writes directly into its parameters, which works if no weight is packed.
         """
         if all(self._llm.collective_rpc(_has_reload)):
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _cast(weights, dtype)})
@@ -246,8 +250,8 @@ def _cast(weights: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator
 
 @torch.no_grad()
 def _finish_head(model: torch.nn.Module) -> None:
-    """Give a tied head the new embedding. On the CPU vLLM keeps a packed copy of the head, and its own reload leaves
-    that as it was, without an error (seen in 0.32.0 with Llama and Qwen2)."""
+    """Copy the new embedding into a tied head. On the CPU vLLM keeps a packed copy of the head, which its own reload
+    does not update, without an error (seen in 0.32.0 with Llama and Qwen2)."""
     embedding, head = weight_check.find_ends(model)
     config = getattr(model, "config", None)
     if head is not embedding and getattr(config, "tie_word_embeddings", False):
@@ -257,12 +261,12 @@ def _finish_head(model: torch.nn.Module) -> None:
 
 
 def row_seed(seed: int, row: int) -> int:
-    """A seed of its own for each row: equal prompts with equal seeds would give equal answers."""
+    """Another seed for each row, because equal prompts with equal seeds would give equal answers."""
     return (seed * 6364136223846793005 + row * 1442695040888963407 + 1) % (2**63 - 1)
 
 
 def _completion(output: Any, request: GenerationRequest, policy_version: int) -> Completion:
-    """One answer of vLLM. Raises RolloutError for one that does not belong to the request or is not whole."""
+    """One answer of vLLM. Raises RolloutError if it belongs to another request or is incomplete."""
     name = request.request_id
     if output.prompt_token_ids is not None and list(output.prompt_token_ids) != list(request.token_ids):
         raise RolloutError(f"vLLM's answers are out of order: request {name} came back with another prompt.")
@@ -274,7 +278,7 @@ def _completion(output: Any, request: GenerationRequest, policy_version: int) ->
     if not all(math.isfinite(value) for value in log_probs):
         raise RolloutError(
             f"the policy gave NaN or infinite logits for request {name} in vLLM: its weights are damaged. Look at "
-            "actor/grad_norm before it, lower actor_rollout_ref.actor.optim.lr, and resume from a checkpoint."
+            f"actor/grad_norm before it, lower {setting('lr', 'actor')}, and resume from a checkpoint."
         )
     return Completion(ids, log_probs, answer.finish_reason, policy_version, name)
 
@@ -286,7 +290,7 @@ def start_engine(
 ) -> VLLMEngine:  # fmt: skip
     """Start vLLM for a model, without its weights.
 
-    Raises RolloutError: not installed, too old, or vLLM's own words when it cannot start.
+    Raises RolloutError if vLLM is not installed or too old, and with vLLM's own message if it cannot start.
 
     `pad_token_id` is not used. `kv_memory_bytes` bounds the KV cache on the CPU, where vLLM has no card to measure.
     """
@@ -320,24 +324,21 @@ def start_engine(
 
 
 def check_install(device: Device) -> str:
-    """A sentence about the version in use; imports nothing, so that a run asks before it loads a model.
+    """A sentence about the installed version. It imports nothing, so that a run can call it before it loads a model.
 
     Raises RolloutError without vLLM, with one that is too old, with one that was built for another device (it would
     run, and generate there), and when the environment puts it into a process of its own.
     """
     found = vllm_versions.installed()
     if found is None:
-        raise RolloutError(
-            f"{ROLLOUT}.name=vllm: vLLM is not installed; {device.vllm_install}, or use {ROLLOUT}.name=builtin."
-        )
+        raise RolloutError(f"{_ENGINE}=vllm: vLLM is not installed; {device.vllm_install}, or use {_ENGINE}=builtin.")
     refusal = vllm_versions.refusal(found[1])
     if refusal is not None:
-        raise RolloutError(f"{ROLLOUT}.name=vllm: {refusal}, or use {ROLLOUT}.name=builtin.")
+        raise RolloutError(f"{_ENGINE}=vllm: {refusal}, or use {_ENGINE}=builtin.")
     unfit = device.vllm_problem(*found)
     if unfit is not None:
         raise RolloutError(
-            f"{ROLLOUT}.name=vllm: {found[0]} {found[1]} cannot run on {device.name}: {unfit}, or use "
-            f"{ROLLOUT}.name=builtin."
+            f"{_ENGINE}=vllm: {found[0]} {found[1]} cannot run on {device.name}: {unfit}, or use {_ENGINE}=builtin."
         )
     if os.environ.get(_IN_PROCESS, "0") != "0":
         raise RolloutError(
@@ -349,13 +350,13 @@ def check_install(device: Device) -> str:
 
 
 def _start(description: ModelDescription, options: dict[str, Any], environment: Mapping[str, str]) -> Any:
-    """A `vllm.LLM` with dummy weights. What vLLM changes in this process for itself is put back."""
+    """Make a `vllm.LLM` with dummy weights, and restore the settings of this process that vLLM changes."""
     for name, value in {**environment, **_ENVIRONMENT}.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="steepest-vllm-") as folder, _restored_process(), catch_warnings():
-        simplefilter("ignore", FutureWarning)  # of vLLM about torch, nothing a user could mend
+        simplefilter("ignore", FutureWarning)  # vLLM's warnings about torch, which a user cannot fix
         config = copy.deepcopy(description.config)
-        config.__dict__.pop("quantization_config", None)  # of the file it came from; the weights here are plain
+        config.__dict__.pop("quantization_config", None)  # it describes the file; the weights here are plain
         config.architectures = [description.architecture.__name__]
         config.save_pretrained(folder)
         try:
@@ -367,18 +368,18 @@ def _start(description: ModelDescription, options: dict[str, Any], environment: 
             )  # fmt: skip
         except Exception as error:  # every layer of vLLM raises its own types, and so do the packages it imports
             raise RolloutError(
-                f"{ROLLOUT}.name=vllm: vLLM could not start: {_words(error)} Look at `steepest doctor`, or use "
-                f"{ROLLOUT}.name=builtin."
+                f"{_ENGINE}=vllm: vLLM could not start: {_words(error)} Look at `steepest doctor`, or use "
+                f"{_ENGINE}=builtin."
             ) from error
 
 
 def _check_class(llm: Any, description: ModelDescription) -> None:
-    """Raises RolloutError where vLLM has no class for the model: it then takes transformers' and changes it in place,
-    and the trainer's own model, which is of that class, can no longer run (seen in 0.32.0 with OLMo 2)."""
+    """Raise RolloutError if vLLM has no class for the model: it then uses transformers' class and changes that in
+    place, so that the trainer's own model of that class can no longer run (seen in 0.32.0 with OLMo 2)."""
     if any(name.startswith("Transformers") for name in llm.apply_model(lambda held: type(held).__name__)):
         raise RolloutError(
-            f"{ROLLOUT}.name=vllm: this vLLM has no class of its own for {description.architecture.__name__}. "
-            f"Use {ROLLOUT}.name=builtin."
+            f"{_ENGINE}=vllm: this vLLM has no class of its own for {description.architecture.__name__}. "
+            f"Use {_ENGINE}=builtin."
         )
 
 
@@ -396,7 +397,7 @@ def _cpu_kv_bytes(
 
 
 def _words(error: Exception) -> str:
-    """The last line of an error, which says what happened (below it pydantic names its manual)."""
+    """The last informative line of an error (pydantic adds a line with its manual after it)."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and "For further information" not in line]
     text = lines[-1] if lines else type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."
@@ -404,7 +405,8 @@ def _words(error: Exception) -> str:
 
 @contextmanager
 def _restored_process() -> Iterator[None]:
-    """vLLM takes torch.set_num_threads away (on the CPU) and may set the number of threads to 1: the trainer's own."""
+    """Restore torch.set_num_threads, which vLLM replaces on the CPU, and the number of threads, which it may set to
+    1."""
     set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
     try:
         yield

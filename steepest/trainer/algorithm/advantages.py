@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,21 +26,9 @@ class Advantages:
     estimator: Estimator
     whitened: bool
 
-    def returns_of(self, batch: Batch) -> Tensor:
-        """The returns (b, T) of some rows, by an estimator that needs nothing but the row."""
-        with torch.no_grad():
-            return self.estimator(_inputs(batch))[1]
-
     def __call__(self, batch: Batch) -> None:
         with torch.no_grad():
-            advantages, returns = self.estimator(_inputs(batch))
+            advantages, returns = self.estimator(AdvantageInputs.of(batch))
             mask = batch.loss_mask
             batch.returns = torch.where(mask, returns, 0.0)
             batch.advantages = whiten(advantages, mask) if self.whitened else torch.where(mask, advantages, 0.0)
-
-
-def _inputs(batch: Batch) -> AdvantageInputs:
-    """The fields of the batch that have the same names."""
-    assert batch.token_level_rewards is not None
-    names = [item.name for item in dataclasses.fields(AdvantageInputs) if item.name != "response_mask"]
-    return AdvantageInputs(response_mask=batch.trained_mask, **{name: getattr(batch, name) for name in names})

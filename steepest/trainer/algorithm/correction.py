@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from steepest.config.schema import Config
-from steepest.config.thresholds import pair_thresholds
+from steepest.config.sections.correction import pair_thresholds
 from steepest.core.batch import Batch, RowStatus
 from steepest.core.mismatch import mismatch_metrics, off_policy_metrics
 from steepest.core.rollout_correction import Rejection, Weighting, correct
@@ -20,7 +20,7 @@ def build_rejections(config: Config) -> tuple[Rejection, ...]:
     correction = config.algorithm.rollout_correction
     if not correction.rollout_rs:
         return ()
-    assert correction.rollout_rs_threshold is not None, "checked by config.rules_curation"
+    assert correction.rollout_rs_threshold is not None, "checked by config.sections.correction"
     pairs = pair_thresholds(correction.rollout_rs, correction.rollout_rs_threshold)
     return tuple(Rejection(kind, high, low) for kind, low, high in pairs)
 

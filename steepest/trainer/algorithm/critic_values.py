@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
+from steepest.core.advantages import EstimatorCall
 from steepest.core.batch import Batch
+from steepest.learner.critic import ValuesAndGradient
 from steepest.learner.metrics import Metrics
 
 
@@ -20,8 +21,8 @@ class Values:
     """(B, T) f32, V of the state before token t; 0 outside of trained_mask."""
     final_values: Tensor | None = None
     """(B,) f32, V of the state after the last response token."""
-    update: Any = None
-    """What the pass has computed for the update already; only the strategy that made it reads it."""
+    found: ValuesAndGradient | None = None
+    """The gradient of the critic's update, where the pass has computed it."""
 
 
 class CriticPasses(Protocol):
@@ -29,10 +30,8 @@ class CriticPasses(Protocol):
 
     def values(self, batch: Batch) -> tuple[Tensor, Tensor]: ...
     def update_critic(self, batch: Batch, step: int) -> Metrics: ...
-    def values_and_gradient(
-        self, batch: Batch, returns_of: Callable[[Batch], Tensor]
-    ) -> tuple[Tensor, Tensor, Any]: ...
-    def step_critic(self, batch: Batch, update: Any) -> Metrics: ...
+    def values_and_gradient(self, batch: Batch, estimator: EstimatorCall) -> ValuesAndGradient: ...
+    def step_critic(self, batch: Batch, found: ValuesAndGradient) -> Metrics: ...
 
 
 class CriticPart(Protocol):
@@ -72,10 +71,12 @@ class ValuesFromUpdate:
     one forward pass, so that `timing_s/values` holds the update's time as well."""
 
     critic: CriticPasses
-    returns_of: Callable[[Batch], Tensor]
+    estimator: EstimatorCall
 
     def values(self, batch: Batch) -> Values:
-        return Values(*self.critic.values_and_gradient(batch, self.returns_of))
+        found = self.critic.values_and_gradient(batch, self.estimator)
+        return Values(found.values, found.final_values, found)
 
     def update(self, batch: Batch, found: Values, step: int) -> Metrics:
-        return self.critic.step_critic(batch, found.update)
+        assert found.found is not None
+        return self.critic.step_critic(batch, found.found)

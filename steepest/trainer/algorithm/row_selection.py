@@ -81,7 +81,7 @@ def build_shaping(config: Config) -> Callable[[Batch, list[RewardResult]], list[
     overlong_buffer = config.reward.overlong_buffer
     if not overlong_buffer.enable:
         return lambda batch, results: results
-    assert overlong_buffer.len is not None, "checked by config.rules_curation"
+    assert overlong_buffer.len is not None, "checked by config.sections.reward"
     return OverlongPenalty(
         config.data.max_response_length, overlong_buffer.len, overlong_buffer.penalty_factor, overlong_buffer.log
     )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from steepest.config.estimators import named_rewards
 from steepest.config.schema import Config
+from steepest.config.sections.advantages import named_rewards
 from steepest.core.batch import Batch
 from steepest.errors import ConfigError
 from steepest.rewards.api import RewardResult

@@ -12,6 +12,7 @@ from steepest.core.batch import Batch, RowStatus
 from steepest.learner.metrics import Metrics
 from steepest.rewards.api import RewardRequest, RewardResult, ScoresResponses
 from steepest.trainer.experience.api import Collector, Experience, Responses
+from steepest.trainer.loop import Timer
 
 
 @dataclass
@@ -78,14 +79,18 @@ class Finished:
     """Takes the step and one record a response (`trainer.rollout_data_dir`)."""
     costs: Callable[[], Metrics] = dict
     """What the rewards have cost since they were last asked."""
+    timer: Callable[[], Timer] = Timer
 
     def __call__(self, step: int) -> Experience:
-        found = self.collect(step)
-        if self.write is not None:
-            rows = [sample_records(part.batch, part.texts, part.results) for part in found.responses]
-            self.write(step, [row for part in rows for row in part])
-        results = [result for part in found.responses for result in part.results]
-        found.metrics |= reward_metrics(results) | self.leave_out(found.batch) | self.costs()
+        found, timed = self.collect(step), self.timer()
+        with timed("reward"):
+            if self.write is not None:
+                rows = [sample_records(part.batch, part.texts, part.results) for part in found.responses]
+                self.write(step, [row for part in rows for row in part])
+            results = [result for part in found.responses for result in part.results]
+            found.metrics |= reward_metrics(results) | self.leave_out(found.batch) | self.costs()
+        timed.add(found.seconds, found.flops)
+        found.seconds, found.flops = timed.seconds, timed.flops
         return found
 
 

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import torch
 
+from steepest.config.key_names import PPO_KEYS
 from steepest.console import say
-from steepest.errors import CheckpointError, ModelError
+from steepest.errors import CheckpointError, ModelError, key_names
 from steepest.hub import Source, find
 from steepest.hub.find import Pin
 from steepest.learner.checkpoint import CheckpointStore
@@ -22,6 +23,7 @@ from steepest.trainer.run.model_sources import FILE, read_pins
 _NOT_OF_THE_MODEL = ("optimizer.", lora.BASE_FILE)
 
 
+@key_names({**PPO_KEYS, "trust_remote_code=true": "--trust-remote-code"})
 def export(
     source: Path, to: Path, *, as_adapter: bool = False, base: str | None = None, trust_remote_code: bool = False
 ) -> Path:
@@ -85,14 +87,9 @@ def _merge(folder: Path, to: Path, base: str | None, trust_remote_code: bool) ->
     model = lora.base_of(folder)
     path = _base_folder(folder, model, base)
     say(f"merging into {path}")
-    try:
-        hf = load_causal_lm(
-            path, dtype=torch.float32, trust_remote_code=trust_remote_code, override_config=model.override_config
-        ).hf
-    except ModelError as error:
-        raise ModelError(
-            str(error).replace("actor_rollout_ref.model.trust_remote_code=true", "--trust-remote-code")
-        ) from error
+    hf = load_causal_lm(
+        path, dtype=torch.float32, trust_remote_code=trust_remote_code, override_config=model.override_config
+    ).hf
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers

@@ -16,9 +16,10 @@ from steepest.assembly.description import Description
 from steepest.assembly.engine import frees_engine
 from steepest.assembly.roles import build_roles
 from steepest.cluster.local import LocalCluster
+from steepest.config.key_names import PPO_KEYS
 from steepest.config.plan import Plan, make_plan
-from steepest.config.reward_functions import WeightedFunction, functions_of
 from steepest.config.schema import Config
+from steepest.config.sections.reward import WeightedFunction, functions_of
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import encode_prompts
@@ -26,7 +27,7 @@ from steepest.data.prompts import Prompt, load_prompts
 from steepest.data.sampler import PromptSampler
 from steepest.devices.api import Device
 from steepest.devices.gemm_rate import describe_rate, gemm_rate
-from steepest.errors import DataError
+from steepest.errors import DataError, key_names
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.loggers.jsonl import SampleLog, read_metrics
@@ -69,6 +70,7 @@ class Data:
     """What tokenising has to say: how many were kept, dropped and cut."""
 
 
+@key_names(PPO_KEYS)
 def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Observer] = ()) -> Result:
     """The whole job. Cheap checks come first: the device, the loggers, every row, every reward; then the models.
 

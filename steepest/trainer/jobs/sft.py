@@ -9,17 +9,18 @@ from functools import partial
 from pathlib import Path
 
 import steepest
-from steepest.assembly.compute import SFT_KEYS, SFT_MODEL, compute_settings, micro_batches
+from steepest.assembly.compute import SFT_MODEL, compute_settings, micro_batches
 from steepest.assembly.description import size_of
 from steepest.assembly.lora import load_policy
 from steepest.assembly.roles import optim_settings
+from steepest.config.key_names import SFT_KEYS
 from steepest.config.plan import SFTPlan, make_sft_plan
-from steepest.config.schema_sft import SFTConfig
+from steepest.config.schema import SFTConfig
 from steepest.console import say
 from steepest.data.sampler import PromptSampler
 from steepest.data.sft import SFTExample, encode_sft, load_sft_rows
 from steepest.devices.api import Device
-from steepest.errors import DataError, ModelError
+from steepest.errors import key_names
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.metrics import Metrics
 from steepest.learner.supervised import Supervised
@@ -97,17 +98,9 @@ class SFTRun:
             self.store.mark_best(step, -metrics["val/loss"])
 
 
+@key_names(SFT_KEYS)
 def run_sft(config: SFTConfig) -> SFTResult:
     """The whole job; every row is checked before the model is loaded."""
-    try:
-        return _run_sft(config)
-    except (DataError, ModelError) as error:
-        # The rooms below name the keys of the PPO job, where a model's section has a longer name.
-        text = str(error).replace("actor_rollout_ref.model.", "model.")
-        raise error if text == str(error) else type(error)(text) from error
-
-
-def _run_sft(config: SFTConfig) -> SFTResult:
     began = time.perf_counter()
     device = begin(config, seed=config.data.seed)
     data, model = config.data, config.model
@@ -176,11 +169,11 @@ def _train(
 def _load(config: SFTConfig, plan: SFTPlan, device: Device, start: Start, folder: Path) -> Supervised:
     compute = compute_settings(config.model, SFT_MODEL, config.engine.dtype, device)
     model = Supervised(
-        load_policy(config.model, SFT_MODEL, start, folder, halve=compute.dtype == "bfloat16"),
+        load_policy(config.model, start, folder, halve=compute.dtype == "bfloat16"),
         compute=compute,
         optim=optim_settings(config.optim, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps),
         micro=micro_batches(
-            "data", config.data.micro_batch_size_per_gpu, None, config.data.max_token_len_per_gpu, keys=SFT_KEYS
+            "model.update", config.data.micro_batch_size_per_gpu, None, config.data.max_token_len_per_gpu
         ),
     )
     if start.checkpoint is not None:

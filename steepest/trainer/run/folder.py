@@ -11,9 +11,10 @@ from typing import Any
 
 from steepest.assembly.compute import check_attention
 from steepest.config.load import config_dict, save_config
-from steepest.config.schema import Config, TrainerConfig
-from steepest.config.schema_model import ModelConfig
-from steepest.config.schema_sft import SFTConfig, SFTTrainerConfig
+from steepest.config.schema import Config, SFTConfig
+from steepest.config.sections.model import ModelConfig
+from steepest.config.sections.sft import SFTTrainerConfig
+from steepest.config.sections.trainer import TrainerConfig
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.policy_losses import POLICY_LOSSES

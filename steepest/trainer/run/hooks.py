@@ -128,5 +128,5 @@ def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     except OSError as error:
         raise SteepestError(
             f"{path}: the responses cannot be written ({error.strerror}). Make room, or choose another folder, then "
-            "start the same command again: it goes on from the last checkpoint."
+            "start the same command again: it resumes from the last checkpoint."
         ) from error

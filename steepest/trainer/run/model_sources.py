@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from steepest.config.schema import TrainerConfig
-from steepest.config.schema_model import Hub
-from steepest.config.schema_sft import SFTTrainerConfig
+from steepest.config.sections.sft import SFTTrainerConfig
+from steepest.config.sections.trainer import TrainerConfig
+from steepest.config.types import Hub
 from steepest.console import say
 from steepest.errors import CheckpointError
 from steepest.hub import MODEL_FILES, Found, Pin, Source, find

@@ -26,7 +26,7 @@ def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | Non
             say(f"resume_mode=disable: the earlier run in {store.folder} was moved to {moved}.")
         return FROM_NOTHING
     if mode == "resume_path":
-        assert resume_from_path is not None, "checked by config.rules"
+        assert resume_from_path is not None, "checked by config.sections.trainer"
         named = store.open(resume_from_path)
         moved = None if _is_of_the_run(store.folder, named) else set_aside(store.folder)
         if moved:

@@ -7,13 +7,14 @@ import torch
 from steepest.core.batch import Batch, RowStatus
 from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.registry import with_options
-from steepest.trainer.algorithm.advantages import Advantages, KLShapedRewards, plain_rewards
+from steepest.trainer.algorithm.advantages import Advantages
+from steepest.trainer.algorithm.kl_rewards import KLShapedRewards, plain_rewards
 
 
 def batch() -> Batch:
     made = Batch.from_sequences([[1], [1]], [[2, 3], [2]], group_ids=[0, 1], truncated=[False, False])
     made.token_level_scores = torch.tensor([[0.0, 1.0], [0.5, 0.0]])
-    made.old_log_probs = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]])
+    made.kl_log_probs = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]])
     made.ref_log_probs = torch.tensor([[-1.5, -2.5], [-2.0, 0.0]])
     return made
 
@@ -21,7 +22,7 @@ def batch() -> Batch:
 def test_the_kl_penalty_is_taken_off_every_policy_token():
     made = batch()
     metrics = KLShapedRewards(FixedKLController(0.1), "k1")(made)
-    # k1 = old - ref: 0.5, 0.5 / -1
+    # k1 = policy - ref: 0.5, 0.5 / -1
     assert torch.allclose(made.token_level_rewards, torch.tensor([[-0.05, 0.95], [0.6, 0.0]]))
     assert abs(metrics["actor/reward_kl_penalty"] - (0.5 - 1.0) / 2) < 1e-6
     assert metrics["actor/reward_kl_penalty_coeff"] == 0.1
@@ -30,7 +31,7 @@ def test_the_kl_penalty_is_taken_off_every_policy_token():
 def test_the_adaptive_controller_moves_after_the_step_it_penalised():
     controller = AdaptiveKLController(0.1, 0.1, 100)
     made = batch()
-    made.ref_log_probs = made.old_log_probs - 1.0 * made.response_mask
+    made.ref_log_probs = made.kl_log_probs - 1.0 * made.response_mask
     metrics = KLShapedRewards(controller, "k1")(made)
     assert metrics["actor/reward_kl_penalty_coeff"] == 0.1
     # KL 1 against target 0.1: error clipped at 0.2, two rows of a horizon of 100
@@ -40,7 +41,7 @@ def test_the_adaptive_controller_moves_after_the_step_it_penalised():
 def test_the_adaptive_controller_counts_the_rows_that_its_kl_is_a_mean_of():
     controller = AdaptiveKLController(0.1, 0.1, 100)
     made = batch()
-    made.ref_log_probs = made.old_log_probs - 1.0 * made.response_mask
+    made.ref_log_probs = made.kl_log_probs - 1.0 * made.response_mask
     made.leave_out(torch.tensor([False, True]), RowStatus.REWARD_FAILED)
     KLShapedRewards(controller, "k1")(made)
     assert abs(controller.value - 0.1 * (1 + 0.2 * 1 / 100)) < 1e-9

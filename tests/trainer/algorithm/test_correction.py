@@ -15,11 +15,12 @@ from steepest.core.rollout_correction import Rejection, Weighting
 from steepest.learner.critic import CriticLossSettings
 from steepest.learner.micro_batches import MicroBatches
 from steepest.loggers.jsonl import read_metrics
-from steepest.trainer.algorithm.advantages import Advantages, plain_rewards
+from steepest.trainer.algorithm.advantages import Advantages
 from steepest.trainer.algorithm.correction import CorrectedRewards
+from steepest.trainer.algorithm.kl_rewards import plain_rewards
 from steepest.trainer.jobs.ppo import run_ppo
 from tests.learner.helpers import make_actor, make_batch, make_critic, weights, with_log_probs
-from tests.trainer.algorithm.test_old_log_probs import difference
+from tests.trainer.algorithm.test_old_log_probs import difference, work
 from tests.trainer.toy import make_toy, toy_overrides
 
 CORRECTION = "algorithm.rollout_correction"
@@ -130,30 +131,26 @@ RUN = (
 HALF = "actor_rollout_ref.rollout.dtype=bfloat16"
 
 
-def run(toy, folder, *more: str):
+def run(toy, folder, *more: str, observers=()):
     from safetensors.torch import load_file
 
-    run_ppo(load_config(toy_overrides(toy, folder, *RUN, *more)))
+    run_ppo(load_config(toy_overrides(toy, folder, *RUN, *more)), observers=observers)
     tensors = load_file(folder / "global_step_2/actor/model.safetensors")
     return read_metrics(folder / "metrics.jsonl"), tensors
 
 
-@pytest.fixture
-def passes(monkeypatch) -> list[int]:
-    """Rows of every log-prob pass of the actor."""
-    from steepest.learner.actor import Actor
-
-    rows, plain = [], Actor.log_probs
-    monkeypatch.setattr(Actor, "log_probs", lambda self, batch: (rows.append(len(batch)), plain(self, batch))[1])
-    return rows
-
-
-def test_a_run_with_weights_and_rejection_takes_the_pass_it_compares_with(toy, tmp_path, passes, capsys):
+def test_a_run_with_weights_and_rejection_takes_the_pass_it_compares_with(toy, tmp_path, capsys):
+    batches: list[Batch] = []
     rows, _ = run(
         toy, tmp_path / "a", HALF, f"{CORRECTION}.rollout_is=token", f"{CORRECTION}.rollout_is_batch_normalize=True",
         f"{CORRECTION}.rollout_rs=[token_k1,seq_mean_k3]", f"{CORRECTION}.rollout_rs_threshold=[0.998_1.002,0.001]",
+        observers=[lambda step, experience: batches.append(experience.batch)],
     )  # fmt: skip
-    assert passes == [64, 64], "not the engine's own log-probs, against which every weight would be 1"
+    for batch in batches:
+        assert batch.recomputed is None and batch.entropies is not None, "the pass is one of all rows"
+        differs = (batch.old_log_probs != batch.rollout_log_probs)[batch.response_mask]
+        assert differs.float().mean() > 0.9, "not the engine's own, against which every weight would be 1"
+    assert work(rows[1]) == pytest.approx(work(rows[2])) and len(batches) == 2
     note = "Old log-probs are computed by a pass of their own: algorithm.rollout_correction compares the engine's"
     assert note in capsys.readouterr().out
     for step in (1, 2):
@@ -181,11 +178,14 @@ def test_where_engine_and_trainer_agree_correction_changes_nothing(toy, tmp_path
     assert "mismatch/rows_compared" in plain[1], "without correction the finished batch is measured"
 
 
-def test_bypass_takes_no_pass_and_is_the_plain_run_where_the_two_agree(toy, tmp_path, passes, capsys):
-    _, plain = run(toy, tmp_path / "plain", "actor_rollout_ref.actor.old_log_probs=recompute")
-    passes.clear()
-    rows, bypass = run(toy, tmp_path / "bypass", f"{CORRECTION}.bypass_mode=True")
-    assert passes == [] and "The rollout's log-probs are the old ones, unchecked" in capsys.readouterr().out
+def test_bypass_takes_no_pass_and_is_the_plain_run_where_the_two_agree(toy, tmp_path, capsys):
+    batches: list[Batch] = []
+    full, plain = run(toy, tmp_path / "plain", "actor_rollout_ref.actor.old_log_probs=recompute")
+    observers = [lambda step, experience: batches.append(experience.batch)]
+    rows, bypass = run(toy, tmp_path / "bypass", f"{CORRECTION}.bypass_mode=True", observers=observers)
+    assert work(rows[1]) == work(rows[2]) == 0 < work(full[1]), "no pass before the update"
+    assert all(batch.old_log_probs is batch.kl_log_probs is batch.rollout_log_probs for batch in batches)
+    assert len(batches) == 2 and "The rollout's log-probs are the old ones, unchecked" in capsys.readouterr().out
     assert difference(plain, bypass) < 2e-4  # a KL of rounding at the first step, of which Adam makes a part of a step
     assert "mismatch/kl" not in rows[1], "there are no two log-probs to compare"
 

@@ -15,18 +15,21 @@ from steepest.loggers.jsonl import read_metrics
 from steepest.rewards.api import RewardResult
 from steepest.trainer.algorithm.advantages import Advantages
 from steepest.trainer.algorithm.row_selection import (
-    FilteredActor,
-    FilteredCritic,
-    FilteredRows,
+    DrawnRows,
     InTurn,
     OverlongPenalty,
-    PretrainedCritic,
-    build_curation,
+    PretrainingReturns,
+    all_rows,
+    build_critic_targets,
+    build_left_out,
+    build_row_selection,
     build_shaping,
+    estimated_returns,
     mask_equal_groups,
     mask_truncated,
 )
-from steepest.trainer.experience.scoring import Scorer, StepScorer, reward_metrics
+from steepest.trainer.experience.api import Experience
+from steepest.trainer.experience.scoring import Finished, Scorer, StepScorer, reward_metrics
 from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.run.metrics import batch_metrics
 from tests.learner.helpers import make_actor, make_batch, make_critic, same_bits, weights, with_log_probs
@@ -63,12 +66,8 @@ def test_the_penalty_is_in_the_score_and_its_parts_are_logged():
     )
     assert OverlongPenalty(4, 2, 3.0, log=False)(batch, results)[1] == RewardResult(-0.5, {"acc": 1.0})
     written = []
-    scorer = StepScorer(
-        Scorer(FakePool(lambda request: RewardResult(1.0)), NumberTokenizer()),
-        lambda step, rows: written.extend(rows),
-        shape=shape,
-    )
-    scorer(batch, 1)
+    scorer = StepScorer(Scorer(FakePool(lambda request: RewardResult(1.0)), NumberTokenizer()), shape)
+    Finished(lambda step: Experience(batch, [scorer.rate(batch)]), write=lambda step, rows: written.extend(rows))(1)
     assert batch.token_level_scores.tolist() == [[1.0, 0, 0, 0], [0, 0, -0.5, 0], [0, 0, 0, -2.0]]
     assert [row["score"] for row in written] == [1.0, -0.5, -2.0] and written[2]["reward/overlong_reward"] == -3.0
 
@@ -118,53 +117,31 @@ def test_a_masked_response_is_as_if_it_were_not_there(mode):
         assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-6
 
 
-class Seen:
-    """An actor and a critic that remember their batches."""
+def test_pf_ppo_draws_rows_by_their_scores_and_the_same_ones_after_a_resume():
+    def drawn_scores(step: int, seed: int = 3) -> list[float]:
+        return DrawnRows("pow", 2.0, seed)(batch, step)[0].token_level_scores.sum(1).tolist()
 
-    def __init__(self) -> None:
-        self.batches: list[Batch] = []
-
-    def log_probs(self, batch):
-        return batch.old_log_probs, None
-
-    def values(self, batch):
-        return batch.values, None
-
-    def update(self, batch, *, step):
-        self.batches.append(batch)
-        return {"seen": float(len(batch))}
-
-
-def test_pf_ppo_updates_both_on_the_same_drawn_rows_and_again_after_a_resume():
-    actor, critic = Seen(), Seen()
-    rows = FilteredRows("pow", 2.0, seed=3)
     batch = scored([0.0, 1.0, 0.0, 2.0], [0, 0, 1, 1])
-    metrics = FilteredActor(actor, rows).update(batch, step=4)
-    FilteredCritic(critic, rows).update(batch, step=4)
-    drawn = actor.batches[0].token_level_scores.sum(1).tolist()
+    chosen, metrics = DrawnRows("pow", 2.0, seed=3)(batch, 4)
+    drawn = chosen.token_level_scores.sum(1).tolist()
     assert set(drawn) <= {1.0, 2.0} and len(drawn) == 4
-    assert critic.batches[0].token_level_scores.sum(1).tolist() == drawn
-    assert metrics["seen"] == 4 and metrics["pf_ppo/distinct_ratio"] == len(set(drawn)) / 4
+    assert metrics == {"pf_ppo/distinct_ratio": len(set(drawn)) / 4}
     assert len(batch) == 4 and batch.token_level_scores.sum(1).tolist() == [0, 1, 0, 2], "statistics keep the batch"
-    draws = {tuple(rows(batch, step).tolist()) for step in range(30)}
-    assert len(draws) > 1 and torch.equal(rows(batch, 4), FilteredRows("pow", 2.0, 3)(batch, 4))
-    assert FilteredActor(actor, rows).log_probs(batch) == (None, None)
+    draws = [tuple(drawn_scores(step)) for step in range(30)]
+    assert len(set(draws)) > 1 and drawn_scores(4) == drawn
+    assert [tuple(drawn_scores(step, seed=4)) for step in range(30)] != draws, "a seed of its own"
     # a quarter of the weight of 2: of 120 draws about 24 are 1s
-    ones = sum((batch.token_level_scores.sum(1)[rows(batch, step)] == 1).sum().item() for step in range(30))
-    assert 10 <= ones <= 40
+    assert 10 <= sum(draw.count(1.0) for draw in draws) <= 40
 
 
 def test_a_critic_is_pretrained_on_what_followed_and_then_by_the_estimator():
-    critic = Seen()
-    pretrained = PretrainedCritic(critic, num_steps=2, gamma=0.5)
+    targets = PretrainingReturns(num_steps=2, gamma=0.5)
     batch = scored([4.0, 0.0], [0, 1])
     batch.values, batch.returns = torch.ones(2, 2), torch.full((2, 2), 9.0)
-    for step in (2, 3):
-        batch.loss_mask = torch.tensor([[True, False], [True, True]])
-        pretrained.update(batch, step=step)
+    batch.loss_mask = torch.tensor([[True, False], [True, True]])
     # the reward 4 is worth 2 a token before, also where the losses leave its own token out
-    assert critic.batches[0].returns.tolist() == [[2.0, 4.0], [0.0, 0.0]]
-    assert critic.batches[1].returns.tolist() == [[9.0, 9.0], [9.0, 9.0]]
+    assert targets(batch, 2).returns.tolist() == [[2.0, 4.0], [0.0, 0.0]]
+    assert targets(batch, 3) is batch and batch.returns.tolist() == [[9.0, 9.0], [9.0, 9.0]]
 
 
 @pytest.fixture(scope="module")
@@ -263,4 +240,18 @@ def test_what_is_off_adds_nothing():
     config = load_config(["data.train_files=a", "data.val_files=a", "actor_rollout_ref.model.path=m"])
     batch, results = scored([1.0, 1.0], [0, 0]), [RewardResult(1.0), RewardResult(1.0)]
     assert build_shaping(config)(batch, results) is results
-    assert build_curation(config)(batch) == {} and batch.loss_mask.all()
+    assert build_left_out(config)(batch) == {} and batch.loss_mask.all()
+    assert build_row_selection(config) is all_rows and all_rows(batch, 1) == (batch, {})
+    assert build_critic_targets(config) is estimated_returns and estimated_returns(batch, 1) is batch
+
+
+def test_what_is_on_is_the_object_with_its_numbers():
+    config = load_config(
+        ["data.train_files=a", "data.val_files=a", "actor_rollout_ref.model.path=m", "algorithm.use_pf_ppo=True",
+         "algorithm.pf_ppo.reweight_method=max_min", "algorithm.pf_ppo.weight_pow=3", "algorithm.gamma=0.5",
+         "actor_rollout_ref.rollout.seed=7", "trainer.critic_warmup=2", "trainer.critic_warmup_returns=monte_carlo",
+         "algorithm.mask_truncated=True", "algorithm.mask_equal_groups=True", "actor_rollout_ref.rollout.n=2"]
+    )  # fmt: skip
+    assert build_row_selection(config) == DrawnRows("max_min", 3.0, 7)
+    assert build_critic_targets(config) == PretrainingReturns(2, 0.5)
+    assert build_left_out(config) == InTurn([mask_truncated, mask_equal_groups])

@@ -7,8 +7,10 @@ import torch
 from steepest.core.batch import Batch, RowStatus
 from steepest.rewards.api import RewardResult
 from steepest.rollout.api import SamplingParams
-from steepest.trainer.experience.scoring import Scorer, StepScorer, place_scores, reward_metrics
+from steepest.trainer.experience.api import Experience, Responses
+from steepest.trainer.experience.scoring import Finished, Scorer, StepScorer, place_scores, reward_metrics
 from steepest.trainer.experience.single_turn import generate_batch
+from steepest.trainer.loop import Timer
 from steepest.trainer.run.metrics import batch_metrics
 from tests.trainer.fakes import EchoEngine, FakePool, NumberTokenizer, exact, prompt
 
@@ -55,8 +57,11 @@ def test_every_response_is_scored_against_its_own_prompt():
     assert batch.group_ids.tolist() == [g for g in range(5) for _ in range(3)]
     assert [s.uid for s in batch.samples] == [p.uid for p in prompts for _ in range(3)]
     written = []
-    scorer = StepScorer(Scorer(FakePool(exact), NumberTokenizer()), lambda step, rows: written.append((step, rows)))
-    metrics = scorer(batch, 7)
+    scorer = StepScorer(Scorer(FakePool(exact), NumberTokenizer()))
+    collect = Finished(
+        lambda step: Experience(batch, [scorer.rate(batch)]), write=lambda step, rows: written.append((step, rows))
+    )
+    metrics = collect(7).metrics
     assert batch.token_level_scores[:, 0].tolist() == [1.0, 0.0, 0.0] * 5
     assert metrics == {"reward/error_rate": 0.0, "reward/format_rate": 1.0}
     ((step, rows),) = written
@@ -66,6 +71,43 @@ def test_every_response_is_scored_against_its_own_prompt():
         "prompt": [{"role": "user", "content": "1"}], "response": "101", "ground_truth": "1", "score": 0.0,
         "reward/format": 1.0, "truncated": False,
     }  # fmt: skip
+
+
+def test_the_outermost_collector_counts_every_response_and_leaves_rows_out():
+    """Statistics are of all responses, also of those that are not in the batch; costs are asked for once."""
+    batch, dropped = three_rows(), three_rows()
+    batch.samples = dropped.samples = [prompt(n) for n in range(3)]
+    results = [RewardResult(1.0), RewardResult(0.5), RewardResult(-2.0)]
+    failed = [RewardResult(None, {}, "no"), RewardResult(0.0), RewardResult(0.0)]
+    parts = [Responses(batch, ["a", "b", "c"], results), Responses(dropped, ["d", "e", "f"], failed)]
+    order, written = [], []
+
+    def leave_out(given: Batch) -> dict[str, float]:
+        order.append("leave_out")
+        given.leave_out(given.truncated, RowStatus.TRUNCATED)
+        return {"mask_truncated/ratio": 1 / 3}
+
+    collect = Finished(
+        lambda step: Experience(
+            batch, parts, {"train/num_gen_batches": 2.0}, {"gen": 1.0, "reward": 2.0}, {"gen": 5.0}, prompts_taken=5
+        ),
+        leave_out,
+        lambda step, rows: (order.append("write"), written.extend((step, row["response"]) for row in rows)),
+        lambda: order.append("costs") or {"reward_model/seconds": 3.0},
+        lambda: Timer(lambda: order.append("timed")),
+    )
+    found = collect(4)
+    assert found.metrics == {
+        "train/num_gen_batches": 2.0,
+        "reward/error_rate": 1 / 6,
+        "mask_truncated/ratio": 1 / 3,
+        "reward_model/seconds": 3.0,
+    }
+    assert order == ["write", "leave_out", "costs", "timed"] and found.prompts_taken == 5
+    assert found.seconds["gen"] == 1.0 and 2.0 < found.seconds["reward"] < 3.0, "its own time is part of the reward's"
+    assert found.flops == {"gen": 5.0, "reward": 0.0}
+    assert written == [(4, text) for text in "abcdef"]
+    assert batch.row_status.tolist() == [RowStatus.TRUNCATED, 0, 0] and dropped.row_status.tolist() == [0, 0, 0]
 
 
 def test_batch_metrics_against_hand_counted_numbers():

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steepest.config.load import load_sft_config
 from steepest.loggers.rows import read_rows
+from steepest.models.causal_lm import CausalLM
 from steepest.process.entry import run_entry
 from steepest.trainer.jobs.sft import run_sft
 from steepest.trainer.main_sft import main
@@ -114,11 +115,61 @@ def test_a_wrong_value(toy, tmp_path, capsys, more, words):
         assert word in said
 
 
-def test_messages_name_the_keys_of_this_job(toy, tmp_path, capsys):
+def said_of_model(toy, tmp_path, capsys, change) -> str:
+    """What a run prints on standard error over a copy of the toy's model that `change` was given."""
     folder = tmp_path / "model"
     shutil.copytree(toy["model"], folder)
-    (folder / "chat_template.jinja").unlink()
+    change(folder)
     argv = [item for item in overrides(toy, tmp_path / "run") if not item.startswith("model.path=")]
     assert run_entry(main, [*argv, f"model.path={folder}"]) == 2
     said = capsys.readouterr().err
-    assert " model.custom_chat_template" in said and "actor_rollout_ref" not in said
+    assert "actor_rollout_ref" not in said and "\x02" not in said
+    return str(said)
+
+
+def needs_code(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "configuration_mine.py").write_text("raise SystemError\n")
+
+
+def more_tokens(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<{i}>" for i in range(4096)])
+    tokenizer.save_pretrained(folder)
+
+
+def too_short(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "chat_template.jinja").unlink(), " model.custom_chat_template."),
+        (needs_code, "Read it, then allow it with model.trust_remote_code=true."),
+        (more_tokens, "error: model.path: the tokenizer has "),
+        (too_short, "positions for 16 only (max_position_embeddings). Lower data.max_length.\n"),
+    ],
+)
+def test_messages_about_a_model_name_the_keys_of_this_job(toy, tmp_path, capsys, change, words):
+    assert words in said_of_model(toy, tmp_path, capsys, change)
+
+
+def test_a_run_out_of_memory_names_the_keys_of_this_job(toy, tmp_path, capsys, monkeypatch):
+    def use_it_up(*args, **kwargs):
+        torch.empty(10**13)
+
+    for more, words in (
+        ([], ". Lower data.max_token_len_per_gpu below "),
+        (["data.micro_batch_size_per_gpu=4"], ". Lower data.micro_batch_size_per_gpu below 4 (now 4), "),
+        (["data.micro_batch_size_per_gpu=1"], ". One sequence alone is too much: lower data.max_length, "),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(CausalLM, "hidden_states", use_it_up)
+            assert run_entry(main, [*overrides(toy, tmp_path / "run"), *more]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: model update: a micro-batch of ") and words in said
+        assert "or set model.enable_gradient_checkpointing=true, or take a smaller model." in said

@@ -27,7 +27,7 @@ def test_a_checkpoint_of_another_job_is_refused_by_what_it_holds(tmp_path):
     ):
         with pytest.raises(CheckpointError, match=words) as caught:
             call()
-        assert f"{tmp_path}/actor" in str(caught.value) and "trainer.experiment_name" in str(caught.value)
+        assert f"{tmp_path}/actor" in str(caught.value) and "Choose another experiment_name or " in str(caught.value)
     start.refuse_entry("something")
     assert FROM_NOTHING.folder("critic", Path("model")) == Path("model")
 

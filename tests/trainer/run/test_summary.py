@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from steepest.trainer.run.summary import count, duration, end_summary, estimate_memory, kv_cache_bytes, table
@@ -33,14 +31,10 @@ def test_memory_is_the_sum_of_what_holds_it():
 
 
 def test_the_kv_cache_holds_the_sequences_that_are_decoded_at_once():
-    text = SimpleNamespace(
-        num_hidden_layers=3, num_key_value_heads=2, num_attention_heads=4, hidden_size=32, head_dim=None
-    )
-    config = SimpleNamespace(get_text_config=lambda: text)
-    # keys and values, 4 bytes, 3 layers, 2 heads of 8, 100 tokens; 10 rows a step, fewer than 256 slots
+    # keys and values of 3 layers with 2 heads of 8, 100 tokens, 10 sequences, 4 bytes
     want = 2 * 4 * 3 * 2 * 8 * 100 * 10
-    assert kv_cache_bytes(config, 256, SimpleNamespace(rows_per_step=10), 100, 4) == want
-    assert kv_cache_bytes(config, 5, SimpleNamespace(rows_per_step=10), 100, 2) == want // 4
+    assert kv_cache_bytes(2 * 3 * 2 * 8, 10, 100, width=4) == want
+    assert kv_cache_bytes(2 * 3 * 2 * 8, 5, 100, width=2) == want // 4
 
 
 def test_the_end_names_first_best_and_last_and_where_things_lie():

@@ -1,6 +1,7 @@
 """The small vocabulary the schema is written in: bounds, paths, required keys, names of functions.
 
-A field's annotation says all that is checked about its value alone; what keys must be to each other is in rules.py.
+A field's annotation says all that is checked about its value alone; what keys must be to each other is in the rules of
+the sections.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class ModuleOf:
 
 
 DERIVED: Any = None
-"""Default of a field that may be left null and is filled in by resolve.py: in a loaded Config it has its type."""
+"""Default of a field that may be left null and is filled in by its section: in a loaded Config it has its type."""
 
 
 Positive = Annotated[int, Bounds(low=1)]
@@ -100,3 +101,5 @@ DeviceName = Annotated[str, ModuleOf("steepest.devices.backends")]
 LoggerName = Annotated[str, ModuleOf("steepest.loggers.outputs")]
 EngineName = Annotated[str, ModuleOf("steepest.rollout.engines")]
 LossAggMode = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+ComputeDtype = Literal["auto", "bfloat16", "float32"]
+Hub = Literal["huggingface", "modelscope"]

@@ -1,13 +1,32 @@
-"""The supervised fine-tuning job's configuration (`python -m steepest.trainer.main_sft`)."""
+"""The sections of supervised fine-tuning (`python -m steepest.trainer.main_sft`): `data`, `trainer`, and its rules.
+
+`model`, `engine` and `optim` are those of sections/model.py.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from steepest.config.schema import Provenance
-from steepest.config.schema_model import ComputeConfig, ModelConfig, OptimConfig
-from steepest.config.schema_types import (
+from steepest.config.checks import Deriver, IsSet, NoEffect, Section, names_of
+from steepest.config.sections.batch_sizes import TOKEN_BUDGET
+from steepest.config.sections.data import a_batch_is_full
+from steepest.config.sections.model import (
+    adapter_problems,
+    hub_switches_are_clear,
+    model_without_effect,
+    optim_without_effect,
+    resolve_hub,
+    template_problems,
+)
+from steepest.config.sections.trainer import (
+    one_process,
+    resolve_folder,
+    resume_path_is_given,
+    resume_path_without_effect,
+)
+from steepest.config.types import (
     DERIVED,
     DeviceName,
     File,
@@ -19,6 +38,11 @@ from steepest.config.schema_types import (
     RequiredFiles,
     Seed,
 )
+
+if TYPE_CHECKING:
+    from steepest.config.schema import SFTConfig
+
+SECTION = Section()
 
 
 @dataclass(frozen=True)
@@ -91,13 +115,48 @@ class SFTTrainerConfig:
     """Newest checkpoints kept, besides the best; null: all."""
 
 
-@dataclass(frozen=True)
-class SFTConfig:
-    """The SFT job. Frozen; every derived value is filled in."""
+@SECTION.null
+def resolve(d: Deriver) -> None:
+    resolve_hub(d, "model.hub")
+    d.fill("model.tokenizer_path", d["model.path"] or None, "model.path")
+    d.fill("data.max_token_len_per_gpu", max(TOKEN_BUDGET, d["data.max_length"]), "data.max_length")
+    resolve_folder(d)
 
-    data: SFTDataConfig = field(default_factory=SFTDataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    engine: ComputeConfig = field(default_factory=ComputeConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-5))
-    trainer: SFTTrainerConfig = field(default_factory=SFTTrainerConfig)
-    provenance: Provenance = field(default_factory=Provenance)
+
+SECTION.rule("model.hub")(hub_switches_are_clear)
+
+
+@SECTION.rule("model.custom_chat_template")
+def chat_template_is_one(c: SFTConfig, is_set: IsSet) -> Iterator[str]:
+    yield from template_problems("model.custom_chat_template", c.model.custom_chat_template)
+
+
+@SECTION.rule("data.max_length", "data.max_token_len_per_gpu")
+def one_sample_fits(c: SFTConfig, is_set: IsSet) -> Iterator[str]:
+    tokens = c.data.max_token_len_per_gpu
+    if tokens is not None and tokens < c.data.max_length:
+        yield (
+            f"data.max_token_len_per_gpu={tokens}: one sample may have data.max_length={c.data.max_length} tokens. "
+            f"Use at least {c.data.max_length}."
+        )
+
+
+SECTION.rule("trainer.nnodes", "trainer.n_gpus_per_node")(one_process)
+SECTION.rule("trainer.resume_mode", "trainer.resume_from_path")(resume_path_is_given)
+SECTION.rule("data.train_max_samples", "data.train_batch_size")(a_batch_is_full)
+
+
+@SECTION.rule("model.target_modules", "model.exclude_modules")
+def adapter_has_layers(c: SFTConfig, is_set: IsSet) -> Iterator[str]:
+    yield from adapter_problems("model", c.model.target_modules, c.model.exclude_modules)
+
+
+@SECTION.no_effect
+def keys_without_effect() -> list[NoEffect]:
+    return [
+        resume_path_without_effect(),
+        NoEffect(names_of("data", "val_max_samples"), lambda c: not c.data.val_files, "there are no data.val_files"),
+        NoEffect(("trainer.test_freq",), lambda c: not c.data.val_files, "there are no data.val_files"),
+        *model_without_effect("model", lambda c: c.model),
+        *optim_without_effect("optim", lambda c: c.optim),
+    ]

@@ -1,0 +1,153 @@
+"""`trainer`: the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from steepest.config.checks import Deriver, IsSet, NoEffect, Section, names_of
+from steepest.config.types import DERIVED, DeviceName, File, LoggerName, MinusOneOr, NonNegative, Positive
+
+if TYPE_CHECKING:
+    from steepest.config.schema import Config, SFTConfig
+
+SECTION = Section()
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """`trainer`: the run."""
+
+    total_epochs: Positive = 30
+    """Passes over the training data."""
+    total_training_steps: Positive | None = None
+    """Steps of the run; null: steps an epoch times `total_epochs`. Wins over `total_epochs` when given."""
+    project_name: str = "steepest"
+    """Folder and logger project."""
+    experiment_name: str = "ppo"
+    """Folder and logger run. Another name starts another run."""
+    logger: tuple[LoggerName, ...] = ("console",)
+    """Where metrics go, one name or a list. metrics.jsonl is always written."""
+    device: DeviceName | None = None
+    """null: the best one present."""
+    nnodes: Positive = 1
+    """Machines."""
+    n_gpus_per_node: Positive = 1
+    """Accelerators a machine (on CPU: processes). verl: 8."""
+    save_freq: Annotated[int, MinusOneOr(1)] = -1
+    """Steps between checkpoints, and one at the end; -1: none."""
+    test_freq: Annotated[int, MinusOneOr(1)] = -1
+    """Steps between validations, and one at the end; -1: none."""
+    val_before_train: bool = True
+    """Validate before the first step."""
+    val_only: bool = False
+    """Validate, then stop."""
+    critic_warmup: NonNegative = 0
+    """First steps in which only the critic learns."""
+    critic_warmup_returns: Literal["estimator", "monte_carlo"] = "estimator"
+    """What the critic learns in those steps: the estimator's returns, or the rewards that followed, as with
+    `algorithm.lam=1` (VC-PPO's value pretraining). Ours, not verl's."""
+    default_local_dir: File = DERIVED
+    """Run folder; null: checkpoints/<project_name>/<experiment_name>."""
+    resume_mode: Literal["auto", "disable", "resume_path"] = "auto"
+    """auto: go on from the newest good checkpoint of the run folder, if any."""
+    resume_from_path: File | None = None
+    """Checkpoint folder (global_step_N) for resume_mode=resume_path."""
+    max_actor_ckpt_to_keep: Positive | None = None
+    """Newest checkpoints kept, besides the best; null: all."""
+    max_critic_ckpt_to_keep: Positive | None = None
+    """Another name for the key above: a checkpoint holds actor and critic together."""
+    log_val_generations: NonNegative = 0
+    """Validation answers shown on the console and kept in samples.jsonl each time."""
+    rollout_data_dir: File | None = None
+    """Folder for every training response, one jsonl file a step; null: not written."""
+    validation_data_dir: File | None = None
+    """Folder for every validation response, one jsonl file each time; null: not written."""
+
+
+@SECTION.null
+def resolve(d: Deriver) -> None:
+    resolve_folder(d)
+    d.copy("trainer.max_actor_ckpt_to_keep", "trainer.max_critic_ckpt_to_keep")
+    d.copy("trainer.max_critic_ckpt_to_keep", "trainer.max_actor_ckpt_to_keep")
+
+
+def resolve_folder(d: Deriver) -> None:
+    """The run folder."""
+    folder = f"checkpoints/{d['trainer.project_name']}/{d['trainer.experiment_name']}"
+    d.fill("trainer.default_local_dir", folder, "trainer.experiment_name")
+
+
+@SECTION.rule("trainer.nnodes", "trainer.n_gpus_per_node")
+def one_process(c: Config | SFTConfig, is_set: IsSet) -> Iterator[str]:
+    world = c.trainer.nnodes * c.trainer.n_gpus_per_node
+    if world > 1:
+        yield (
+            f"trainer.nnodes={c.trainer.nnodes} times trainer.n_gpus_per_node={c.trainer.n_gpus_per_node} is {world}: "
+            "one process in this version. Set both to 1."
+        )
+
+
+@SECTION.rule("trainer.resume_mode", "trainer.resume_from_path")
+def resume_path_is_given(c: Config | SFTConfig, is_set: IsSet) -> Iterator[str]:
+    if c.trainer.resume_mode == "resume_path" and not c.trainer.resume_from_path:
+        yield (
+            "trainer.resume_mode=resume_path: needs trainer.resume_from_path=.../global_step_N, "
+            "or use trainer.resume_mode=auto."
+        )
+
+
+@SECTION.rule("trainer.critic_warmup", "trainer.total_training_steps")
+def actor_is_trained(c: Config, is_set: IsSet) -> Iterator[str]:
+    steps = c.trainer.total_training_steps
+    if steps and c.trainer.critic_warmup >= steps:
+        yield (
+            f"trainer.critic_warmup={c.trainer.critic_warmup}: the actor would never be trained in "
+            f"trainer.total_training_steps={steps}. Use less."
+        )
+
+
+@SECTION.rule("trainer.val_only", "trainer.val_before_train")
+def something_to_do(c: Config, is_set: IsSet) -> Iterator[str]:
+    if c.trainer.val_only and not c.trainer.val_before_train:
+        yield "trainer.val_only=True with trainer.val_before_train=False: nothing to do. Remove one of them."
+
+
+@SECTION.rule("trainer.max_actor_ckpt_to_keep", "trainer.max_critic_ckpt_to_keep")
+def checkpoints_are_kept_together(c: Config, is_set: IsSet) -> Iterator[str]:
+    actor, critic = c.trainer.max_actor_ckpt_to_keep, c.trainer.max_critic_ckpt_to_keep
+    if actor != critic:
+        yield (
+            f"trainer.max_actor_ckpt_to_keep={actor} and trainer.max_critic_ckpt_to_keep={critic}: a checkpoint holds "
+            "actor and critic together. Give one of them, or the same number."
+        )
+
+
+@SECTION.no_effect
+def keys_without_effect() -> list[NoEffect]:
+    return [
+        NoEffect(
+            ("trainer.critic_warmup_returns",), lambda c: c.trainer.critic_warmup == 0, "trainer.critic_warmup is 0"
+        ),
+        NoEffect(
+            names_of("trainer", "max_actor_ckpt_to_keep max_critic_ckpt_to_keep"),
+            lambda c: c.trainer.save_freq < 0,
+            "trainer.save_freq=-1 writes no checkpoints",
+        ),
+        NoEffect(
+            names_of("trainer", "log_val_generations validation_data_dir"),
+            lambda c: not c.trainer.val_before_train and c.trainer.test_freq < 0,
+            "there is no validation: trainer.val_before_train is off and trainer.test_freq is -1",
+        ),
+        resume_path_without_effect(),
+    ]
+
+
+def resume_path_without_effect() -> NoEffect:
+    """Of both jobs."""
+    return NoEffect(
+        ("trainer.resume_from_path",),
+        lambda c: c.trainer.resume_mode != "resume_path",
+        "resume_mode is not resume_path",
+    )
