@@ -125,8 +125,11 @@ class ExtendContext:
 class DraftRun(Generation):
     """A Generation with racing noise, which checks drafts right after the prompts."""
 
-    def __init__(self, *args: Any, seeds: Sequence[int], drafts: Drafts, **options: Any) -> None:
+    def __init__(
+        self, *args: Any, seeds: Sequence[int], drafts: Drafts, pass_tokens: int, least: int, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
+        self._pass_tokens, self._least = pass_tokens, least
         each = _mix(torch.tensor(seeds))[:, None] + torch.arange(self._sampling.n)
         self._noise = noise_keys(each.flatten(), self._width).flatten()
         given = [list(draft[: self._width - 1]) for group in drafts for draft in group]
@@ -161,7 +164,7 @@ class DraftRun(Generation):
     def _check(self, slots: Tensor) -> Tensor:
         """Compare a block of each slot's draft and keep the sampled tokens; returns the slots that still follow their
         draft."""
-        counts = self._left(slots).clamp(max=max(LEAST, PASS_TOKENS // len(slots)))
+        counts = self._left(slots).clamp(max=max(self._least, self._pass_tokens // len(slots)))
         context = ExtendContext(self._cache, slots, self._position[slots], counts)
         row, place = context.row, context.place
         at = self._cursor[slots][row] + place
@@ -191,13 +194,15 @@ class DraftEngine(engine_module.BuiltinEngine):
     run: DraftRun
 
     def generate_from(
-        self, requests: Sequence[GenerationRequest], seeds: Sequence[int], drafts: Drafts
-    ) -> list[list[Completion]]:
+        self, requests: Sequence[GenerationRequest], seeds: Sequence[int], drafts: Drafts, *,
+        pass_tokens: int = PASS_TOKENS, least: int = LEAST,
+    ) -> list[list[Completion]]:  # fmt: skip
         """Generate with a seed and drafts for each request, all of equal sampling. With equal seeds the same sample
-        gets the same noise. `run` holds the counts of the drafts."""
+        gets the same noise. A pass takes `pass_tokens` draft tokens of all rows, and at least `least` of a row. `run`
+        holds the counts of the drafts."""
 
         def make(*args: Any) -> DraftRun:
-            self.run = DraftRun(*args, seeds=seeds, drafts=drafts)
+            self.run = DraftRun(*args, seeds=seeds, drafts=drafts, pass_tokens=pass_tokens, least=least)
             return self.run
 
         plain = engine_module.Generation

@@ -29,10 +29,27 @@ TARGET = 0.15
 """The largest accepted share of overhead in a step."""
 
 
-class Clock:
-    """Measures wall and processor seconds within the outermost of the functions that it wraps."""
+Seconds = tuple[float, float]
+"""Wall seconds, and processor seconds of this process."""
 
-    def __init__(self) -> None:
+
+def now() -> Seconds:
+    return time.perf_counter(), time.process_time()
+
+
+def plus(a: Seconds, b: Seconds) -> Seconds:
+    return a[0] + b[0], a[1] + b[1]
+
+
+def minus(a: Seconds, b: Seconds) -> Seconds:
+    return a[0] - b[0], a[1] - b[1]
+
+
+class Clock:
+    """Measures wall and processor seconds within the outermost of the functions that it wraps; `now` reads both."""
+
+    def __init__(self, now: Callable[[], Seconds] = now) -> None:
+        self.now = now
         self.spent = (0.0, 0.0)
         self._depth = 0
 
@@ -44,27 +61,14 @@ class Clock:
         def timed(*args: Any, **options: Any) -> Any:
             if self._depth:
                 return function(*args, **options)
-            self._depth, began = 1, now()
+            self._depth, began = 1, self.now()
             try:
                 return function(*args, **options)
             finally:
                 self._depth = 0
-                self.spent = plus(self.spent, since(began))
+                self.spent = plus(self.spent, minus(self.now(), began))
 
         setattr(owner, name, timed)
-
-
-def now() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()
-
-
-def since(then: tuple[float, float]) -> tuple[float, float]:
-    wall, cpu = now()
-    return wall - then[0], cpu - then[1]
-
-
-def plus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
-    return a[0] + b[0], a[1] + b[1]
 
 
 class Split:
@@ -73,19 +77,19 @@ class Split:
     def __init__(self, models: Clock, skip: int) -> None:
         self.models, self.skip = models, skip
         self.steps = -skip
-        self.whole: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-        self.inside: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+        self.whole: dict[str, Seconds] = defaultdict(lambda: (0.0, 0.0))
+        self.inside: dict[str, Seconds] = defaultdict(lambda: (0.0, 0.0))
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        began, before = now(), self.models.spent
+        began, before = self.models.now(), self.models.spent
         try:
             yield
         finally:
             if self.steps >= (name == "log"):  # a step's logging comes after it
                 spent = self.models.spent
-                self.whole[name] = plus(self.whole[name], since(began))
-                self.inside[name] = plus(self.inside[name], (spent[0] - before[0], spent[1] - before[1]))
+                self.whole[name] = plus(self.whole[name], minus(self.models.now(), began))
+                self.inside[name] = plus(self.inside[name], minus(spent, before))
             self.steps += name == "step"
 
     def share(self, clock: int) -> float:

@@ -13,7 +13,7 @@ import argparse
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,9 +37,9 @@ def busy(number: int) -> Iterator[None]:
             process.wait()
 
 
-def environment(threads: int, policy: str | None) -> dict[str, str]:
-    """The environment of a run; without a policy the run chooses one itself."""
-    kept = {name: value for name, value in STARTED_WITH.items() if name not in SPINNING}
+def environment(threads: int, policy: str | None, started: Mapping[str, str] = STARTED_WITH) -> dict[str, str]:
+    """The environment of a run, made from the one at start; without a policy the run chooses one itself."""
+    kept = {name: value for name, value in started.items() if name not in SPINNING}
     return {**kept, "OMP_NUM_THREADS": str(threads)} | ({"OMP_WAIT_POLICY": policy} if policy else {})
 
 

@@ -41,7 +41,7 @@ def root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """The options that stand before a sub-command."""
+    """The options before a sub-command."""
 
 
 @app.command()

@@ -14,12 +14,13 @@ from steepest.learner.optim import Optimizer, OptimSettings
 from steepest.learner.trainable import ComputeSettings
 from steepest.models.attention import PackedContext
 from steepest.models.causal_lm import CausalLM
+from steepest.models.passes import LogProbs
 from steepest.models.varlen import VarlenContext, choose_attention
 from steepest.process.entry import run_entry
 from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.main_ppo import main
-from tests.learner.helpers import make_actor, make_batch, policy
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.learner_parts import make_actor, make_batch, policy
+from tests.support.toy_run import make_toy, toy_overrides
 
 LENGTHS = (70, 3, 50, 1, 33, 68)
 SHORT = (
@@ -116,17 +117,17 @@ def test_too_large_a_pass_ends_in_words_and_the_next_start_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     total = select_device(device).memory().total
-    log_probs, updates = CausalLM.log_probs, [0]
+    forward, updates = CausalLM.forward, [0]
 
-    def full(self: CausalLM, packed: object, **options: object) -> object:
+    def full(self: CausalLM, request: LogProbs) -> object:
         updates[0] += torch.is_grad_enabled()
         if updates[0] == 3:  # two updates a step
             torch.empty(2 * total, dtype=torch.uint8, device=device)
-        return log_probs(self, packed, **options)  # type: ignore[arg-type]
+        return forward(self, request)
 
     argv = toy_overrides(small, tmp_path, *SHORT, f"trainer.device={device}")
     with monkeypatch.context() as patch:
-        patch.setattr(CausalLM, "log_probs", full)
+        patch.setattr(CausalLM, "forward", full)
         assert run_entry(main, argv) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: actor update: a micro-batch of 64 sequence(s), ") and "Traceback" not in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -56,7 +57,7 @@ def run(name: str, **known: Any) -> dict[str, Any]:
 
 
 def test_every_kind_of_part_has_a_recipe_of_at_most_ten_lines_a_block() -> None:
-    parts = {"advantage estimator", "policy loss", "reward", "rollout engine", "device", "logger", "data set"}
+    parts = {"advantage estimator", "policy loss", "key", "reward", "rollout engine", "device", "logger", "data set"}
     assert set(SECTIONS) == parts and all(BLOCKS.values())
     assert [block for blocks in BLOCKS.values() for block in blocks if block.count("\n") > 10] == []
 
@@ -87,10 +88,15 @@ def edits(block: str) -> list[tuple[str, str | None, str]]:
 
 
 def insert(text: str, name: str | None, code: str) -> str:
-    """`text` with `code` at the end of what defines `name`: a call, a mapping or a class."""
+    """`text` with `code` at the end of what defines `name`: a call, a mapping, a class, or a function before its last
+    statement, which returns."""
     if name is None:
         return f"{text}\n\n{code}"
     lines = text.splitlines(keepends=True)
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            last = node.body[-1].lineno - 1
+            return "".join([*lines[:last], code, *lines[last:]])
     (start,) = (i for i, line in enumerate(lines) if re.match(rf"(class )?{name}\b.*[(:{{]$", line))
     end = next((i for i in range(start + 1, len(lines)) if lines[i][:1].strip()), len(lines))
     return "".join([*lines[:end], code, *lines[end:]])
@@ -148,16 +154,10 @@ assert warning == f"{key}.bonus has no effect: only {key}.loss_mode=bounded take
 """
 
 
-def run_in(tree: Path, code: str) -> None:
-    """Run `code` with the copy of the package in `tree`, in a process of its own."""
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree)},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
+def in_copy(tree: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """What `code` does with the package in `tree`."""
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    return subprocess.run([sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True)
 
 
 def test_estimators_and_losses_as_the_recipes_say(tmp_path: Path) -> None:
@@ -167,7 +167,45 @@ def test_estimators_and_losses_as_the_recipes_say(tmp_path: Path) -> None:
     assert len(perform([statement, function], tmp_path)) == 2
     assert len(perform([other_statements, other_function], tmp_path)) == 3
     assert len(perform(BLOCKS["policy loss"], tmp_path)) == 2
-    run_in(tmp_path, RUN)
+    ran = in_copy(tmp_path, RUN)
+    assert ran.returncode == 0, ran.stderr
+
+
+RUN_KEY = """
+from steepest.assembly.description import Description, Size
+from steepest.config import describe
+from steepest.config.load import load_config
+from steepest.config.plan import make_plan
+from steepest.devices.backends.cpu import CPUDevice
+from steepest.errors import ConfigError
+from steepest.trainer.run.summary import start_summary
+
+REQUIRED = ["data.train_files=a", "data.val_files=b", "actor_rollout_ref.model.path=m"]
+
+def summary(*words):
+    config = load_config([*REQUIRED, *words])
+    roles = Description({"actor": Size()}, "float32", "plain", False, 0, 0, (), 0)
+    return start_summary(config, make_plan(config, 2048), (), CPUDevice(), roles, "folder")
+
+assert summary("trainer.description=first try").endswith("  run         first try")
+assert "first try" not in summary() and summary().endswith("  run folder  folder")
+try:
+    load_config([*REQUIRED, "trainer.description='a\\nb'"])
+except ConfigError as error:
+    assert error.problems == ["trainer.description: several lines. Give one."], error.problems
+else:
+    raise AssertionError("two lines are accepted")
+page = describe.fill_tables("".join(f"<!-- begin {n} keys: generated --><!-- end {n} keys -->" for n in ("PPO", "SFT")))
+assert "| `description` | text | null | What the run is for, printed at its start; null: nothing. |" in page
+"""
+
+
+def test_a_key_as_the_recipe_says(tmp_path: Path) -> None:
+    """On a copy of the package, in a process of its own."""
+    shutil.copytree(ROOT / "steepest", tmp_path / "steepest", ignore=shutil.ignore_patterns("__pycache__"))
+    assert len(perform(BLOCKS["key"], tmp_path)) == 2
+    ran = in_copy(tmp_path, RUN_KEY)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_an_estimator_in_a_file_of_ones_own(tmp_path: Path) -> None:
@@ -248,8 +286,9 @@ def test_a_reward_an_engine_a_device_and_a_logger_are_one_new_file_each(tmp_path
     for kind, file in NEW_FILES.items():
         assert not (tmp_path / file).exists()
         assert perform(BLOCKS[kind], tmp_path) == {file}
-    run_in(tmp_path, NAMES)
-    run_in(tmp_path, USES)
+    for code in (NAMES, USES):
+        ran = in_copy(tmp_path, code)
+        assert ran.returncode == 0, ran.stderr
 
 
 def test_data_set(tmp_path: Path) -> None:

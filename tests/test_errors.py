@@ -104,7 +104,7 @@ def test_other_exceptions_pass_through_and_the_names_end_with_the_block(capsys):
     with pytest.raises(KeyError), key_names(NAMES):
         raise KeyError("x")
     assert render(setting("size")) == "size"
-    with key_names(NAMES), key_names({"rate": "inner.rate"}):
+    with key_names({**NAMES, "rate": "outer.rate"}), key_names({"rate": "inner.rate"}):
         say(f"{setting('size')} {setting('rate')} {setting('left')}")
     say(setting("size"))
     assert capsys.readouterr().out == "part.size inner.rate left\nsize\n"

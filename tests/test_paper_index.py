@@ -11,7 +11,7 @@ import pytest
 
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.policy_losses import POLICY_LOSSES
-from tests.core.toy import CASES
+from tests.support.toy_policy import CASES
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "paper_index.md").read_text(encoding="utf-8")

@@ -136,18 +136,41 @@ def test_prepare_arithmetic_writes_what_it_says(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["sft.parquet", "test.parquet", "train.parquet"]
 
 
-def test_keys_and_options_reach_the_job_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+UNKNOWN = ["--config-name", "grpo", "a.b=1", "+c='[x, y]'", "~d", "++e=-1", "--cfg", "job", "f=--g"]
+SHOWN = [
+    "trainer.project_name='[x, y]'",
+    "trainer.total_training_steps=7",
+    "trainer.experiment_name=--g",
+    "--cfg",
+    "job",
+]
+
+
+@pytest.mark.parametrize("job", ["ppo", "sft"])
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        (UNKNOWN, 2, [f"{key}: no such key" for key in ("a.b", "c", "d", "e", "f")]),
+        (SHOWN, 0, ["project_name: '[x, y]'", "total_training_steps: 7", "experiment_name: --g"]),
+    ],
+)
+def test_keys_and_options_reach_the_job_unchanged(
+    job: str, line: list[str], code: int, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     from typer.testing import CliRunner
 
     from steepest.__main__ import app
+    from steepest.process.entry import run_entry
 
-    line = ["--config-name", "grpo", "a.b=1", "+c='[x, y]'", "~d", "++e=-1", "--cfg", "job", "f=--g"]
-    for job in ("ppo", "sft"):
-        seen: list[list[str]] = []
-        module = importlib.import_module(f"steepest.trainer.main_{job}")
-        monkeypatch.setattr(module, "main", lambda argv, seen=seen: seen.append(argv) or 3)
-        assert CliRunner().invoke(app, [job, *line]).exit_code == 3
-        assert seen == [line]
+    module = importlib.import_module(f"steepest.trainer.main_{job}")
+    with pytest.raises(SystemExit) as left:
+        sys.exit(run_entry(module.main, line))
+    direct = capsys.readouterr()
+    through = CliRunner().invoke(app, [job, *line])
+    assert left.value.code == code
+    assert (through.exit_code, through.stdout, through.stderr) == (code, direct.out, direct.err)
+    for text in words:
+        assert text in direct.out + direct.err
 
 
 def test_a_wrong_key_is_one_message_and_code_2_on_both_ways_in() -> None:

@@ -23,10 +23,10 @@ from steepest.loggers.rows import read_rows
 from steepest.models.tiny import build_tiny_model
 from steepest.rewards.graders.gsm8k import gsm8k
 from steepest.rollout.vllm_versions import TESTED, refusal, warning
-from tests.config.commands import REFERENCE
 from tests.fakes import fake_npu_build
-from tests.hub.fake_hub import FakeHub, folder_files
 from tests.manual import LANGUAGES, ROOT, Shell, blocks, commands, page, table, with_words
+from tests.support.commands import REFERENCE
+from tests.support.fake_hub import FakeHub, folder_files
 
 NAMES = ("quick_start", "ascend_install")
 QUICK_START, ASCEND = (commands(page("en", name)) for name in NAMES)
@@ -346,7 +346,7 @@ def test_what_the_pages_install_is_what_the_package_asks_for() -> None:
     names = re.findall(r'"([^"]+)"', added)
     assert [name for name in names if name not in asked] == []
     # vLLM needs these itself, so its image has them
-    of_vllm = {"torch", "transformers", "pyyaml", "safetensors", "tokenizers", "huggingface_hub", "numpy"}
+    of_vllm = {"torch", "transformers", "packaging", "pyyaml", "safetensors", "tokenizers", "huggingface_hub", "numpy"}
     assert {re.split(r"[<>=]", line)[0] for line in asked} == of_vllm | {re.split(r"[<>=]", name)[0] for name in names}
 
 

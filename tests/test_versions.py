@@ -10,7 +10,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from steepest.versions import UNKNOWN, build, installed, public, release, requirement, satisfies
-from tests.doctor.installs import package
+from tests.support.installs import package
 
 VERSIONS = ["1.9", "2.0", "2.10", "2.10.0", "2.10.1", "2.13.0+cpu", "2.14.0", "3", "10.2.1"]
 RANGES = [

@@ -1,6 +1,6 @@
 """The configuration in words: YAML of the resolved values, --help, and the table of docs/configuration.md.
 
-`python -m steepest.config.describe docs/configuration.md` writes the table anew.
+`python -m steepest.config.describe docs/configuration.md` writes the tables again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BEGIN, END = "<!-- begin {} keys: generated -->", "<!-- end {} keys -->"
 def to_yaml(config: Config | SFTConfig, *, with_sources: bool = False) -> str:
     """The effective values as YAML, one key a line; with where each came from as a comment unless it is a default.
 
-    The text can be given back by `--config-path` and `--config-name`.
+    `--config-path` and `--config-name` load the text again.
     """
     sources = config.provenance.sources if with_sources else {}
     return "".join(f"{line}\n" for line in _yaml_lines(tree.thaw(config), sources, ""))
@@ -122,7 +122,7 @@ def keys_table(schema: type) -> str:
 
 
 def fill_tables(page: str) -> str:
-    """The page with both tables between their marks written anew."""
+    """The page with both tables between their marks replaced by new ones."""
     for name, schema in (("PPO", Config), ("SFT", SFTConfig)):
         begin, end = BEGIN.format(name), END.format(name)
         before, _, rest = page.partition(begin)

@@ -25,15 +25,15 @@ def switch_problems(environ: Mapping[str, str] = os.environ) -> list[str]:
         if value.strip().lower() not in _WORDS
     ]
     if not problems and len({_is_on(value) for value in given.values()}) > 1:
-        told = " and ".join(f"{name}={value}" for name, value in given.items())
-        problems.append(f"{told} in the environment contradict each other. Unset one of them.")
+        both = " and ".join(f"{name}={value}" for name, value in given.items())
+        problems.append(f"{both} in the environment contradict each other. Unset one of them.")
     return problems
 
 
 def hub_from_environment(environ: Mapping[str, str] = os.environ) -> tuple[Hub, str | None]:
     """(default hub, what chose it: `VERL_USE_MODELSCOPE=True`, or None where nothing did).
 
-    A wrong switch chooses nothing here: `switch_problems` tells of it.
+    A wrong switch chooses nothing here: `switch_problems` reports it.
     """
     for name in SWITCHES:
         if name in environ and _is_on(environ[name]):

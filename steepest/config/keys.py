@@ -1,4 +1,4 @@
-"""What a key is: one of ours, one of verl's that we answer by name, or a typo with a nearest neighbour."""
+"""What a key is: one of ours, one of verl's that is answered by name, or a misspelt one with its nearest neighbour."""
 
 from __future__ import annotations
 

@@ -61,19 +61,20 @@ class Job(Generic[ConfigT]):
         return [rule for section in self.sections for rule in section.rules]
 
 
-_PPO = (data, model, actor, rollout, batch_sizes, critic, kl, advantages, correction, row_selection, reward, trainer)
-_SFT = (sft,)
+PPO = (data, model, actor, rollout, batch_sizes, critic, kl, advantages, correction, row_selection, reward, trainer)
+SFT = (sft,)
+"""The subjects of each job."""
 PPO_JOB = Job(
     Config,
     "steepest.trainer.main_ppo",
     KeyBook(tree.leaves(Config), verl_keys.REFUSED, verl_keys.NO_EFFECT, verl_keys.ALIASES),
-    tuple(subject.SECTION for subject in _PPO),
+    tuple(subject.SECTION for subject in PPO),
 )
 SFT_JOB = Job(
     SFTConfig,
     "steepest.trainer.main_sft",
     KeyBook(tree.leaves(SFTConfig), verl_keys.SFT_REFUSED, verl_keys.SFT_NO_EFFECT),
-    tuple(subject.SECTION for subject in _SFT),
+    tuple(subject.SECTION for subject in SFT),
 )
 
 
@@ -96,14 +97,14 @@ def config_dict(config: Config | SFTConfig) -> dict[str, Any]:
 
 
 def save_config(config: Config | SFTConfig, path: Path) -> None:
-    """Write the effective values as YAML, each that is no default with where it came from in a comment.
+    """Write the effective values as YAML; a comment says where a value that is not the default came from.
 
-    The file can be given back by `--config-name path`. Written beside and renamed, so it is whole or not there.
+    `--config-name path` loads it again. It is written under another name and renamed, so it is whole or not there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(describe.to_yaml(config, with_sources=True), encoding="utf-8")
-    beside.replace(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(describe.to_yaml(config, with_sources=True), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _load(job: Job[ConfigT], argv: list[str]) -> ConfigT:
@@ -171,7 +172,7 @@ class _Loading(Generic[ConfigT]):
                 self._blame(origin, source, f"{origin}{found}: {key}={_shown(value)} is derived from it, and {problem}")
 
     def _assign(self, a: Assignment) -> None:
-        """Store one assignment, or say why not."""
+        """Store one assignment, or report why it cannot be stored."""
         key = self.book.aliases.get(a.key, a.key)
         if a.value == MISSING and not a.delete:
             return
@@ -266,7 +267,7 @@ class _Loading(Generic[ConfigT]):
         return value
 
     def _check_required(self, values: dict[str, Any]) -> None:
-        """Required keys that are missing; not said of a key that the user plainly meant by a misspelt one."""
+        """Required keys that are missing; one that the user misspelt is not reported a second time."""
         for leaf in self.book.leaves.values():
             if not leaf.required or tree.get(values, leaf.key):
                 continue
@@ -298,7 +299,7 @@ class _Loading(Generic[ConfigT]):
         return self.sources.get(key, DEFAULT)
 
     def _asks(self, key: str, values: dict[str, Any], given: dict[str, Any]) -> bool:
-        """Whether the user asked for something by this key: a file that repeats what is so anyway does not."""
+        """True for a key of the command line, or of a file if the other keys imply another value than it gives."""
         if self.sources[key] == COMMAND_LINE:
             return True
         leaf = self.book.leaves[key]

@@ -19,7 +19,7 @@ def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int, factor: f
 
         -factor * clip((length - (max_length - buffer)) / buffer, 0, 1)
 
-    lengths is (B,), response tokens; the result (B,) f32 is to be added to the score. At max_length, where the answer
+    lengths is (B,), response tokens; the result (B,) f32 must be added to the score. At max_length, where the answer
     was cut, it is -factor, and no more beyond.
 
     Yu et al. 2025, https://arxiv.org/abs/2503.14476, equation 13, where factor is 1.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from steepest.checks import Check
+from steepest.devices.checks import DEV
 from steepest.errors import ConfigError, DeviceError, render, setting
-from steepest.registry import ModuleRegistry
+from steepest.registry import ModuleRegistry, Registry
 
 DEVICES = ModuleRegistry("device", setting("device"), package="steepest.devices.backends")
 
@@ -133,8 +135,11 @@ class Device(ABC):
         """Why the vLLM of this package cannot run here: the reason, a semicolon, the remedy. None if it can."""
         return None
 
-    def expected(self) -> str | None:
-        """Signs of this device on this machine, usable or not; None without any. `steepest doctor` prints them."""
+    def expected(self, dev: Path = DEV) -> str | None:
+        """Signs of this device on this machine, usable or not; None without any. `steepest doctor` prints them.
+
+        `dev` is the folder of device files.
+        """
         return None
 
     def version_checks(self) -> list[Check]:
@@ -247,9 +252,9 @@ class Accelerator(Device):
                 self.module.set_rng_state(state[f"{self.type}:{i}"], i)
 
 
-def by_preference() -> list[Device]:
-    """One of each device, in the order in which an unset `trainer.device` looks for the best one."""
-    return sorted(map(_make, DEVICES.names()), key=lambda device: -device.preference)
+def by_preference(table: Registry = DEVICES) -> list[Device]:
+    """One of each device in `table`, in the order in which an unset `trainer.device` looks for the best one."""
+    return sorted((_make(name, table) for name in table.names()), key=lambda device: -device.preference)
 
 
 def hide_unusable(wanted: str | None = None) -> None:
@@ -259,20 +264,20 @@ def hide_unusable(wanted: str | None = None) -> None:
         device.hide_unusable(wanted)
 
 
-def select_device(name: str | None = None) -> Device:
-    """The device called `name`; with None the best one present. `Device.chosen_because` holds the reason.
+def select_device(name: str | None = None, table: Registry = DEVICES) -> Device:
+    """The device called `name` in `table`; with None the best one present. `Device.chosen_because` holds the reason.
 
     Raises DeviceError if a named device is not usable: it is never replaced by another one.
     Raises ConfigError for a name that no device has.
     """
     if name is not None:
-        device = _make(name)
+        device = _make(name, table)
         reason = device.availability()
         if reason is not None:
             raise DeviceError(f"{setting('device')}={name}: {reason}")
         return device
     missing: list[str] = []
-    for device in by_preference():
+    for device in by_preference(table):
         reason = device.quick_look() or device.availability()
         if reason is None:
             device.chosen_because = "; ".join([f"{setting('device')} is unset: the best device present", *missing])
@@ -291,15 +296,15 @@ def device_of(place: torch.device | str) -> Device:
     raise DeviceError(f"torch device {str(place)!r}: no such device here; known: {', '.join(DEVICES.names())}.")
 
 
-def _make(name: str) -> Device:
+def _make(name: str, table: Registry = DEVICES) -> Device:
     kind, colon, index = name.partition(":")
-    if colon and kind in DEVICES.names():
-        variable = _make(kind).visible_devices_variable
+    if colon and kind in table.names():
+        variable = _make(kind, table).visible_devices_variable
         remedy = f"use {setting('device')}={kind}" + (
             f" with {variable}={index} in the environment" if variable else ""
         )
         raise ConfigError(f"{setting('device')}={name!r}: a device is named without an index; {remedy}.")
-    made: Any = DEVICES.get(name).value()
+    made: Any = table.get(name).value()
     if not isinstance(made, Device):
         raise ConfigError(f"{setting('device')}={name!r}: it gave a {type(made).__name__}, which is no Device.")
     return made

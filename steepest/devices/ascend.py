@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -99,9 +99,9 @@ def has_torch_npu() -> bool:
     return hide_torch_npu.present()
 
 
-def source_command() -> str:
-    """The command that loads CANN's environment on this machine."""
-    return f"source {next((script for script in SCRIPTS if Path(script).is_file()), SCRIPTS[0])}"
+def source_command(scripts: Sequence[str] = SCRIPTS) -> str:
+    """The command that loads CANN's environment on this machine: the first of `scripts` that exists, else the first."""
+    return f"source {next((script for script in scripts if Path(script).is_file()), scripts[0])}"
 
 
 def cann_version() -> str | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from glob import glob
+from pathlib import Path
 
 from steepest.checks import Check
 
+DEV = Path("/dev")
 
-def device_files(*patterns: str) -> list[str]:
-    """The device files that the driver made, such as /dev/name0."""
-    return sorted(file for pattern in patterns for file in glob(pattern))
+
+def device_files(dev: Path, *patterns: str) -> list[str]:
+    """The device files that the driver made in the folder `dev`, such as /dev/name0."""
+    return sorted(str(file) for pattern in patterns for file in dev.glob(pattern))
 
 
 def waits_for_every_kernel(variable: str) -> list[Check]:

@@ -25,20 +25,20 @@ SHARED_MEMORY = Path("/dev/shm")
 THREADS = "OMP_NUM_THREADS"
 
 
-def system() -> list[Check]:
-    """Operating system and Python."""
+def system(python: tuple[int, ...] = sys.version_info[:2]) -> list[Check]:
+    """Operating system and Python; `python` is the (major, minor) version that is compared with the tested ones."""
     version = platform.python_version()
     first, last = (".".join(map(str, limit)) for limit in TESTED_PYTHON)
     where = f"{version} ({sys.executable})"
     lines = [ok("system", f"{platform.system()} {platform.release()}, {platform.machine()}")]
-    if sys.version_info[:2] > TESTED_PYTHON[1]:
+    if python > TESTED_PYTHON[1]:
         return [*lines, warning("python", f"{where} is newer than the tested {first} to {last}", f"use Python {last}")]
     return [*lines, ok("python", where)]
 
 
-def processors(answers: Answers) -> list[Check]:
-    """Cores that this process may use, and how many threads torch starts on them."""
-    cores = usable_cores()
+def processors(answers: Answers, cores: int | None = None) -> list[Check]:
+    """Cores that this process may use (`cores`; None: ask the system), and how many threads torch starts on them."""
+    cores = usable_cores() if cores is None else cores
     total = os.cpu_count() or cores
     lines = [ok("cores", f"{cores} usable" + (f" of {total} in the machine" if total != cores else ""))]
     given, threads = os.environ.get(THREADS), answers.torch.get("threads")
@@ -67,12 +67,12 @@ def memory(answers: Answers) -> list[Check]:
     return [ok("memory", text)]
 
 
-def disk() -> list[Check]:
-    """The default folder of runs, and shared memory."""
+def disk(shared_memory: Path = SHARED_MEMORY) -> list[Check]:
+    """The default folder of runs, and shared memory if its folder exists."""
     lines = [folder_line("working folder", Path.cwd())]
-    if SHARED_MEMORY.is_dir():
-        total, _, free = shutil.disk_usage(SHARED_MEMORY)
-        text = f"{gib(free)} free of {gib(total)} in {SHARED_MEMORY}"
+    if shared_memory.is_dir():
+        total, _, free = shutil.disk_usage(shared_memory)
+        text = f"{gib(free)} free of {gib(total)} in {shared_memory}"
         if total < LITTLE_SHARED_MEMORY:
             remedy = "start the container with --shm-size=16g, if several processes are to work together"
             lines.append(warning("shared memory", f"{text}: little for several processes", remedy))

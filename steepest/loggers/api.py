@@ -40,7 +40,7 @@ class LoggerContext:
 
 
 class Logger(Protocol):
-    """Takes one dict of numbers a step. `name` is the name it is registered under."""
+    """Takes one dict of numbers per step. `name` is its name in the table of loggers."""
 
     name: str
 

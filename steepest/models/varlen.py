@@ -73,7 +73,7 @@ def choose_attention(asked: str | None, device: Device, dtype: torch.dtype, key:
 
 
 class VarlenContext:
-    """Causal attention within each of the packed sequences, by one call of the device's fused attention a layer."""
+    """Causal attention within each packed sequence, by one call of the device's fused attention per layer."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str, kernel: VarlenAttention) -> None:
         """`lengths` are those of the packed sequences, in packed order."""

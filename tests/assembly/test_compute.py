@@ -16,14 +16,14 @@ from steepest.devices.backends.cpu import CPUDevice
 from steepest.errors import render
 from steepest.models.causal_lm import CausalLM
 from steepest.process.entry import run_entry
-from steepest.rollout import vllm_versions
 from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.loop import Timer
 from steepest.trainer.main_ppo import main
 from steepest.trainer.main_sft import main as main_sft
 from steepest.trainer.run.metrics import memory_metrics
+from tests.support.machine import only_installed
+from tests.support.toy_run import make_toy, toy_overrides
 from tests.trainer.run.test_resume import weights
-from tests.trainer.toy import make_toy, toy_overrides
 
 KEY = "actor_rollout_ref.model.override_config.attn_implementation"
 SHORT = (
@@ -62,7 +62,7 @@ def test_an_attention_that_cannot_run_ends_the_run_before_a_row_is_read(toy, tmp
 
 
 def test_an_engine_that_is_not_installed_ends_the_run_before_a_row_is_read(toy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(vllm_versions, "installed", lambda: None)
+    only_installed(monkeypatch, tmp_path / "none")
     argv = [*toy_overrides(toy, tmp_path / "run", *SHORT, "actor_rollout_ref.rollout.name=vllm")]
     assert run_entry(main, [*argv, "data.train_files=nowhere.parquet"]) == 2
     assert capsys.readouterr().err.startswith("error: actor_rollout_ref.rollout.name=vllm: vLLM is not installed; ")
@@ -156,17 +156,17 @@ def test_what_training_leaves_in_the_allocator_is_given_back_before_the_engine_w
 
 def test_out_of_memory_ends_the_run_in_words_and_the_next_start_goes_on(toy, tmp_path, monkeypatch, capsys):
     run_ppo(load_config(toy_overrides(toy, tmp_path / "whole", *SHORT)))
-    log_probs, passes = CausalLM.log_probs, []
+    forward, passes = CausalLM.forward, []
 
-    def full(self, packed, **options):
+    def full(self, request):
         passes.append(torch.is_grad_enabled())
         if sum(passes) == 4:  # two updates a step: the last one of step 2
             torch.empty(10**13)
-        return log_probs(self, packed, **options)
+        return forward(self, request)
 
     argv = toy_overrides(toy, tmp_path / "cut", *SHORT)
     with monkeypatch.context() as patch:
-        patch.setattr(CausalLM, "log_probs", full)
+        patch.setattr(CausalLM, "forward", full)
         assert run_entry(main, argv) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: actor update: a micro-batch of 64 sequence(s), ") and "Traceback" not in said

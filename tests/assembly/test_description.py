@@ -14,7 +14,7 @@ from steepest.config.plan import make_plan
 from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.checkpoint import FROM_NOTHING
 from steepest.trainer.run.summary import count, start_summary
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from steepest.learner.reference import BaseReference, ReadingReference, Referenc
 from steepest.learner.shared_critic import AdapterCritic, HeadCritic
 from steepest.models.load import load_tokenizer
 from steepest.rollout import GenerationRequest, SamplingParams
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 LORA = "actor_rollout_ref.model.lora_rank=4"
 NO_KL = "algorithm.use_kl_in_reward=False"

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.flops import Group, Shape, adapters, body, rollout_flops, step_flops, vocabulary
-from tests.tiny import tiny_folder, tiny_hf
+from tests.support.tiny_models import tiny_folder, tiny_hf
 
 SHAPE = Shape(hidden=2, layers=1, heads=1, kv_heads=1, head_size=2, intermediate=3, vocab=5)
 

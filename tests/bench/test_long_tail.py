@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bench import drafts as prototype
 from bench.drafts import DraftEngine, noise_keys, parting, race
 from bench.long_tail import Cost, Steps, play
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.weights import LocalWeights
-from tests.rollout.asking import loaded, requests_of
-from tests.tiny import END, FAMILIES, OTHER_END, VOCABULARY, random_ids, tiny_lm
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import END, FAMILIES, OTHER_END, VOCABULARY, random_ids, tiny_lm
 
 PROMPTS = random_ids([3, 9, 1, 6, 4, 2, 12])
 N = 2
@@ -28,9 +27,9 @@ def engine_for(model, **options):
     return loaded(DraftEngine, model, **{**base, **options})
 
 
-def generate(engine, drafts=NONE, **sampling):
+def generate(engine, drafts=NONE, *, passes=None, **sampling):
     requests = requests_of(PROMPTS, SamplingParams(30, n=N, **sampling))
-    return engine.generate_from(requests, list(range(7)), drafts)
+    return engine.generate_from(requests, list(range(7)), drafts, **(passes or {}))
 
 
 def tokens_of(answers):
@@ -72,14 +71,13 @@ def test_whole_drafts_spare_every_decoding_step(family):
 
 @pytest.mark.parametrize("how", ["one wrong token", "cut", "too long", "foreign", "ends early"])
 @pytest.mark.parametrize(("ignore_eos", "least"), [(True, 3), (False, 16)])
-def test_spoiled_drafts_change_nothing(how, ignore_eos, least, monkeypatch):
-    monkeypatch.setattr(prototype, "LEAST", least)
-    monkeypatch.setattr(prototype, "PASS_TOKENS", least)
+def test_spoiled_drafts_change_nothing(how, ignore_eos, least):
+    passes = {"least": least, "pass_tokens": least}
     model = tiny_lm("llama")
     plain = generate(engine_for(model), ignore_eos=ignore_eos)
     for slots in (3, 14):
         engine = engine_for(model, max_num_seqs=slots)
-        assert_same(generate(engine, spoiled(plain, how), ignore_eos=ignore_eos), plain)
+        assert_same(generate(engine, spoiled(plain, how), passes=passes, ignore_eos=ignore_eos), plain)
         assert engine.run.reused <= engine.run.computed
 
 

@@ -6,23 +6,32 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import overhead
 from bench.overhead import Clock, Split
 
 
-@pytest.fixture
-def hands(monkeypatch):
+class Hands:
     """Call it to let so many seconds pass; processor seconds are half of them."""
-    found = SimpleNamespace(time=0.0)
-    monkeypatch.setattr(overhead, "now", lambda: (found.time, found.time / 2))
-    return lambda seconds: setattr(found, "time", found.time + seconds)
+
+    def __init__(self):
+        self.time = 0.0
+
+    def __call__(self, seconds):
+        self.time += seconds
+
+    def clock(self):
+        return Clock(now=lambda: (self.time, self.time / 2))
+
+
+@pytest.fixture
+def hands():
+    return Hands()
 
 
 def test_a_call_inside_a_call_counts_once_and_a_failed_one_too(hands):
     model = SimpleNamespace(inner=lambda: hands(2))
     model.outer = lambda: (hands(1), model.inner(), hands(1))
     model.fails = lambda: (hands(3), 1 / 0)
-    clock = Clock()
+    clock = hands.clock()
     for name in ("inner", "outer", "fails"):
         clock.around(model, name)
     model.outer()
@@ -34,7 +43,7 @@ def test_a_call_inside_a_call_counts_once_and_a_failed_one_too(hands):
 
 
 def test_the_share_is_of_the_step_and_its_logging_without_the_first_steps(hands):
-    model, clock = SimpleNamespace(call=hands), Clock()
+    model, clock = SimpleNamespace(call=hands), hands.clock()
     clock.around(model, "call")
     split = Split(clock, skip=1)
     for model_seconds, rest in ((100, 100), (6, 1), (6, 1)):

@@ -46,9 +46,8 @@ def test_peers_spin_and_our_trainer_is_left_to_itself(tmp_path: Path, monkeypatc
         assert (tmp_path / "log").read_text() == f"{want}\n"
 
 
-def test_three_ways_to_wait_are_compared(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(threads, "STARTED_WITH", {"HOME": "/h", **SPINNING})
-    made = [threads.environment(2, policy) for policy in threads.WAYS.values()]
+def test_three_ways_to_wait_are_compared():
+    made = [threads.environment(2, policy, {"HOME": "/h", **SPINNING}) for policy in threads.WAYS.values()]
     assert made == [
         {"HOME": "/h", "OMP_NUM_THREADS": "2", **more}
         for more in ({}, {"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"})

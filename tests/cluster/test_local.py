@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,18 +11,26 @@ import torch
 from steepest.assembly.description import describe_roles
 from steepest.assembly.roles import Roles
 from steepest.cluster.local import LocalCluster
-from steepest.core.advantages import gae
+from steepest.core.advantages import EstimatorCall
 from steepest.core.batch import Batch
 from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.reference import Reference
-from steepest.models.flops import WORK, generation_flops
+from steepest.models.flops import generation_flops
 from steepest.rollout import GenerationRequest, SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from steepest.trainer.algorithm.advantages import Advantages
-from tests.learner.helpers import CPU, make_actor, make_batch, make_critic, policy, same_bits, weights, with_log_probs
-from tests.rollout.asking import loaded
+from tests.support.learner_parts import (
+    CPU,
+    make_actor,
+    make_batch,
+    make_critic,
+    policy,
+    same_bits,
+    weights,
+    with_log_probs,
+)
+from tests.support.rollout_requests import loaded
 
-RETURNS = Advantages(partial(gae, gamma=1.0, lam=0.9), whitened=False).returns_of
+GAE = EstimatorCall("gae", {"gamma": 1.0, "lam": 0.9})
 
 
 class Card(CPUDevice):
@@ -47,7 +54,6 @@ class RecordingEngine:
 
     def generate(self, requests):
         self.calls.append(f"generate {len(requests)}")
-        WORK.add(1e9)
         return [[] for _ in requests]
 
     def load_weights(self, source, version: int) -> None:
@@ -99,10 +105,10 @@ def test_the_updates_are_those_of_the_roles(batch):
 
 def test_a_pass_with_a_gradient_and_the_step_on_it_are_the_critic_s(batch):
     made, own = cluster(), roles()
-    *found, update = made.values_and_gradient(batch, RETURNS)
-    assert equal(found, own.critic.values_with_gradient(batch, RETURNS))
-    batch.values, batch.returns = found[0], RETURNS(replace(batch, values=found[0]))
-    assert made.step_critic(batch, update) == own.critic.step_on_gradient(batch)
+    found, wanted = made.values_and_gradient(batch, GAE), own.critic.values_and_gradient(batch, GAE)
+    assert equal(found[:2], wanted[:2]) and found.metrics == wanted.metrics
+    batch.values, batch.returns = found.values, GAE.returns_of(replace(batch, values=found.values))
+    assert made.step_critic(batch, found) == own.critic.step_on_gradient(batch, wanted)
     assert same_bits(weights(made.roles.critic), weights(own.critic))
     assert not same_bits(weights(own.critic), weights(roles().critic))
 
@@ -115,18 +121,17 @@ def test_the_policy_is_the_reference_until_it_moves(batch):
 
 
 def test_operations_are_taken_once_and_those_of_the_engine_not_at_all(batch):
-    WORK.add(12345.0)  # before the cluster was there
-    made = cluster()
+    made, own = cluster(), roles()
     assert made.take_flops() == 0.0
-    before = WORK.read()
     made.log_probs(batch)
     made.update_critic(batch, 1)
-    counted = WORK.read() - before
-    assert made.take_flops() == counted > 0 and made.take_flops() == 0.0
+    own.actor.log_probs(batch)
+    own.critic.update(batch, step=1)
+    assert made.take_flops() == own.actor.take_flops() + own.critic.take_flops() > 0 and made.take_flops() == 0.0
     made.generate([GenerationRequest([1], SamplingParams(max_tokens=1), "a")])
     assert made.take_flops() == 0.0, "an engine's work follows from its answers"
     assert made.generation_flops(batch) == generation_flops(made.roles.actor.model, batch) > 0
-    assert made.take_flops() == 0.0 and WORK.running
+    assert made.take_flops() == 0.0
 
 
 def test_requests_go_to_the_engine_and_its_answers_come_back():

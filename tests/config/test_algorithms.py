@@ -8,7 +8,7 @@ from pathlib import Path
 import steepest
 from steepest.config.algorithms import ESTIMATORS, EXTRAS, LOSSES, EstimatorSpec, same
 from steepest.config.load import load_config
-from tests.config.commands import REQUIRED
+from tests.support.commands import REQUIRED
 
 PACKAGE = Path(steepest.__file__).parent
 NAMES = {*ESTIMATORS.names(), *LOSSES.names()}

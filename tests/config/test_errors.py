@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from steepest.config import load as load_module
 from steepest.config import tree, verl_keys
 from steepest.config.algorithms import LOSSES, LossSpec
+from steepest.config.checks import Deriver, Section
 from steepest.config.load import PPO_JOB, SFT_JOB, load_config, load_sft_config
 from steepest.config.schema import Config
 from steepest.errors import ConfigError
-from tests.config.commands import GRPO, REQUIRED
+from tests.support.commands import GRPO, REQUIRED
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 
@@ -197,6 +199,21 @@ def test_a_derived_value_out_of_bounds_is_reported_with_the_key_and_the_file_tha
         assert problems(f"{ACTOR}.policy_loss.loss_mode=wide") == [
             f"{ACTOR}.policy_loss.loss_mode=wide: {ACTOR}.clip_ratio_low=3.0 is derived from it, and must be at most 1."
         ]
+
+
+def test_a_derived_value_out_of_bounds_is_reported_with_the_first_key_of_the_chain() -> None:
+    section = Section()
+
+    @section.null
+    def chain(d: Deriver) -> None:
+        d.replace("trainer.log_val_generations", 1, "data.seed")
+        d.replace("data.max_prompt_length", 0, "trainer.log_val_generations")
+        d.replace("data.max_response_length", 0, "data.max_prompt_length")
+
+    job = dataclasses.replace(PPO_JOB, sections=(section,))
+    _, found = load_module._Loading(job, load_module.read_arguments([*REQUIRED, "data.seed=7"])).run()
+    # the third is wrong because the second is
+    assert found == ["data.seed=7: data.max_prompt_length=0 is derived from it, and must be at least 1."]
 
 
 def test_a_section_is_not_a_value() -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from steepest.config.checks import ROLLOUT
 from steepest.config.load import config_dict, load_config, load_sft_config, save_config
 from steepest.config.schema import Config, SFTConfig
 from steepest.errors import ConfigError
-from tests.config.commands import GRPO, REFERENCE, REQUIRED
+from tests.support.commands import GRPO, REFERENCE, REQUIRED
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -72,16 +71,13 @@ def test_the_reference_command_is_read_as_it_stands() -> None:
     assert config.algorithm.use_kl_in_reward is True and config.algorithm.kl_ctrl.kl_coef == 0.001
 
 
-def test_the_reference_command_loads_fast_and_without_torch() -> None:
+def test_the_reference_command_loads_without_what_is_slow_to_import() -> None:
     code = (
         "import sys; from steepest.config.load import load_config\n"
         f"load_config({[*REFERENCE, f'{ROLLOUT}.name=builtin']!r})\n"
         "assert not {'torch', 'transformers', 'pyarrow'} & set(sys.modules), 'heavy import'"
     )
-    began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
-    # 0.35 s on a free core; the limit of 2 s is the promise, with room for a busy machine
-    assert time.perf_counter() - began < 6
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from steepest.config.algorithms import EstimatorSpec
 from steepest.config.load import load_config, load_sft_config
 from steepest.config.plan import make_plan, make_sft_plan
 from steepest.errors import ConfigError
-from tests.config.commands import GRPO, REFERENCE, REQUIRED
+from tests.support.commands import GRPO, REFERENCE, REQUIRED
 
 ACTOR = "actor_rollout_ref.actor"
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS, AdvantageInputs, grpo, grpo_passk, rloo
 from steepest.errors import ConfigError
-from tests.core.estimators import (
+from tests.support.advantage_batches import (
     GROUPED,
     PROPERTY,
     Rows,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS, AdvantageInputs, reinforce_plus_plus
-from tests.core.estimators import PROPERTY, lists_of, padded, random_rows, reordered
+from tests.support.advantage_batches import PROPERTY, lists_of, padded, random_rows, reordered
 
 T, F, N = True, False, math.nan
 

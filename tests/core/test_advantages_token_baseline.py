@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS, AdvantageInputs, optimal_token_baseline
 from steepest.errors import ConfigError
-from tests.core.estimators import PROPERTY, Rows, lists_of, padded, random_rows, reordered
+from tests.support.advantage_batches import PROPERTY, Rows, lists_of, padded, random_rows, reordered
 
 T, F, N = True, False, math.nan
 

@@ -156,7 +156,7 @@ def run_and_measure(run: Callable[[], tuple[Tensor, Tensor | None]]) -> int:
     return largest.numel
 
 
-def test_no_tensor_is_larger_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tensor_is_larger_than_a_chunk_of_logits() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1000, 2, generator=generator, requires_grad=True)
     weight = torch.randn(50, 2, generator=generator, requires_grad=True)
@@ -166,10 +166,6 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPa
         lambda: token_log_probs(hidden, weight, None, targets, with_entropy=True, chunk_tokens=64)
     )
     assert chunked == 63 * 50
-    # and by default a chunk holds CHUNK_LOGITS of them
-    monkeypatch.setattr(module, "CHUNK_LOGITS", 5000)
-    by_default = run_and_measure(lambda: token_log_probs(hidden, weight, None, targets, with_entropy=True))
-    assert by_default == 100 * 50
     # the control: one chunk does make all of them
     whole = run_and_measure(
         lambda: token_log_probs(hidden, weight, None, targets, with_entropy=True, chunk_tokens=1000)
@@ -177,8 +173,13 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits(monkeypatch: pytest.MonkeyPa
     assert whole == 1000 * 50
 
 
-def test_a_chunk_holds_sixteen_million_logits() -> None:
-    assert module.CHUNK_LOGITS == 16 * 1024 * 1024
+def test_a_chunk_holds_sixteen_million_logits_by_default() -> None:
+    """200 tokens of 2**17 words are two chunks of 100: 128 would just fit."""
+    assert module.CHUNK_LOGITS == 16 * 1024 * 1024 == 128 * 2**17
+    hidden, weight = (torch.ones(n, 1, requires_grad=True) for n in (200, 2**17))
+    targets = torch.zeros(200, dtype=torch.int64)
+    found = run_and_measure(lambda: token_log_probs(hidden, weight, None, targets, with_entropy=True))
+    assert found == 100 * 2**17
 
 
 @pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])

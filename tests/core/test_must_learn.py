@@ -6,7 +6,7 @@ import pytest
 
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.policy_losses import POLICY_LOSSES
-from tests.core.toy import CASES, Case, train
+from tests.support.toy_policy import CASES, Case, train
 
 STEPS = 40
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from steepest.core.aggregation import LossDenominators, aggregate
 from steepest.core.policy_losses import LossInputs
-from tests.core.losses import NAMES, gradient, loss_of, tokens
+from tests.support.policy_losses import NAMES, gradient, loss_of, tokens
 
 
 def rows(*values: list[float]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from steepest.core.policy_losses import POLICY_LOSSES, LossInputs, choose_clip_cov, choose_kl_cov, covariances
-from tests.core.losses import OPTIONS, gradient, loss_of, random_inputs, tokens
+from tests.support.policy_losses import OPTIONS, gradient, loss_of, random_inputs, tokens
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
 

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from steepest.core.aggregation import LossDenominators, aggregate
 from steepest.core.policy_losses import LossInputs
-from tests.core.losses import NAMES, OPTIONS, gradient, loss_of, random_inputs
+from tests.support.policy_losses import NAMES, OPTIONS, gradient, loss_of, random_inputs
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True)
 ROW_MEANS = ("gspo", "geo_mean", "sapo")

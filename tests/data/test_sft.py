@@ -11,7 +11,7 @@ from steepest.data.prompts import Prompt
 from steepest.data.sft import SFTExample, SFTRow, encode_sft, load_sft_rows
 from steepest.errors import ConfigError, DataError, ModelError
 from tests.data.conftest import CHATML, byte_tokenizer
-from tests.data.templates import FAMILIES, Family
+from tests.support.chat_templates import FAMILIES, Family
 
 ASK = {"role": "user", "content": "What is 2 + 3?"}
 ANSWER = {"role": "assistant", "content": "It is 5."}

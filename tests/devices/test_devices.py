@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from steepest.devices import DEVICES, Device, MemoryStats, api, device_of, select_device
-from steepest.devices.backends import cpu, npu
+from steepest.devices.backends import npu
 from steepest.devices.backends.cpu import CPUDevice
 from steepest.devices.backends.cuda import CUDADevice
 from steepest.devices.backends.npu import NPUDevice
 from steepest.errors import ConfigError, DeviceError, render
+from steepest.registry import Registry
 
 
 def test_names_and_facts_of_the_three_devices() -> None:
@@ -79,32 +80,43 @@ def test_the_device_of_a_tensor() -> None:
         device_of("meta")
 
 
-def present(monkeypatch: pytest.MonkeyPatch, **reasons: str | None) -> None:
-    for name, reason in reasons.items():
-        monkeypatch.setattr(DEVICES.get(name).value, "quick_look", lambda self: None)
-        monkeypatch.setattr(DEVICES.get(name).value, "availability", lambda self, reason=reason: reason)
+def cards(*, cuda: str | None, npu: str | None) -> Registry:
+    """A table of devices whose cards are there (None) or are not, for this reason."""
+
+    class CUDA(CUDADevice):
+        def availability(self) -> str | None:
+            return cuda
+
+    class NPU(NPUDevice):
+        def quick_look(self) -> str | None:
+            return None
+
+        def availability(self) -> str | None:
+            return npu
+
+    table = Registry(DEVICES.kind, DEVICES.key)
+    for kind in (CPUDevice, CUDA, NPU):
+        table.register(kind.name)(kind)
+    return table
 
 
-def test_unset_takes_the_best_present_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    present(monkeypatch, cuda=None, npu="absent; buy one.")
-    assert select_device().name == "cuda"
-    present(monkeypatch, cuda="no driver; install it.", npu=None)
-    device = select_device()
+def test_unset_takes_the_best_present_and_says_why() -> None:
+    assert select_device(table=cards(cuda=None, npu="absent; buy one.")).name == "cuda"
+    device = select_device(table=cards(cuda="no driver; install it.", npu=None))
     assert device.name == "npu"
     assert render(device.chosen_because) == "device is unset: the best device present; no cuda: no driver"
-    present(monkeypatch, npu="absent; buy one.")
-    device = select_device(None)
+    device = select_device(None, cards(cuda="no driver; install it.", npu="absent; buy one."))
     assert device.name == "cpu"
     assert device.chosen_because.endswith("no cuda: no driver; no npu: absent")
 
 
-def test_a_named_device_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    present(monkeypatch, cuda="no driver; install it, or use device=cpu.", npu=None)
+def test_a_named_device_is_never_replaced() -> None:
+    table = cards(cuda="no driver; install it, or use device=cpu.", npu=None)
     with pytest.raises(DeviceError) as caught:
-        select_device("cuda")
+        select_device("cuda", table)
     assert str(caught.value) == "device=cuda: no driver; install it, or use device=cpu."
-    assert select_device("cpu").name == "cpu"
-    assert render(select_device("cpu").chosen_because) == "device=cpu"
+    assert select_device("cpu", table).name == "cpu"
+    assert render(select_device("cpu", table).chosen_because) == "device=cpu"
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
@@ -117,16 +129,22 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
 
 
 def test_cuda_says_which_of_three_things_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(torch.version, "hip", None, raising=False)
+    def torch_is(cuda: str | None, available: bool) -> None:
+        for module, name, value in (
+            (torch.cuda, "is_available", lambda: available),
+            (torch.version, "cuda", cuda),
+            (torch.version, "hip", None),
+        ):
+            monkeypatch.setattr(module, name, value, raising=False)
+
+    torch_is(cuda=None, available=False)
     assert "is built without CUDA; install a CUDA build" in str(CUDADevice().availability())
-    monkeypatch.setattr(torch.version, "cuda", "12.9")
+    torch_is(cuda="12.9", available=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "CUDA_VISIBLE_DEVICES='' hides every card" in str(CUDADevice().availability())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert "finds no card or no driver; see that nvidia-smi" in str(CUDADevice().availability())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch_is(cuda="12.9", available=True)
     assert CUDADevice().availability() is None
 
 
@@ -193,6 +211,12 @@ def test_an_accelerator_asks_its_own_torch_module(monkeypatch: pytest.MonkeyPatc
     assert set(asked) == {"npu"}
 
 
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
 X86 = "processor\t: 0\nmodel name\t: Fast CPU\nflags\t\t: fpu sse avx2 {}\n"
 
 
@@ -205,29 +229,27 @@ X86 = "processor\t: 0\nmodel name\t: Fast CPU\nflags\t\t: fpu sse avx2 {}\n"
         ("processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n", True, "this CPU has Arm BF16"),
     ],
 )
-def test_bf16_is_used_where_the_cpu_has_it(
-    monkeypatch: pytest.MonkeyPatch, cpuinfo: str, bf16: bool, words: str
-) -> None:
-    monkeypatch.setattr(cpu, "_read", lambda path: cpuinfo if path == "/proc/cpuinfo" else None)
-    supported, reason = CPUDevice().supports_bf16()
+def test_bf16_is_used_where_the_cpu_has_it(tmp_path: Path, cpuinfo: str, bf16: bool, words: str) -> None:
+    write(tmp_path, {"proc/cpuinfo": cpuinfo})
+    supported, reason = CPUDevice(tmp_path).supports_bf16()
     assert supported is bf16 and words in reason
-    assert CPUDevice().default_dtype() is (torch.bfloat16 if bf16 else torch.float32)
+    assert CPUDevice(tmp_path).default_dtype() is (torch.bfloat16 if bf16 else torch.float32)
 
 
-def test_cpu_memory_is_that_of_the_container_when_it_is_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_memory_is_that_of_the_container_when_it_is_smaller(tmp_path: Path) -> None:
     page = os.sysconf("SC_PAGE_SIZE")
     total = os.sysconf("SC_PHYS_PAGES") * page
-    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   2000 kB\n"}
-    monkeypatch.setattr(cpu, "_read", files.get)
-    assert CPUDevice().memory().total == total
-    assert CPUDevice().memory().available == 2000 * 1024
-    files |= {"/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory.current": "5\n"}
-    assert CPUDevice().memory().total == total
-    files |= {"/sys/fs/cgroup/memory.max": "1000000\n", "/sys/fs/cgroup/memory.current": "400000\n"}
-    assert CPUDevice().memory().total == 1_000_000
-    assert CPUDevice().memory().available == 600_000
-    files |= {"/sys/fs/cgroup/memory.current": "1200000\n"}
-    assert CPUDevice().memory().available == 0
+    device = CPUDevice(tmp_path)
+    write(tmp_path, {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   2000 kB\n"})
+    assert device.memory().total == total
+    assert device.memory().available == 2000 * 1024
+    write(tmp_path, {"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "5\n"})
+    assert device.memory().total == total
+    write(tmp_path, {"sys/fs/cgroup/memory.max": "1000000\n", "sys/fs/cgroup/memory.current": "400000\n"})
+    assert device.memory().total == 1_000_000
+    assert device.memory().available == 600_000
+    write(tmp_path, {"sys/fs/cgroup/memory.current": "1200000\n"})
+    assert device.memory().available == 0
 
 
 def test_cpu_peak_memory_grows_with_use_in_bytes() -> None:

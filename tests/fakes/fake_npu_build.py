@@ -20,6 +20,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 SOURCES = tuple(sorted((Path(__file__).parent / "torch_npu").glob("*.cpp")))
@@ -37,10 +38,10 @@ class BuildFailedError(RuntimeError):
     """Everything is there and the source does not compile; the message has the compiler's words."""
 
 
-def library() -> Path:
-    """Where the compiled module belongs, built or not."""
+def library(sources: Sequence[Path] = SOURCES) -> Path:
+    """Where the module compiled from `sources` belongs, built or not."""
     digest = hashlib.sha256(f"{importlib.metadata.version('torch')} {sys.version} {sys.platform}".encode())
-    for source in (*SOURCES, Path(__file__)):
+    for source in (*sources, Path(__file__)):
         digest.update(source.read_bytes())
     named = os.environ.get("FAKE_NPU_BUILD_DIR")
     root = Path(named) if named else Path.home() / ".cache" / "steepest"

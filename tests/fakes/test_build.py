@@ -77,12 +77,11 @@ def test_it_is_compiled_once_and_a_killed_build_is_in_nobodys_way(
     assert done.stdout.strip() == str(fake_npu_build.library()) and fake_npu_build.library().read_text() == "built"
 
 
-def test_another_source_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = fake_npu_build.library()
+def test_another_source_is_another_library(tmp_path: Path) -> None:
     changed = tmp_path / "device.cpp"
     changed.write_text(fake_npu_build.SOURCES[0].read_text() + "\n")
-    monkeypatch.setattr(fake_npu_build, "SOURCES", (changed, *fake_npu_build.SOURCES[1:]))
-    assert fake_npu_build.library() != before
+    sources = (changed, *fake_npu_build.SOURCES[1:])
+    assert fake_npu_build.library(sources) != fake_npu_build.library()
 
 
 def test_importing_it_uncompiled_compiles_nothing_and_says_how_to(environment: dict[str, str]) -> None:

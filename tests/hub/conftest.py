@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub.fake_hub import FakeHub
-from tests.hub.world import hub_with_model, turn_to, without_waiting
+from tests.support.fake_hub import FakeHub
+from tests.support.hub_world import hub_with_model, turn_to, without_waiting
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from steepest.config.types import Hub
 from steepest.errors import ModelError
 from steepest.hub import find
 from steepest.hub.faults import NAMES, HubFault, fault_of
-from tests.hub.fake_hub import FakeHub
-from tests.hub.faults import CASES, message_of
-from tests.hub.world import MODEL, source, turn_to, without_waiting
+from tests.support.fake_hub import FakeHub
+from tests.support.hub_faults import CASES, message_of
+from tests.support.hub_world import MODEL, source, turn_to, without_waiting
 
 ROOT = Path(__file__).parents[2]
 WORDS = {
@@ -67,7 +67,7 @@ def test_the_page_names_every_fault() -> None:
 
 def test_the_table_can_be_printed() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.hub.faults"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "tests.support.hub_faults"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     rows = done.stdout.splitlines()
     assert len(rows) == len(PAIRS) + 2 and all(row.startswith("| ") or row.startswith("|---") for row in rows)
@@ -102,8 +102,8 @@ REAL_DISK = """
 import os, sys
 from pathlib import Path
 import pytest
-from tests.hub.fake_hub import FakeHub
-from tests.hub.world import MODEL, source, turn_to, without_waiting
+from tests.support.fake_hub import FakeHub
+from tests.support.hub_world import MODEL, source, turn_to, without_waiting
 from steepest.errors import ModelError
 from steepest.hub import find
 import steepest.hub.find

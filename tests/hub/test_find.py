@@ -12,8 +12,19 @@ import pytest
 from steepest.config.types import Hub
 from steepest.errors import DataError, ModelError, render
 from steepest.hub import TOKENIZER_FILES, Source, find
-from tests.hub.fake_hub import FakeHub, Fault
-from tests.hub.world import HUBS, MODEL, NEEDED, cached_files, file_path, listing_path, source, turn_to
+from tests.support.fake_hub import FakeHub, Fault
+from tests.support.hub_world import (
+    HUBS,
+    MODEL,
+    NEEDED,
+    cached_files,
+    file_path,
+    listing_path,
+    set_huggingface,
+    set_offline,
+    source,
+    turn_to,
+)
 
 WEIGHTS = "model.safetensors"
 both = pytest.mark.parametrize("client", HUBS)
@@ -104,9 +115,8 @@ def test_a_commit_or_branch_can_be_asked_for(hub: FakeHub, client: Hub) -> None:
 
 @both
 def test_a_cut_download_goes_on_where_it_stopped(hub: FakeHub, client: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 50_000
-    )  # it goes on from whole chunks of 10 MB
+    # it resumes from whole chunks, of 10 MB unless this is set
+    set_huggingface(monkeypatch, {"DOWNLOAD_CHUNK_SIZE": 50_000})
     hub.faults.append(Fault("GET .*" + file_path(client, WEIGHTS), cut_after=100_000, times=1))
     assert content(take(client))[WEIGHTS] == MODEL[WEIGHTS]
     asked = [entry.range for entry in hub.asked(file_path(client, WEIGHTS)) if entry.method == "GET"]
@@ -149,21 +159,15 @@ def test_a_file_damaged_in_the_cache_is_fetched_again(hub: FakeHub, client: Hub)
     assert content(take(client))[WEIGHTS] == MODEL[WEIGHTS]
 
 
-def test_a_commit_that_comes_between_listing_and_download_is_not_mixed_in(
-    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from steepest.hub.huggingface import HuggingFace
-
-    ask = HuggingFace.list
-
-    def ask_and_move(client: HuggingFace, revision: str) -> object:
-        listing = ask(client, revision)
+def test_a_commit_that_comes_between_listing_and_download_is_not_mixed_in(hub: FakeHub) -> None:
+    def move() -> None:
         hub.commit("models", "owner/tiny", {**MODEL, WEIGHTS: MODEL[WEIGHTS][::-1]})
-        return listing
 
-    monkeypatch.setattr(HuggingFace, "list", ask_and_move)
-    first = next(iter(hub.repositories["models", "owner/tiny"].commits))
+    hub.faults.append(Fault("GET .*" + listing_path("huggingface"), meanwhile=move, times=1))
+    commits = hub.repositories["models", "owner/tiny"].commits
+    first = next(iter(commits))
     found = find(source("huggingface"), note=lambda _: None)
+    assert len(commits) == 2
     assert found.pin is not None and found.pin.commit == first and content(found.path)[WEIGHTS] == MODEL[WEIGHTS]
 
 
@@ -220,7 +224,7 @@ def test_a_server_in_trouble_is_like_no_network(hub: FakeHub, client: Hub) -> No
 
 def test_hf_hub_offline_uses_the_cache(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = take("huggingface")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    set_offline(monkeypatch)
     notes: list[str] = []
     hub.log.clear()
     assert take("huggingface", notes) == folder and hub.log == []

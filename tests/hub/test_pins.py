@@ -10,8 +10,8 @@ import pytest
 from steepest.config.types import Hub
 from steepest.errors import ModelError, render
 from steepest.hub import Found, Pin, find
-from tests.hub.fake_hub import FakeHub
-from tests.hub.world import HUBS, MODEL, file_path, source, turn_to
+from tests.support.fake_hub import FakeHub
+from tests.support.hub_world import HUBS, MODEL, file_path, source, turn_to
 
 WEIGHTS = "model.safetensors"
 OTHER = {**MODEL, WEIGHTS: MODEL[WEIGHTS][::-1]}

@@ -22,8 +22,8 @@ from steepest.learner.actor import Actor, ActorLossSettings
 from steepest.learner.optim import Optimizer
 from steepest.learner.reference import Reference
 from steepest.learner.update_plan import plan_passes, plan_update
-from tests.learner.helpers import CPU, policy, with_log_probs
 from tests.learner.test_ranks import OPTIM, SETTINGS, build, uneven
+from tests.support.learner_parts import CPU, policy, with_log_probs
 
 WORLD = 2
 

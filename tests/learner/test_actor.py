@@ -12,7 +12,7 @@ from steepest.learner.mini_batches import UpdateSettings
 from steepest.learner.optim import OptimSettings
 from steepest.learner.reference import Reference
 from steepest.learner.trainable import ComputeSettings
-from tests.learner.helpers import (
+from tests.support.learner_parts import (
     CPU,
     make_actor,
     make_batch,

@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 
 from steepest.errors import CheckpointError
-from steepest.learner import checkpoint, checkpoint_files
+from steepest.learner import checkpoint_files
 from steepest.learner.checkpoint import CheckpointStore
+from tests.learner import dying_child
 
 
 def writers(content=b"weights"):
@@ -141,24 +142,17 @@ def test_the_same_step_is_replaced(tmp_path):
     assert store.latest() == path
 
 
+def die_saving(folder, step, *, renames):
+    """A process saves the step again, and is killed when it has renamed the step's folder so many times."""
+    command = [sys.executable, "-m", "tests.learner.dying_child", str(folder), str(step), str(renames)]
+    assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == dying_child.EXIT
+
+
 @pytest.mark.parametrize("rename", [0, 1])
-def test_a_kill_inside_a_replacement_leaves_a_whole_checkpoint(tmp_path, rename, monkeypatch):
+def test_a_kill_inside_a_replacement_leaves_a_whole_checkpoint(tmp_path, rename):
     store = CheckpointStore(tmp_path)
     save(store, 2, b"before")
-    real, calls = os.rename, []
-
-    def dying(*args):
-        calls.append(args)
-        if len(calls) > rename:
-            raise KeyboardInterrupt
-        real(*args)
-
-    monkeypatch.setattr(checkpoint.os, "rename", dying)
-    # a kill runs no cleaning up either
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *a, **k: None)
-    with pytest.raises(KeyboardInterrupt):
-        save(store, 2, b"after")
-    monkeypatch.undo()
+    die_saving(tmp_path, 2, renames=rename)
     again = CheckpointStore(tmp_path)
     found = again.latest()
     assert found is not None and (found / "actor" / "model.bin").read_bytes() == b"before"
@@ -220,14 +214,12 @@ def test_a_step_that_is_saved_again_forgets_its_old_score(tmp_path):
     assert store.steps() == [2, 6]  # the score 0.9 protects nothing any more
 
 
-def test_a_score_of_a_replaced_step_is_gone_before_its_weights_are(tmp_path, monkeypatch):
+def test_a_score_of_a_replaced_step_is_gone_before_its_weights_are(tmp_path):
     store = CheckpointStore(tmp_path)
     save(store, 2, b"before")
     store.mark_best(2, 0.9)
-    monkeypatch.setattr(CheckpointStore, "_put_in_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        save(store, 2, b"after")
-    monkeypatch.undo()
+    die_saving(tmp_path, 2, renames=0)
+    assert (tmp_path / "global_step_2" / "actor" / "model.bin").read_bytes() == b"before"
     assert CheckpointStore(tmp_path).best() is None
 
 
@@ -410,9 +402,11 @@ def test_twenty_kills_at_random_moments(tmp_path):
         assert child.stdout is not None
         first = child.stdout.readline().split()
         assert first[0] == "ready" and int(first[1]) >= promised
-        time.sleep(rng.uniform(0.0, 0.4))
+        printed = [child.stdout.readline() for _ in range(rng.randint(0, 3))]
+        time.sleep(rng.uniform(0.0, 0.05))
         child.send_signal(signal.SIGKILL)
-        saved = [int(line.split()[1]) for line in child.stdout.read().splitlines() if line.startswith("saved")]
+        printed += child.stdout.read().splitlines()
+        saved = [int(line.split()[1]) for line in printed if line.startswith("saved")]
         child.wait()
         promised = saved[-1] if saved else promised
         said = []

@@ -7,7 +7,7 @@ import torch
 
 from steepest.learner.critic import CriticLossSettings
 from steepest.learner.micro_batches import MicroBatches
-from tests.learner.helpers import make_batch, make_critic, same_bits, value_model, weights
+from tests.support.learner_parts import make_batch, make_critic, same_bits, value_model, weights
 
 
 def test_values_start_at_zero():

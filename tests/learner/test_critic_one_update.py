@@ -15,8 +15,8 @@ from steepest.learner.critic import Critic, ValuesAndGradient
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.mini_batches import UpdateSettings
 from steepest.registry import Entry
-from tests.learner.helpers import left_out, make_batch, make_critic, weights
 from tests.learner.test_lora import adapter_critic, lora_actor
+from tests.support.learner_parts import left_out, make_batch, make_critic, weights
 
 SMALL = MicroBatches(tokens=15)
 

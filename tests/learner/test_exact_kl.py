@@ -18,7 +18,7 @@ from steepest.learner.trainable import ComputeSettings
 from steepest.models.causal_lm import CausalLM
 from steepest.models.lora import LoraSettings
 from steepest.models.lora_models import LoraCausalLM
-from tests.learner.helpers import CPU, VANILLA, make_actor, make_batch, policy, record_gradients, with_log_probs
+from tests.support.learner_parts import CPU, VANILLA, make_actor, make_batch, policy, record_gradients, with_log_probs
 
 TEMPERATURE = 0.7
 FULL = ActorLossSettings(use_kl_loss=True, kl_loss_coef=0.5, kl_loss_type="full")

@@ -11,7 +11,7 @@ from steepest.core.aggregation import LOSS_AGG_MODES
 from steepest.learner.actor import ActorLossSettings
 from steepest.learner.critic import CriticLossSettings
 from steepest.learner.micro_batches import MicroBatches
-from tests.learner.helpers import left_out, make_actor, make_batch, make_critic, record_gradients, with_log_probs
+from tests.support.learner_parts import left_out, make_actor, make_batch, make_critic, record_gradients, with_log_probs
 
 # micro 1 holds a micro-batch of the fully masked row alone; 15 tokens make bins of unequal size in another order
 CUTS = {

@@ -22,10 +22,10 @@ from steepest.learner.reference import BaseReference, ReadingReference, Referenc
 from steepest.learner.supervised import Supervised
 from steepest.learner.trainable import ComputeSettings, Trainable
 from steepest.rollout.weights import LocalWeights
-from tests.learner.helpers import CPU, make_actor, make_batch, make_critic, policy, weights, with_log_probs
 from tests.learner.ranks import Counts
 from tests.learner.test_lora import adapter_critic, head_critic, lora_actor
 from tests.learner.test_policy_losses import parts_of
+from tests.support.learner_parts import CPU, make_actor, make_batch, make_critic, policy, weights, with_log_probs
 
 TWO = UpdateSettings(mini_batch_rows=4, micro=MicroBatches(rows=2))
 """8 rows of which 7 are trained: micro-batches of 2, 1, 2, 2."""

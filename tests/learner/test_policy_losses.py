@@ -16,8 +16,16 @@ from steepest.learner.metrics import Metrics
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.mini_batches import UpdateSettings
 from steepest.learner.trainable import ComputeSettings
-from tests.core.losses import NAMES, OPTIONS, loss_of
-from tests.learner.helpers import left_out, make_actor, make_batch, record_gradients, same_bits, weights, with_log_probs
+from tests.support.learner_parts import (
+    left_out,
+    make_actor,
+    make_batch,
+    record_gradients,
+    same_bits,
+    weights,
+    with_log_probs,
+)
+from tests.support.policy_losses import NAMES, OPTIONS, loss_of
 
 CUTS = {
     "1": MicroBatches(rows=1),

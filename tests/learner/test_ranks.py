@@ -28,11 +28,20 @@ from steepest.learner.reference import Reference
 from steepest.learner.supervised import Supervised, plan_examples
 from steepest.learner.trainable import ComputeSettings
 from steepest.learner.update_plan import plan_passes, plan_update
-from tests.core.losses import NAMES
-from tests.learner.helpers import CPU, VANILLA, make_actor, make_batch, make_critic, policy, weights, with_log_probs
 from tests.learner.ranks import RankReducer, on_ranks, sum_gradients
 from tests.learner.test_lora import adapter_critic, head_critic, lora_actor
 from tests.learner.test_policy_losses import parts_of
+from tests.support.learner_parts import (
+    CPU,
+    VANILLA,
+    make_actor,
+    make_batch,
+    make_critic,
+    policy,
+    weights,
+    with_log_probs,
+)
+from tests.support.policy_losses import NAMES
 
 ONE_ROW = MicroBatches(rows=1)
 OPTIM = OptimSettings(lr=1e-3, eps=1e-3)

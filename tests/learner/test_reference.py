@@ -6,7 +6,7 @@ import torch
 
 from steepest.core.kl import kl_estimate
 from steepest.learner.reference import Reference
-from tests.learner.helpers import CPU, make_actor, make_batch, with_log_probs
+from tests.support.learner_parts import CPU, make_actor, make_batch, with_log_probs
 
 
 def copy_of(actor, **options):

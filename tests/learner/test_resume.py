@@ -20,7 +20,16 @@ from steepest.learner.mini_batches import UpdateSettings
 from steepest.learner.optim import OptimSettings
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.models.load import load_causal_lm, load_value_model
-from tests.learner.helpers import CPU, VANILLA, make_batch, policy, same_bits, value_model, weights, with_log_probs
+from tests.support.learner_parts import (
+    CPU,
+    VANILLA,
+    make_batch,
+    policy,
+    same_bits,
+    value_model,
+    weights,
+    with_log_probs,
+)
 
 OPTIM = OptimSettings(lr=1e-2, schedule="cosine", warmup_steps=1, total_steps=5)
 UPDATE = UpdateSettings(mini_batch_rows=3, micro=MicroBatches(tokens=15), epochs=2, shuffle=True)

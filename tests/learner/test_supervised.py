@@ -7,7 +7,7 @@ from steepest.data.sft import SFTExample
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.optim import OptimSettings
 from steepest.learner.supervised import Supervised
-from tests.learner.helpers import CPU, policy, record_gradients
+from tests.support.learner_parts import CPU, policy, record_gradients
 
 
 def make(lr=1e-3, micro=None):

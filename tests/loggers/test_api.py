@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from steepest.config.schema import Config, SFTConfig
 from steepest.config.tree import leaves
 from steepest.errors import ConfigError, SteepestError
 from steepest.loggers import LOGGERS, api, check_loggers, make_loggers
+from tests.support.machine import files_of_at_most, only_installed
 
 
 def test_the_configuration_knows_the_same_names() -> None:
@@ -33,7 +35,11 @@ def test_jsonl_is_always_there_and_first(tmp_path: Path) -> None:
 
 
 def test_all_wrong_names_are_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_is_installed", lambda package: package != "mlflow")
+    (tmp_path / "site" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "site" / "tensorboard" / "__init__.py").write_text("raise SystemExit('it was imported')")
+    for name in ("tensorboard", "mlflow"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    only_installed(monkeypatch, tmp_path / "site")
     assert check_loggers(["console", "tensorboard"]) == []
     with pytest.raises(ConfigError) as caught:
         make_loggers(["wandbb", "mlflow"], tmp_path / "run", "p", "e", {})
@@ -110,15 +116,12 @@ def test_a_logger_that_fails_to_close_does_not_keep_the_others_open(tmp_path: Pa
     assert (first.closed, second.closed) == (1, 1)
 
 
-def test_jsonl_that_cannot_write_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jsonl_that_cannot_write_ends_the_run(tmp_path: Path) -> None:
     loggers = make_loggers([], tmp_path, "p", "e", {})
-
-    def full(text: str) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(loggers.loggers[0]._rows._file, "write", full)  # type: ignore[attr-defined]
-    with pytest.raises(SteepestError, match="metrics.jsonl: cannot append to the run's log .No space left on device"):
-        loggers.log(1, {"x": 1.0})
+    loggers.log(1, {"x": 1.0})
+    said = r"metrics.jsonl: cannot append to the run's log \(File too large\)"
+    with files_of_at_most(60), pytest.raises(SteepestError, match=said):
+        loggers.log(2, {"x": 1.0})
 
 
 def test_a_service_that_refuses_to_start_is_an_error_of_the_configuration(tmp_path: Path, register: Any) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from steepest.errors import ModelError
 from steepest.models.attention import PackedContext, RecordingContext, attend_packed, attention_implementation
 from steepest.models.causal_lm import run_backbone
-from tests.tiny import tiny_lm
+from tests.support.tiny_models import tiny_lm
 
 
 @pytest.mark.parametrize("lengths", [[4, 4, 4], [70, 3, 50, 1, 33, 68], [1]])

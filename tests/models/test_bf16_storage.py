@@ -12,7 +12,7 @@ from steepest.models.causal_lm import CausalLM
 from steepest.models.lora import LoraSettings
 from steepest.models.lora_models import FrozenValueModel, LoraCausalLM
 from steepest.models.packing import Packed, pack_sequences
-from tests.tiny import FAMILIES, random_ids, tiny_hf, tiny_lm
+from tests.support.tiny_models import FAMILIES, random_ids, tiny_hf, tiny_lm
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -14,7 +14,7 @@ from steepest.errors import ModelError
 from steepest.models.attention import PackedContext, attention_implementation
 from steepest.models.load import load_tokenizer
 from steepest.models.packing import pack_batch, pack_sequences, scatter
-from tests.tiny import FAMILIES, random_ids, tiny_folder, tiny_lm
+from tests.support.tiny_models import FAMILIES, random_ids, tiny_folder, tiny_lm
 
 
 def small_batch() -> Batch:

@@ -17,7 +17,7 @@ from steepest.models.lora import LoraSettings
 from steepest.models.lora_models import LoraCausalLM
 from steepest.models.packing import Packed, pack_batch
 from steepest.models.passes import Distributions, ExactKL, HeadValues, HiddenStates, LogProbs, StatesFound, Values
-from tests.tiny import FAMILIES, VOCABULARY, tiny_critic, tiny_hf, tiny_lm
+from tests.support.tiny_models import FAMILIES, VOCABULARY, tiny_critic, tiny_hf, tiny_lm
 
 HIDDEN, LAYERS, HEADS, GROUPS, SIZE, INNER = 32, 2, 4, 2, 8, 48
 LAYER = 2 * (HIDDEN * HEADS * SIZE + 2 * HIDDEN * GROUPS * SIZE + HEADS * SIZE * HIDDEN + 3 * HIDDEN * INNER)

@@ -18,7 +18,7 @@ from steepest.models.load import (
     load_value_model,
 )
 from steepest.models.packing import pack_sequences
-from tests.tiny import random_ids, tiny_config, tiny_folder, tiny_hf, tiny_lm
+from tests.support.tiny_models import random_ids, tiny_config, tiny_folder, tiny_hf, tiny_lm
 
 
 @pytest.fixture(scope="module")

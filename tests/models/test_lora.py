@@ -17,7 +17,7 @@ from steepest.models.causal_lm import CausalLM
 from steepest.models.lora import BaseModel, LoraSettings
 from steepest.models.lora_models import ACTOR, CRITIC, FrozenValueModel, LoraCausalLM
 from steepest.models.packing import pack_sequences
-from tests.tiny import FAMILIES, random_ids, randomise, tiny_critic, tiny_hf, tiny_lm
+from tests.support.tiny_models import FAMILIES, random_ids, randomise, tiny_critic, tiny_hf, tiny_lm
 
 RANK8 = LoraSettings(rank=8, alpha=4)
 

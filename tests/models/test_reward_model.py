@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from steepest.errors import ModelError
 from steepest.models.reward_model import RewardModel, load_reward_model
-from tests.tiny import randomise, tiny_config, tiny_folder
+from tests.support.tiny_models import randomise, tiny_config, tiny_folder
 
 MESSAGES = [{"role": "user", "content": "What is 3 + 3?"}]
 RESPONSES = ["#### 6", "#### 3", "What is 6 ?\n#### 1 2 3 4 5", "6"]

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from steepest.errors import ModelError
-from steepest.models import self_check
 from steepest.models.self_check import check_backbone, check_causal_lm
-from tests.tiny import FAMILIES, tiny_critic, tiny_lm
+from tests.support.tiny_models import FAMILIES, tiny_critic, tiny_lm
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -17,22 +16,27 @@ def test_supported_families_pass(family):
     check_backbone(tiny_critic(family).hf)
 
 
-def test_a_forgotten_logit_scale_is_caught(monkeypatch):
-    monkeypatch.setattr(self_check, "logit_transform", lambda config: (1.0, None))
+def test_a_forgotten_logit_scale_is_caught():
+    """The family's own head divides its logits by a number that the configuration does not name."""
+    model = tiny_lm("granite")
+    model.hf.lm_head.register_forward_hook(lambda head, inputs, logits: logits / 4.0)
     with pytest.raises(ModelError, match="GraniteForCausalLM: this architecture cannot be packed: log-probs"):
-        check_causal_lm(tiny_lm("granite", logits_scaling=4.0))
+        check_causal_lm(model)
 
 
-def test_attention_across_sequences_is_caught(monkeypatch):
-    class Leaky(self_check.RecordingContext):
-        def __init__(self, lengths, device):
-            super().__init__([sum(lengths)], device)
+def test_what_flows_across_sequences_is_caught():
+    """A layer in which each token gets a part of the one before it, whichever sequence that belongs to."""
 
-    monkeypatch.setattr(self_check, "RecordingContext", Leaky)
-    with pytest.raises(ModelError, match="cannot be packed"):
-        check_causal_lm(tiny_lm())
+    def leak(layer, inputs, output):
+        return output + output.roll(1, dims=1)
+
+    model, critic = tiny_lm(), tiny_critic()
+    model.hf.model.layers[0].mlp.register_forward_hook(leak)
+    with pytest.raises(ModelError, match="cannot be packed: log-probs"):
+        check_causal_lm(model)
+    critic.hf.base_model.layers[0].mlp.register_forward_hook(leak)
     with pytest.raises(ModelError, match="hidden states"):
-        check_backbone(tiny_critic().hf)
+        check_backbone(critic.hf)
 
 
 def test_nan_weights_do_not_pass():

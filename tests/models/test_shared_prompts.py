@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from steepest.core.batch import Batch
 from steepest.models.packing import SharedPrompts, pack_batch, pack_shared, scatter
 from steepest.models.shared_prompts import SharedPromptContext
-from tests.tiny import FAMILIES, tiny_critic, tiny_lm
+from tests.support.tiny_models import FAMILIES, tiny_critic, tiny_lm
 
 # (prompt, responses): two of unequal lengths, one alone, three of one length
 GROUPS = [(7, (4, 9)), (5, (6,)), (40, (33, 33, 33))]

@@ -12,7 +12,7 @@ from steepest.core.batch import Batch
 from steepest.models.load import load_value_model
 from steepest.models.packing import pack_batch, scatter
 from steepest.models.value_head import ValueModel
-from tests.tiny import FAMILIES, random_ids, tiny_config, tiny_critic, tiny_hf, tiny_lm
+from tests.support.tiny_models import FAMILIES, random_ids, tiny_config, tiny_critic, tiny_hf, tiny_lm
 
 
 def small_batch() -> Batch:

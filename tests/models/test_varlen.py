@@ -15,7 +15,7 @@ from steepest.devices.backends.npu import NPUDevice
 from steepest.errors import ConfigError, ModelError
 from steepest.models.attention import PackedContext
 from steepest.models.varlen import Attention, VarlenContext, check_varlen, choose_attention
-from tests.tiny import tiny_lm
+from tests.support.tiny_models import tiny_lm
 
 KEY = "critic.model.override_config.attn_implementation"
 LENGTHS = (3, 17, 1, 40, 9)

@@ -2,7 +2,7 @@
 
     python -m tests.npu.compare [--steps 3] [--folder DIR] [--tolerance 1e-4]
 
-Both runs are processes of their own, with every key of the reference command (tests/config/commands.py) but with the
+Both runs are processes of their own, with every key of the reference command (tests/support/commands.py) but with the
 builtin rollout engine, the quickstart's model and problems, small sizes and float32 on both devices. A short supervised
 warm-up on the CPU comes first, so that there are rewards to learn from. The table gives step, metric, both numbers and
 their difference; the exit code is 1 when a difference exceeds the tolerance: relative, and absolute below 1.
@@ -22,8 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from steepest.loggers.rows import read_rows
-from tests.config.commands import REFERENCE
 from tests.npu.__main__ import ROOT, environment
+from tests.support.commands import REFERENCE
 
 SHOWN = (
     "actor/pg_loss", "actor/grad_norm", "actor/entropy", "actor/ppo_kl", "actor/pg_clipfrac", "actor/reward_kl_penalty",

@@ -12,7 +12,7 @@ from steepest.config.load import load_config, load_sft_config
 from steepest.loggers.rows import read_rows
 from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.jobs.sft import run_sft
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 Row = Mapping[str, float]
 

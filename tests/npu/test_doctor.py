@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.doctor.installs import Ran, doctor
 from tests.npu.jobs import ON_STAND_IN, needs_stand_in
+from tests.support.installs import Ran, doctor
 
 pytestmark = pytest.mark.npu
 

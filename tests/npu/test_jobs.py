@@ -14,8 +14,8 @@ from torch import Tensor
 
 from steepest.learner.trainable import ComputeSettings
 from steepest.loggers.rows import dumps
-from tests.learner.helpers import make_actor, make_batch
 from tests.npu.jobs import GRPO, ON_STAND_IN, Row, differences, make_task, needs_stand_in, ppo, sft
+from tests.support.learner_parts import make_actor, make_batch
 from tests.trainer.run.test_resume import STATEFUL, metrics, weights
 
 pytestmark = pytest.mark.npu

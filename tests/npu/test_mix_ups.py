@@ -13,14 +13,13 @@ import pytest
 import torch
 
 from steepest.core.batch import Batch
-from steepest.learner import trainable
 from steepest.learner.actor import Actor, ActorLossSettings
+from steepest.learner.critic import Critic
 from steepest.learner.trainable import ComputeSettings
 from steepest.rollout.api import SamplingParams
-from steepest.rollout.builtin import engine as engine_module
 from steepest.rollout.builtin.engine import BuiltinEngine
-from tests.learner.helpers import make_actor, make_batch, make_critic, policy, with_log_probs
-from tests.rollout.asking import loaded, requests_of
+from tests.support.learner_parts import make_actor, make_batch, make_critic, policy, with_log_probs
+from tests.support.rollout_requests import loaded, requests_of
 
 pytestmark = pytest.mark.npu
 
@@ -36,33 +35,39 @@ def batch_of(actor: Actor) -> Batch:
     return with_log_probs(make_batch(), actor, shift=0.1)
 
 
-def leave_behind(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
-    """The product's `move`, with one line dropped: this field stays on the CPU."""
-    move = trainable.move
+class Forgetful:
+    """A trainable model whose `moved` has one line dropped: this field stays on the CPU."""
 
-    def forgetful(record: Any, device: torch.device) -> Any:
-        moved = move(record, device)
+    left_behind = ""
+
+    def moved(self, record: Any) -> Any:
+        moved = super().moved(record)  # type: ignore[misc]
         names = {item.name for item in dataclasses.fields(record)}
-        return dataclasses.replace(moved, **{field: getattr(record, field)}) if field in names else moved
+        kept = {self.left_behind: getattr(record, self.left_behind)} if self.left_behind in names else {}
+        return dataclasses.replace(moved, **kept)
 
-    monkeypatch.setattr(trainable, "move", forgetful)
+
+class ForgetfulActor(Forgetful, Actor): ...
+
+
+class ForgetfulCritic(Forgetful, Critic): ...
 
 
 @pytest.mark.parametrize("field", [*ACTOR_READS, *PACKED_READS])
-def test_the_actors_update_raises_for_each_field_left_behind(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
-    actor = make_actor(compute=NPU, loss=KL)
+def test_the_actors_update_raises_for_each_field_left_behind(field: str) -> None:
+    actor = make_actor(kind=ForgetfulActor, compute=NPU, loss=KL)
     batch = batch_of(actor)
     assert actor.update(batch, step=1)["actor/grad_norm"] > 0  # the control
-    leave_behind(monkeypatch, field)
+    actor.left_behind = field
     with pytest.raises(RuntimeError, match="same device|on the same|device type"):
         actor.update(batch, step=2)
 
 
 @pytest.mark.parametrize("field", [*CRITIC_READS, *PACKED_READS[:3]])
-def test_the_critics_update_raises_for_each_field_left_behind(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
-    critic = make_critic(compute=NPU)
+def test_the_critics_update_raises_for_each_field_left_behind(field: str) -> None:
+    critic = make_critic(kind=ForgetfulCritic, compute=NPU)
     assert critic.update(make_batch(), step=1)["critic/grad_norm"] > 0
-    leave_behind(monkeypatch, field)
+    critic.left_behind = field
     with pytest.raises(RuntimeError, match="same device|on the same|device type"):
         critic.update(make_batch(), step=2)
 
@@ -74,8 +79,8 @@ def test_a_model_left_on_the_cpu_raises() -> None:
         actor.log_probs(make_batch())
 
 
-def engine() -> BuiltinEngine:
-    return loaded(BuiltinEngine, policy().to("npu"), end_token_ids=(), pad_token_id=0, max_model_len=32)
+def engine(kind: type[BuiltinEngine] = BuiltinEngine) -> BuiltinEngine:
+    return loaded(kind, policy().to("npu"), end_token_ids=(), pad_token_id=0, max_model_len=32)
 
 
 BROKEN_ENGINE: dict[str, Callable[[Any], Any]] = {
@@ -89,19 +94,18 @@ BROKEN_ENGINE: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("part", BROKEN_ENGINE)
-def test_generation_raises_for_each_part_left_behind(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_generation_raises_for_each_part_left_behind(part: str) -> None:
     sampling = SamplingParams(max_tokens=4)
     assert len(engine().generate(requests_of([[1, 2], [3, 4, 5]], sampling))) == 2  # the control
-    start = engine_module.BuiltinEngine._start
 
-    def broken(self: BuiltinEngine, network: Any, group: Any) -> Any:
-        run = start(self, network, group)
-        BROKEN_ENGINE[part](run)
-        return run
+    class Broken(BuiltinEngine):
+        def _start(self, network: Any, group: Any) -> Any:
+            run = super()._start(network, group)
+            BROKEN_ENGINE[part](run)
+            return run
 
-    monkeypatch.setattr(engine_module.BuiltinEngine, "_start", broken)
     with pytest.raises(RuntimeError, match="same device|on the same|device type"):
-        engine().generate(requests_of([[1, 2], [3, 4, 5]], sampling))
+        engine(Broken).generate(requests_of([[1, 2], [3, 4, 5]], sampling))
 
 
 def test_a_generator_of_the_cpu_draws_nothing_on_the_device() -> None:

@@ -13,8 +13,8 @@ from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.engines.hf import HFEngine
 from steepest.rollout.weights import LocalWeights
 from tests.npu.jobs import ON_STAND_IN
-from tests.rollout.asking import loaded, requests_of
-from tests.tiny import END, OTHER_END, random_ids, tiny_lm
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import END, OTHER_END, random_ids, tiny_lm
 
 pytestmark = pytest.mark.npu
 

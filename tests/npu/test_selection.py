@@ -11,7 +11,7 @@ import pytest
 
 from steepest.devices import select_device
 from steepest.errors import render
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 pytestmark = pytest.mark.npu
 

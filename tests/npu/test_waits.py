@@ -20,10 +20,10 @@ from steepest.learner.supervised import Supervised
 from steepest.learner.trainable import ComputeSettings
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from tests.learner.helpers import VOCABULARY, make_actor, make_critic, policy, with_log_probs
 from tests.npu.jobs import needs_stand_in
-from tests.rollout.asking import loaded, requests_of
-from tests.tiny import tiny_lm
+from tests.support.learner_parts import VOCABULARY, make_actor, make_critic, policy, with_log_probs
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import tiny_lm
 
 pytestmark = [pytest.mark.npu, needs_stand_in]
 

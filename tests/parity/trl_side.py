@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.parity.batches import Rows
-from tests.tiny import tiny_folder
+from tests.support.tiny_models import tiny_folder
 
 WORDS = "one two three four"
 

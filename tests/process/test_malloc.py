@@ -101,7 +101,7 @@ def test_a_job_on_the_cpu_keeps_its_memory(monkeypatch, tmp_path):
     from steepest.config.load import load_config
     from steepest.devices.backends import cpu
     from steepest.trainer.run.folder import begin
-    from tests.config.commands import REQUIRED
+    from tests.support.commands import REQUIRED
 
     called = []
     monkeypatch.setattr(cpu, "keep_freed_memory", lambda: called.append("kept"))

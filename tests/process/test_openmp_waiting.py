@@ -21,7 +21,7 @@ from steepest.process.entry import SPIN_COUNT, waiting_defaults
 from steepest.process.openmp_waiting import Crowd, Waiting, longest, waits
 from steepest.process.threads import gnu_openmp
 from steepest.trainer.jobs import ppo, sft
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 ROOT = Path(__file__).parents[2]
 needs_two_cores = pytest.mark.skipif(

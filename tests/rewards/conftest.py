@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.rewards.helpers import custom_pool
+from tests.support.reward_pools import custom_pool
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from steepest.rewards.graders.math import math, prepare
 from steepest.rewards.graders.multiple_choice import chosen, multiple_choice
 from steepest.rewards.graders.numeric import numeric, numeric_answer
 from steepest.rewards.graders.shaping import format_reward, length
+from tests.support.work import work_of_at_most
 
 PAGE = Path(__file__).parents[2] / "docs" / "rewards.md"
 
@@ -284,9 +284,8 @@ BOMBS = [
 def test_no_response_takes_long(grader, truth):
     prepare()
     for bomb in BOMBS:
-        start = time.process_time()
-        grader("any", bomb, truth)
-        assert time.process_time() - start < 2.0, bomb[:30]
+        with work_of_at_most(10, what=bomb[:30]):
+            grader("any", bomb, truth)
 
 
 def test_the_corpora_say_what_a_person_says_of_traps():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from steepest.rewards.api import REWARDS
 from steepest.rewards.graders.gsm8k import MODES, flexible_answer, gsm8k, strict_answer
+from tests.support.work import work_of_at_most
 
 HERE = Path(__file__).parent
 
@@ -172,9 +172,8 @@ def test_flexible_accepts_every_integer_in_each_form_and_only_that(value, form):
 )
 @pytest.mark.parametrize("mode", MODES)
 def test_no_response_takes_long(bomb, mode):
-    start = time.perf_counter()
-    score(bomb, mode=mode)
-    assert time.perf_counter() - start < 1.0
+    with work_of_at_most(10):
+        score(bomb, mode=mode)
 
 
 @pytest.mark.real

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,12 @@ from hypothesis import strategies as st
 from steepest.errors import ConfigError, DataError, RewardError
 from steepest.rewards import RewardPool, RewardRequest, RewardResult
 from steepest.rewards.pool import allowed_failures
-from tests.rewards.helpers import FUNCTIONS, custom_pool, requests
+from tests.support.reward_pools import FUNCTIONS, custom_pool, requests
 
 
 @pytest.fixture(scope="module")
 def hasty():
-    with custom_pool(timeout_s=0.6) as pool:
+    with custom_pool(timeout_s=2.0) as pool:
         pool.check([])
         yield pool
 
@@ -62,9 +61,9 @@ def test_scores(pool, solution, result):
         ("die", "the worker process exited with code 7"),
         ("segfault", "the worker process was killed by SIGSEGV"),
         ("killed", "the worker process was killed by SIGKILL (out of memory?)"),
-        ("stopped", "timeout after 0.6 s"),
-        ("sleep", "timeout after 0.6 s"),
-        ("regex", "timeout after 0.6 s"),
+        ("stopped", "timeout after 2 s"),
+        ("sleep", "timeout after 2 s"),
+        ("regex", "timeout after 2 s"),
     ],
 )
 def test_failures_are_counted_and_named_and_never_zero(request, caplog, solution, error):
@@ -94,9 +93,9 @@ def test_one_warning_tells_the_first_sample_of_many(pool, caplog):
 
 def test_the_time_limit_counts_from_the_start_of_each_sample():
     # one worker, a chunk of 15 first: together above the limit, each far below it
-    with custom_pool("slow_score", num_workers=1, timeout_s=0.5) as pool:
-        results = pool.score([RewardRequest(str(i), "d", "0.04", "", {}) for i in range(30)])
-    assert [result.score for result in results] == [0.04] * 30
+    with custom_pool("slow_score", num_workers=1, timeout_s=2.0) as pool:
+        results = pool.score([RewardRequest(str(i), "d", "0.14", "", {}) for i in range(30)])
+    assert [result.score for result in results] == [0.14] * 30
 
 
 def test_all_kinds_of_failure_at_once_off_the_main_thread():
@@ -106,7 +105,7 @@ def test_all_kinds_of_failure_at_once_off_the_main_thread():
     with custom_pool(timeout_s=1.0) as pool:
         thread = threading.Thread(target=lambda: got.extend(pool.score(requests(*solutions))))
         thread.start()
-        thread.join(20)
+        thread.join(300)
         assert pool.error_rate == 0.5
     assert [result.score for result in got] == expected
 
@@ -119,7 +118,7 @@ def test_calls_from_several_threads_do_not_mix(pool):
 
     threads = [threading.Thread(target=run, args=(100 * k,)) for k in range(4)]
     [thread.start() for thread in threads]
-    [thread.join(20) for thread in threads]
+    [thread.join(300) for thread in threads]
     assert got == {100 * k: [100.0 * k + i for i in range(50)] for k in range(4)}
 
 
@@ -165,13 +164,13 @@ def test_allowed_failures(num_samples, rate, allowed):
 
 
 def test_too_many_failures_end_the_run_at_once(caplog):
-    with custom_pool(max_error_rate=0.1, timeout_s=0.3, num_workers=1) as pool:
+    with custom_pool(max_error_rate=0.1, timeout_s=1.0, num_workers=1) as pool:
         with pytest.raises(RewardError) as caught:
             pool.score(requests(*["sleep"] * 20))  # 3 of 20 are too many: the other 17 are not waited for
         assert str(caught.value) == (
-            "reward: 3 of 20 samples failed (15.0 %). First: sample row:0: timeout after 0.3 s. That is more than "
+            "reward: 3 of 20 samples failed (15.0 %). First: sample row:0: timeout after 1 s. That is more than "
             "max_error_rate=0.1 allows (2 of 20), so the run ends; 17 samples were left unscored. Fix the "
-            "reward function; or raise timeout_s (now 0.3) or max_error_rate."
+            "reward function; or raise timeout_s (now 1) or max_error_rate."
         )
         assert pool.error_rate == 0.15 and not caplog.records
         # and the pool is fit for use
@@ -273,18 +272,16 @@ def test_bad_options_are_all_told_at_once():
     ]
 
 
-def test_scoring_a_batch_is_quick():
+def test_a_large_batch_goes_to_the_same_workers_again_and_again():
     rows = [
         RewardRequest(str(i), "openai/gsm8k", f"{i} + 1 = {i + 1}\n#### {i + 1}", str(i + 1), {}) for i in range(256)
     ]
     with RewardPool(num_workers=2) as pool:
         pool.check(["openai/gsm8k"])
-        times = []
+        pids = pool.worker_pids()
         for _ in range(10):
-            start = time.perf_counter()
             assert all(result.score == 1.0 for result in pool.score(rows))
-            times.append(time.perf_counter() - start)
-    assert min(times[1:]) < 0.05
+        assert pool.worker_pids() == pids
 
 
 def test_workers_start_while_the_caller_does_other_things():

@@ -15,24 +15,10 @@ import pytest
 from steepest.errors import RewardError
 from steepest.rewards import RewardResult
 from steepest.rewards.process import describe_exit
-from tests.rewards.helpers import FUNCTIONS, custom_pool, requests
+from tests.support.processes import alive, gone_within
+from tests.support.reward_pools import FUNCTIONS, custom_pool, requests
 
 ROOT = Path(__file__).parents[2]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and is not reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def gone_within(pids: list[int], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not any(alive(pid) for pid in pids)
 
 
 def test_prints_of_a_reward_go_to_standard_error(capfd):
@@ -48,7 +34,7 @@ def test_workers_stay_between_calls_and_a_dead_idle_one_is_replaced(pool):
     assert pids == set(map(float, pool.worker_pids())) and len(pids) == 2
     for pid in pool.worker_pids():
         os.kill(pid, 9)
-    time.sleep(0.1)
+    assert gone_within(list(pool.worker_pids()), 60)
     assert pool.score(requests("1", "2", "3")) == [RewardResult(1.0), RewardResult(2.0), RewardResult(3.0)]
     assert pids.isdisjoint(map(float, pool.worker_pids()))
 
@@ -77,7 +63,7 @@ def test_a_hung_reward_is_killed_with_what_it_started(tmp_path, monkeypatch):
     monkeypatch.setenv("CHILD_PID_FILE", str(tmp_path / "pid"))
     with custom_pool(timeout_s=1.0) as pool:
         assert pool.score(requests("child"))[0].error == "timeout after 1 s"
-    assert gone_within([int((tmp_path / "pid").read_text())], 2)
+    assert gone_within([int((tmp_path / "pid").read_text())], 60)
 
 
 def test_no_file_descriptor_is_left_open():
@@ -127,7 +113,7 @@ def test_kill_9_of_the_parent_leaves_no_worker(doing):
     assert len(pids) == 2 and all(map(alive, pids))
     parent.kill()
     parent.communicate()
-    assert gone_within(pids, 3)
+    assert gone_within(pids, 60)
 
 
 def test_kill_9_of_the_parent_leaves_no_worker_when_a_fork_of_it_lives_on():
@@ -138,7 +124,7 @@ def test_kill_9_of_the_parent_leaves_no_worker_when_a_fork_of_it_lives_on():
     child = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    assert gone_within(pids, 4) and alive(child)
+    assert gone_within(pids, 60) and alive(child)
     os.kill(child, 9)
     parent.communicate()
 
@@ -146,7 +132,7 @@ def test_kill_9_of_the_parent_leaves_no_worker_when_a_fork_of_it_lives_on():
 @pytest.mark.parametrize("then", ["", "raise SystemExit(0)", "pool.score([RewardRequest('a', 'd', '1', '', {})])"])
 def test_a_parent_that_ends_without_close_leaves_no_worker_and_no_noise(then):
     parent, pids = start_parent(then)
-    _, err = parent.communicate(timeout=10)
+    _, err = parent.communicate(timeout=120)
     assert parent.returncode == 0 and err == "main imported\n"
     assert len(pids) == 2 and not any(map(alive, pids))
 
@@ -155,7 +141,7 @@ def test_ctrl_c_ends_the_call_and_the_workers_that_were_on_it():
     parent, pids = start_parent("pool.score([RewardRequest('a', 'd', 'sleep', '', {})] * 2)")
     time.sleep(0.3)
     parent.send_signal(2)
-    _, err = parent.communicate(timeout=10)
+    _, err = parent.communicate(timeout=120)
     assert err.rstrip().endswith("KeyboardInterrupt") and not any(map(alive, pids))
 
 

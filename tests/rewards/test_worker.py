@@ -23,8 +23,10 @@ def begin() -> None:
 
 
 @pytest.fixture(autouse=True)
-def same_path(monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def same_path():
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 @pytest.mark.parametrize(

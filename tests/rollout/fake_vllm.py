@@ -100,12 +100,14 @@ def engine_model(weights: dict[str, Tensor], config: Any) -> nn.Module:
 
 
 class FakeLLM:
-    """`vllm.LLM` as engines/vllm.py uses it. `keeps_old_head` behaves as vLLM 0.32 does with tied embeddings."""
+    """`vllm.LLM` as engines/vllm.py uses it. `keeps_old_head` behaves as vLLM 0.32 does with tied embeddings; without
+    `takes_repairs` what is done to the head from outside is lost."""
 
     def __init__(
-        self, policy: CausalLM, dtype: torch.dtype, *, keeps_old_head: bool = False, has_reload: bool = True
-    ) -> None:
-        self.dtype, self.keeps_old_head = dtype, keeps_old_head
+        self, policy: CausalLM, dtype: torch.dtype, *, keeps_old_head: bool = False, has_reload: bool = True,
+        takes_repairs: bool = True,
+    ) -> None:  # fmt: skip
+        self.dtype, self.keeps_old_head, self.takes_repairs = dtype, keeps_old_head, takes_repairs
         self.worker = SimpleNamespace(reload_weights=None) if has_reload else SimpleNamespace()
         self.policy = CausalLM(copy.deepcopy(policy.hf)).requires_grad_(False)
         with torch.no_grad():
@@ -160,7 +162,12 @@ class FakeLLM:
         self._build(dict(self.policy.hf.state_dict()))
 
     def apply_model(self, function: Callable[[nn.Module], Any]) -> list[Any]:
-        return [function(self.model)]
+        if self.takes_repairs:
+            return [function(self.model)]
+        head = copy.deepcopy(self.model.lm_head)
+        found = [function(self.model)]
+        self.model.lm_head = head
+        return found
 
     def reset_prefix_cache(self) -> bool:
         self.calls.append("reset")

@@ -11,7 +11,7 @@ from steepest.errors import ConfigError, RolloutError
 from steepest.rollout import ROLLOUT_ENGINES, SamplingParams
 from steepest.rollout.api import GenerationRequest
 from steepest.rollout.requests import check_requests, generate_in_groups, group_by_sampling
-from tests.rollout.asking import requests_of
+from tests.support.rollout_requests import requests_of
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,10 @@ from steepest.errors import RolloutError
 from steepest.models.attention import attention_implementation
 from steepest.models.packing import pack_batch, scatter
 from steepest.rollout.api import SamplingParams
-from steepest.rollout.builtin import choose_network
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.weights import LocalWeights
-from tests.rollout.asking import loaded, requests_of
-from tests.tiny import END, FAMILIES, OTHER_END, random_ids, tiny_critic, tiny_lm
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import END, FAMILIES, OTHER_END, random_ids, tiny_critic, tiny_lm
 
 PROMPTS = random_ids([3, 9, 1, 6, 4, 2, 12, 5])
 
@@ -247,11 +246,10 @@ def test_after_an_update_greedy_tokens_are_those_of_a_fresh_engine(dtype):
     assert after == engine_for(model, dtype=dtype, version=1).generate(requests_of(PROMPTS, sampling))
 
 
-def test_stale_weights_are_refused_by_an_engine_with_a_copy_and_impossible_without(monkeypatch):
+def test_stale_weights_are_refused_by_an_engine_with_a_copy_and_impossible_without():
     model, sampling = tiny_lm(), SamplingParams(2)
     copying = [engine_for(model, dtype=torch.bfloat16), engine_for(model)]
-    monkeypatch.setattr(choose_network, "PACKED_SHARE", 0.0)  # no room for packed weights
-    sharing = engine_for(model)
+    sharing = engine_for(model, packed_share=0.0)
     assert sharing.shares_weights and not any(engine.shares_weights for engine in copying)
     for engine in copying:
         engine.load_weights(LocalWeights(model), 3)
@@ -325,7 +323,7 @@ def test_no_prompts_no_completions():
 def test_ids_reach_the_trainer_although_their_text_encodes_otherwise(tmp_path):
     """A tokenizer under which decode and encode is not the identity: the engine's ids are what is trained on."""
     from steepest.models.load import load_causal_lm, load_tokenizer
-    from tests.tiny import tiny_folder
+    from tests.support.tiny_models import tiny_folder
 
     folder = tiny_folder(tmp_path)
     tokenizer, model = load_tokenizer(folder), load_causal_lm(folder)

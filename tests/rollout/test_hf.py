@@ -10,9 +10,9 @@ from steepest.errors import RolloutError
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.engines.hf import HFEngine
-from tests.rollout.asking import loaded, requests_of
 from tests.rollout.test_engine import PROMPTS, as_batch, flatten, trainer_log_probs
-from tests.tiny import END, FAMILIES, OTHER_END, tiny_lm
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import END, FAMILIES, OTHER_END, tiny_lm
 
 OPTIONS = {"end_token_ids": (END, OTHER_END), "pad_token_id": END, "max_model_len": 40}
 

@@ -12,8 +12,8 @@ from steepest.models.packing import pack_sequences
 from steepest.rollout import ROLLOUT_ENGINES, SamplingParams
 from steepest.rollout.weight_check import PolicyDigest
 from steepest.rollout.weights import LocalWeights, ModelDescription
-from tests.rollout.asking import loaded, requests_of
-from tests.tiny import END, random_ids, tiny_hf
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import END, random_ids, tiny_hf
 
 
 @torch.no_grad()

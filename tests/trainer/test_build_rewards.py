@@ -16,7 +16,7 @@ from steepest.trainer.experience.scoring import reward_metrics
 from steepest.trainer.jobs.ppo import run_ppo
 from tests.models.test_reward_model import folder, load
 from tests.rewards.chat_server import chat_server
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 SMALL = ("data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8", "data.val_max_samples=4",
          "trainer.total_training_steps=1", "trainer.test_freq=1", "trainer.val_before_train=False",

@@ -29,8 +29,8 @@ from steepest.trainer.experience.greedy_baseline import GreedyBaseline
 from steepest.trainer.experience.scoring import Finished, Scorer
 from steepest.trainer.experience.single_turn import SingleTurn, StepRollouts
 from steepest.trainer.loop import Timer
-from tests.config.commands import REQUIRED
-from tests.trainer.fakes import EchoEngine, FakeCluster, FakePool, NumberTokenizer, exact, prompt
+from tests.support.commands import REQUIRED
+from tests.support.fake_parts import EchoEngine, FakeCluster, FakePool, NumberTokenizer, exact, prompt
 
 ACTOR, CORRECTION = "actor_rollout_ref.actor", "algorithm.rollout_correction"
 ONE = ("data.train_batch_size=8", f"{ACTOR}.ppo_mini_batch_size=8", "critic.ppo_mini_batch_size=8")
@@ -171,14 +171,12 @@ def test_which_critic_there_is():
 
     def part(*words: str):
         config, plan = made(*words)
-        advantages = build_step.build_advantages(config)
-        return build_step.build_critic_part(plan, cluster, advantages), advantages
+        return build_step.build_critic_part(config, plan, cluster), build_step.estimator_call(config)
 
     assert part(*TWO, *GRPO)[0] == NoCritic()
     assert part(*TWO)[0] == ValuesFromPass(cluster)
-    found, advantages = part(*ONE)
-    assert isinstance(found, ValuesFromUpdate) and found.critic is cluster
-    assert found.returns_of == advantages.returns_of, "the returns are the estimator's own"
+    found, call = part(*ONE)
+    assert found == ValuesFromUpdate(cluster, call) and call.name == "gae" and call.options["gamma"] == 1.0
     assert part(*ONE, "algorithm.use_pf_ppo=True")[0] == ValuesFromPass(cluster)
 
 

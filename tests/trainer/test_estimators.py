@@ -14,7 +14,7 @@ from steepest.registry import Entry
 from steepest.trainer import build_step
 from steepest.trainer.algorithm.advantages import Advantages
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 RUN = (
     "trainer.total_training_steps=1", "trainer.test_freq=-1", "trainer.val_before_train=False",

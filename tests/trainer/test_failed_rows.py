@@ -22,7 +22,7 @@ from steepest.trainer.algorithm.kl_rewards import KLShapedRewards
 from steepest.trainer.algorithm.old_log_probs import FromPass
 from steepest.trainer.experience.scoring import place_scores
 from steepest.trainer.run.metrics import batch_metrics
-from tests.learner.helpers import (
+from tests.support.learner_parts import (
     CPU,
     make_actor,
     make_batch,

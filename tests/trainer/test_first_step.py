@@ -10,7 +10,7 @@ from steepest.core.advantages import AdvantageInputs
 from steepest.loggers.jsonl import read_metrics
 from steepest.trainer import build_step
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 RUN = (
     "trainer.total_training_steps=2", "trainer.test_freq=-1", "trainer.val_before_train=False",

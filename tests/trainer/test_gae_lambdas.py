@@ -10,7 +10,7 @@ from steepest.core.advantages import AdvantageInputs, gae
 from steepest.core.batch import Batch
 from steepest.core.masked import whiten
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 WORDS = ("data.train_batch_size=16", "data.max_response_length=6", "trainer.total_training_steps=2",
          "trainer.val_before_train=False", "trainer.test_freq=-1", "algorithm.kl_ctrl.kl_coef=0",

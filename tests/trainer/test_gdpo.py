@@ -23,9 +23,9 @@ from steepest.trainer.experience.extras import NamedRewards
 from steepest.trainer.experience.scoring import Scorer, StepScorer
 from steepest.trainer.experience.single_turn import StepRollouts
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.config.commands import REQUIRED
-from tests.trainer.fakes import EchoEngine, FakeCluster, FakePool, NumberTokenizer, exact, prompt
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.commands import REQUIRED
+from tests.support.fake_parts import EchoEngine, FakeCluster, FakePool, NumberTokenizer, exact, prompt
+from tests.support.toy_run import make_toy, toy_overrides
 
 GDPO = ("algorithm.adv_estimator=gdpo", "actor_rollout_ref.rollout.n=4", "data.train_batch_size=8",
         "actor_rollout_ref.actor.ppo_mini_batch_size=8")  # fmt: skip

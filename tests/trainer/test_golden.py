@@ -40,10 +40,10 @@ from steepest.trainer.algorithm.kl_rewards import KLShapedRewards, plain_rewards
 from steepest.trainer.algorithm.old_log_probs import FromPass
 from steepest.trainer.experience.scoring import Scorer, place_scores
 from steepest.trainer.experience.single_turn import generate_batch
-from tests.learner.helpers import CPU, VANILLA, record_gradients
-from tests.rollout.asking import loaded
-from tests.trainer.fakes import FakePool
-from tests.trainer.toy import make_toy
+from tests.support.fake_parts import FakePool
+from tests.support.learner_parts import CPU, VANILLA, record_gradients
+from tests.support.rollout_requests import loaded
+from tests.support.toy_run import make_toy
 
 BETA = 0.1
 PPO = Advantages(partial(gae, gamma=1.0, lam=1.0), whitened=True)

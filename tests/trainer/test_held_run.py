@@ -22,9 +22,9 @@ from steepest.trainer.experience.dynamic_sampling import PromptPosition
 from steepest.trainer.experience.scoring import Scorer
 from steepest.trainer.experience.single_turn import StepRollouts
 from steepest.trainer.jobs.ppo import encode_rows, load_rows, run_ppo
-from tests.trainer.fakes import FakePool
+from tests.support.fake_parts import FakePool
+from tests.support.toy_run import make_toy, toy_overrides
 from tests.trainer.test_golden import digit
-from tests.trainer.toy import make_toy, toy_overrides
 
 RUN = (
     "trainer.total_training_steps=3",

@@ -17,11 +17,10 @@ from steepest.config.load import load_config, load_sft_config
 from steepest.errors import CheckpointError, ModelError
 from steepest.loggers.jsonl import read_metrics
 from steepest.loggers.rows import read_rows
-from steepest.trainer.jobs import export as export_module
 from steepest.trainer.jobs.export import export
 from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.jobs.sft import run_sft
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 VERL = (
     "actor_rollout_ref.model.lora_rank=8",
@@ -227,14 +226,24 @@ def test_a_base_that_was_moved_is_named(toy, runs, tmp_path):
     assert (tmp_path / "out2" / "model.safetensors").exists()
 
 
-def test_the_command(runs, tmp_path, monkeypatch, capsys):
-    seen = {}
-    monkeypatch.setattr(export_module, "export", lambda *a, **k: seen.update(args=a, **k) or a[1])
-    with pytest.raises(SystemExit) as ended:
-        app(["export", "RUN", "--to", "OUT", "--adapter", "--base", "B", "--trust-remote-code"])
-    assert ended.value.code == 0 and capsys.readouterr().out == "wrote OUT\n"
-    want = {"args": (Path("RUN"), Path("OUT")), "as_adapter": True, "base": "B", "trust_remote_code": True}
-    assert seen == want
+def test_the_command_does_what_the_function_does(toy, runs, tmp_path, capsys):
+    moved = export(runs("head"), tmp_path / "moved", as_adapter=True)
+    config = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": f"{tmp_path}/gone"}))
+    base = str(toy["model"])
+    for number, (source, words, options) in enumerate([
+        (runs("head"), [], {}),
+        (runs("head"), ["--adapter"], {"as_adapter": True}),
+        (moved, ["--base", base, "--trust-remote-code"], {"base": base, "trust_remote_code": True}),
+    ]):  # fmt: skip
+        ours, theirs = tmp_path / f"command{number}", tmp_path / f"function{number}"
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app(["export", str(source), "--to", str(ours), *words])
+        assert ended.value.code == 0 and capsys.readouterr().out.endswith(f"wrote {ours}\n")
+        export(source, theirs, **options)
+        files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (ours, theirs)]
+        assert files[0] == files[1] and files[0]
 
 
 def test_supervised_fine_tuning_of_an_adapter(toy, tmp_path):

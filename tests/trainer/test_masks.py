@@ -30,8 +30,8 @@ from steepest.trainer.experience.api import Experience
 from steepest.trainer.experience.greedy_baseline import GreedyBaseline
 from steepest.trainer.experience.scoring import Scorer, StepScorer, place_scores
 from steepest.trainer.run.metrics import batch_metrics
-from tests.learner.helpers import make_actor, make_batch, make_critic, same_bits, weights, with_log_probs
-from tests.trainer.fakes import FakePool, NumberTokenizer, prompt
+from tests.support.fake_parts import FakePool, NumberTokenizer, prompt
+from tests.support.learner_parts import make_actor, make_batch, make_critic, same_bits, weights, with_log_probs
 
 T, F = True, False
 ROWS_OF = ("trained", "reward_failed", "truncated", "equal_group", "rejected")

@@ -6,7 +6,7 @@ import pytest
 
 from steepest.config.load import load_config
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 GRPO = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=8", "data.train_batch_size=32",
         "actor_rollout_ref.actor.ppo_mini_batch_size=16", "actor_rollout_ref.actor.optim.lr=1e-3")  # fmt: skip

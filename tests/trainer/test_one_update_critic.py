@@ -9,7 +9,7 @@ from steepest.config.load import load_config
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.loggers.jsonl import read_metrics
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 RUN = (
     "trainer.total_training_steps=3", "trainer.save_freq=3", "trainer.val_before_train=False", "algorithm.lam=0.9",

@@ -16,8 +16,8 @@ from steepest.core.batch import Batch
 from steepest.core.policy_losses import POLICY_LOSSES, LossInputs
 from steepest.loggers.jsonl import read_metrics
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.config.commands import REQUIRED
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.commands import REQUIRED
+from tests.support.toy_run import make_toy, toy_overrides
 
 ACTOR = "actor_rollout_ref.actor"
 MODE = f"{ACTOR}.policy_loss.loss_mode"

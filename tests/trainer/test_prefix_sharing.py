@@ -15,9 +15,9 @@ from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.trainable import ComputeSettings
 from steepest.loggers.jsonl import read_metrics
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.learner.helpers import make_actor, make_critic, record_gradients
 from tests.models.test_shared_prompts import make_batch
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.learner_parts import make_actor, make_critic, record_gradients
+from tests.support.toy_run import make_toy, toy_overrides
 
 KEY = "actor_rollout_ref.actor.use_prefix_sharing"
 

@@ -18,7 +18,7 @@ from steepest.process.start_timing import Laps
 from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.loop import Timer
 from steepest.trainer.run.metrics import mfu_metrics, speed_metrics
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 PARTS = ["gen", "reward", "old_log_prob", "ref", "values", "adv", "update_critic", "update_actor", "update_weights",
          "describe"]  # fmt: skip

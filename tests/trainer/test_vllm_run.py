@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from steepest.config.load import load_config
 from steepest.loggers.jsonl import read_metrics
 from steepest.trainer.jobs.ppo import run_ppo
+from tests.support.toy_run import make_toy, toy_overrides
 from tests.trainer.test_real import ROOT, command, values
-from tests.trainer.toy import make_toy, toy_overrides
 
 pytestmark = pytest.mark.vllm
 ENGINE = "actor_rollout_ref.rollout.name=vllm"

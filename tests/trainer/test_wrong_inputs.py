@@ -16,7 +16,7 @@ from steepest.models.tiny import build_tiny_model
 from steepest.process.entry import run_entry
 from steepest.trainer.main_ppo import main
 from steepest.trainer.run.folder import hold
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 MODEL = "actor_rollout_ref.model.path"
 
@@ -191,6 +191,18 @@ def test_a_critic_of_another_vocabulary_is_named_as_the_critic(toy, tmp_path, ca
     other = build_tiny_model(tmp_path / "critic", ["a"], hidden_size=32, intermediate_size=64, num_layers=1)
     argv = [*toy_overrides(toy, tmp_path / "run"), f"critic.model.path={other}"]
     assert_fails(capsys, argv, "critic.model.path: ", "tokens", "do not fit")
+
+
+@pytest.mark.parametrize("section", ["actor_rollout_ref.model", "critic.model"])
+def test_a_model_with_code_of_its_own_names_the_key_of_its_section(toy, tmp_path, capsys, section):
+    folder = tmp_path / "model"
+    shutil.copytree(toy["model"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "configuration_mine.py").write_text("raise SystemError\n")
+    argv = with_value(toy_overrides(toy, tmp_path / "run"), f"{section}.path", folder)
+    assert_fails(capsys, argv, f"Read it, then allow it with {section}.trust_remote_code=true.")
 
 
 def test_an_unknown_data_source(toy, tmp_path, capsys):

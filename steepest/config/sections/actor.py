@@ -58,7 +58,7 @@ class ActorConfig:
     policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     loss_agg_mode: LossAggMode = DERIVED
     """How token losses become one number; the denominator counts the whole mini-batch. null: token-mean, with gspo,
-    geo_mean and sapo seq-mean-token-mean, which verl takes for them in any case."""
+    geo_mean and sapo seq-mean-token-mean, which verl always takes for them."""
     loss_scale_factor: PositiveFloat | None = None
     """Divisor of seq-mean-token-sum-norm; needed there, unused elsewhere."""
     entropy_coeff: float = 0.0
@@ -79,7 +79,7 @@ class ActorConfig:
     """Compute the prompt of a group's `rollout.n` responses once a pass, in actor, reference and critic; null: on where
     it can be, which is on the CPU. verl: `use_prefix_grouper`, off."""
     shuffle: bool = False
-    """Shuffle the rows before they are cut into mini-batches, anew for each pass."""
+    """Shuffle the rows before they are cut into mini-batches, again for each pass."""
     data_loader_seed: Seed = 42
     """Seed of that shuffle, and of the tokens that clip_cov draws."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -172,7 +172,7 @@ def _never_draws(c: Config) -> bool:
 
 @SECTION.warning
 def clip_is_overruled(given: dict[str, Any], config: Config) -> Iterator[str]:
-    """`clip_ratio` beside both of its sides."""
+    """`clip_ratio` next to both of its sides."""
     sides = [f"{ACTOR}.clip_ratio_low", f"{ACTOR}.clip_ratio_high"]
     if f"{ACTOR}.clip_ratio" in given and all(given.get(side) is not None for side in sides):
         yield without_effect([f"{ACTOR}.clip_ratio"], "clip_ratio_low and clip_ratio_high are both given")

@@ -107,7 +107,7 @@ def overruled_micro_batches(given: dict[str, Any], config: Config) -> Iterator[s
 
 @SECTION.warning
 def critic_forward_is_overruled(given: dict[str, Any], config: Config) -> Iterator[str]:
-    """The critic's forward size beside a token budget for its update."""
+    """The critic's forward size next to a token budget for its update."""
     key = "critic.forward_micro_batch_size_per_gpu"
     if config.critic.enable is not False and config.critic.use_dynamic_bsz and given.get(key) is not None:
         yield without_effect(

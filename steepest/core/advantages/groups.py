@@ -110,7 +110,7 @@ def grpo(x: AdvantageInputs, *, norm_by_std: bool = True, eps: float = 1e-6) -> 
 @ADVANTAGE_ESTIMATORS.register("rloo")
 @torch.no_grad()
 def rloo(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
-    """REINFORCE, leave one out: a response's reward less the mean reward of the others to its prompt.
+    """REINFORCE, leave one out: a response's reward minus the mean reward of the other responses to its prompt.
 
         A_i = R_i - mean of R_j, j != i of its group = n / (n - 1) * (R_i - mean of its group)     on every true token
 
@@ -128,7 +128,7 @@ def rloo(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
 @ADVANTAGE_ESTIMATORS.register("opo")
 @torch.no_grad()
 def opo(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
-    """On-policy RL with the optimal reward baseline: the group's mean, long responses counting more.
+    """On-policy RL with the optimal reward baseline: the group's mean, in which long responses count more.
 
         A_i = R_i - sum_j l_j R_j / sum_j l_j          j over the group, l the true tokens of a row, on every true token
 
@@ -147,12 +147,13 @@ def opo(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
 @ADVANTAGE_ESTIMATORS.register("gpg")
 @torch.no_grad()
 def gpg(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
-    """Group policy gradient: distance from the group's mean, scaled up by the share of groups that teach something.
+    """Group policy gradient: distance from the group's mean, times all rows over the rows that have a gradient.
 
         A_i = B / (B - M) * (R_i - mean of its group)          on every true token
 
-    R as in `grpo`; B rows with a true token, M of them in groups whose rewards are all equal: those have a gradient of
-    0 and would thin out the batch's mean. All of them: A is 0. F_norm of the paper is 1.
+    R as in `grpo`. B is the number of rows with a true token, M the number of these in groups whose rewards are all
+    equal: their gradient is 0, and they would make the batch's mean smaller. If M = B, A is 0. F_norm of the paper is
+    1.
 
     Reads, returns and raises as `grpo`. Chu et al. 2025, https://arxiv.org/abs/2504.02546. verl's factor is B over the
     rows whose reward is not 0, which depends on where the reward has its zero and not on what is learnt: with rewards
@@ -168,7 +169,8 @@ def gpg(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
 @ADVANTAGE_ESTIMATORS.register("grpo_passk")
 @torch.no_grad()
 def grpo_passk(x: AdvantageInputs, *, norm_by_std: bool = True, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """Pass@k, k the size of the group: only the best response is taught, by how much it beats the second best.
+    """Pass@k, where k is the size of the group: only the best response gets an advantage, its lead over the second
+    best.
 
         A_best = (R_best - R_second) / (std of the group + eps)         on every true token; 0 for the others
 
@@ -203,7 +205,7 @@ def _largest(above: Tensor, groups: Groups, among: Tensor) -> Tensor:
 @ADVANTAGE_ESTIMATORS.register("reinforce_plus_plus_baseline")
 @torch.no_grad()
 def reinforce_plus_plus_baseline(x: AdvantageInputs) -> tuple[Tensor, Tensor]:
-    """REINFORCE++ with the group's mean as baseline: distance from it, then scaled over the whole batch.
+    """REINFORCE++ with the group's mean as baseline: distance from the mean, then scaled over the whole batch.
 
         A_i = R_i - mean of its group                   on every true token; to be whitened, see masked.whiten
 

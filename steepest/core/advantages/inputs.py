@@ -1,4 +1,4 @@
-"""What an advantage estimator is given, and where estimators are registered."""
+"""The inputs of advantage estimators, and the table of estimators."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class AdvantageInputs:
-    """What an estimator may read. Fields that are None, and extras that are missing, were not asked for by its `needs`.
+    """The inputs of an estimator. A field is None, and an extra is missing, if the estimator's `needs` does not name
+    it.
 
-    What lies at masked positions, and in rows without a true token, is ignored, whatever it is.
+    Values at masked positions, and in rows without a true token, are ignored.
     """
 
     token_level_rewards: Tensor
@@ -50,9 +51,9 @@ class AdvantageInputs:
     rollout_is_weights: Tensor | None = None
     """(B, T) f32, importance weights of old over rollout policy; None where the run has none."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
-    """What only some estimators read, by name; shapes are those of config.algorithms.EXTRAS.
+    """Tensors by name that only some estimators read; config.algorithms.EXTRAS has their shapes.
 
-    named_rewards (B, K) f32     K rewards of each response, of which token_level_rewards need not be the sum
+    named_rewards (B, K) f32     K rewards of each response; token_level_rewards need not be their sum
     reward_baselines (B,) f32    the reward of the greedy response to the row's prompt
     sum_pi_squared (B, T) f32    sum over the vocabulary of the squared probabilities that token t was drawn from
     """

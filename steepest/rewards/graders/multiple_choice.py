@@ -103,7 +103,7 @@ def multiple_choice(
 ) -> dict[str, float]:
     """Score 1.0 when the response chooses the letter of the ground truth, else 0.0; `format` is 1.0 when it chooses.
 
-    Raises TypeError or ValueError for a ground truth that is no letter.
+    Raises TypeError or ValueError for a ground truth that is not a letter.
     """
     truth, letter = _truth(ground_truth), chosen(solution_str)
     right = float(letter == truth)

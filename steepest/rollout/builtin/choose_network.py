@@ -22,24 +22,26 @@ _LENGTHS = (5, 7)
 
 
 def choose_network(
-    model: CausalLM, dtype: torch.dtype, max_length: int, total_memory: int
+    model: CausalLM, dtype: torch.dtype, max_length: int, total_memory: int, packed_share: float = PACKED_SHARE
 ) -> tuple[Network, tuple[str, ...]]:
-    """The network, and notes for the user about the choice."""
+    """The network, and notes for the user about the choice. `packed_share`: see PACKED_SHARE."""
     training = model.training
     model.eval()
     try:
         with torch.no_grad(), torch.autocast(next(model.parameters()).device.type, enabled=False):
-            return _choose(model, dtype, max_length, total_memory)
+            return _choose(model, dtype, max_length, total_memory, packed_share)
     finally:
         model.train(training)
 
 
-def _choose(model: CausalLM, dtype: torch.dtype, max_length: int, total_memory: int) -> tuple[Network, tuple[str, ...]]:
+def _choose(
+    model: CausalLM, dtype: torch.dtype, max_length: int, total_memory: int, packed_share: float
+) -> tuple[Network, tuple[str, ...]]:
     try:
         layout = read_layout(model, max(max_length, sum(_LENGTHS)))
         held = layout.embedding.weight.dtype
         check(FusedNetwork(model, layout, held, copies=False, packed=False), model, held)
-        network, notes = _fused(model, layout, dtype, total_memory)
+        network, notes = _fused(model, layout, dtype, total_memory, packed_share)
         if dtype == held:
             check(network, model, dtype)
         return network, notes
@@ -52,17 +54,17 @@ def _choose(model: CausalLM, dtype: torch.dtype, max_length: int, total_memory: 
 
 
 def _fused(
-    model: CausalLM, layout: Layout, dtype: torch.dtype, total_memory: int
+    model: CausalLM, layout: Layout, dtype: torch.dtype, total_memory: int, packed_share: float
 ) -> tuple[FusedNetwork, tuple[str, ...]]:
     """Make our decoder. It copies weights if the dtype requires it, or if packed copies are faster and fit into
     memory."""
     shared = all(part.base.weight.dtype == dtype for part in layout.matrices())
     packed = can_pack(layout.embedding.weight.device, dtype)
     size = sum(part.base.weight.numel() for part in layout.matrices()) * dtype.itemsize
-    if shared and packed and size > total_memory * PACKED_SHARE:
+    if shared and packed and size > total_memory * packed_share:
         note = (
             f"rollout: generates with the policy's own weights: a packed copy is faster with few sequences, but would "
-            f"take {size / 2**30:.1f} GiB, more than {PACKED_SHARE:.0%} of this machine's memory."
+            f"take {size / 2**30:.1f} GiB, more than {packed_share:.0%} of this machine's memory."
         )
         return FusedNetwork(model, layout, dtype, copies=False, packed=False), (note,)
     return FusedNetwork(model, layout, dtype, copies=packed or not shared, packed=packed), ()

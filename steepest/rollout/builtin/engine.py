@@ -12,7 +12,7 @@ from steepest.devices.memory import RESUMES, memory_guard, readable
 from steepest.errors import RolloutError, setting
 from steepest.process.malloc import given_back_when_freed
 from steepest.rollout.api import Completion, GenerationRequest, WeightSource
-from steepest.rollout.builtin.choose_network import choose_network
+from steepest.rollout.builtin.choose_network import PACKED_SHARE, choose_network
 from steepest.rollout.builtin.generation import Generation, RolloutStats
 from steepest.rollout.builtin.kv_cache import KVCache
 from steepest.rollout.builtin.network import Network
@@ -54,12 +54,17 @@ class BuiltinEngine:
         max_num_seqs: int = 256,
         max_model_len: int,
         kv_memory_bytes: int | None = None,
+        packed_share: float = PACKED_SHARE,
     ) -> None:
-        """`pad_token_id` is not used, because nothing is padded; all engines share this signature."""
+        """`pad_token_id` is not used, because nothing is padded; all engines share this signature.
+
+        `packed_share` is the largest share of the machine's memory for packed copies of weights that need no copy.
+        """
         description.check_length(max_model_len)
         self._description, self._model = description, EngineModel(description)
         self._device = device_of(description.device)
         self._dtype = dtype
+        self._packed_share = packed_share
         self._network: Network | None = None
         self.notes: tuple[str, ...] = ()
         self._max_num_seqs, self._max_model_len = max_num_seqs, max_model_len
@@ -92,7 +97,9 @@ class BuiltinEngine:
             if self._network is None:
                 memory = self._device.memory().total
                 with given_back_when_freed():
-                    self._network, self.notes = choose_network(model, self._dtype, self._max_model_len, memory)
+                    self._network, self.notes = choose_network(
+                        model, self._dtype, self._max_model_len, memory, self._packed_share
+                    )
             else:
                 self._refresh(self._network)
         self.version, self._asleep = version, False

@@ -19,8 +19,8 @@ from steepest.data.prepare import gsm8k
 from steepest.data.prepare.gsm8k import prepare_gsm8k
 from steepest.data.prompts import load_prompts
 from steepest.errors import ConfigError, DataError
-from tests.hub.fake_hub import FakeHub, Fault
-from tests.hub.world import turn_to, without_waiting
+from tests.support.fake_hub import FakeHub, Fault
+from tests.support.hub_world import turn_to, without_waiting
 
 SCRIPT = Path(__file__).parents[3] / "examples" / "data_preprocess" / "gsm8k.py"
 TRAIN = {"question": "How many clips?", "answer": "48/2 = <<48/2=24>>24\n#### 1,024"}

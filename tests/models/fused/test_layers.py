@@ -17,7 +17,7 @@ from steepest.models.fused.patch import fuse
 from steepest.models.lora import LoraSettings
 from steepest.models.lora_models import LoraCausalLM
 from steepest.models.packing import Packed, pack_sequences
-from tests.tiny import random_ids, tiny_critic, tiny_hf, tiny_lm
+from tests.support.tiny_models import random_ids, tiny_critic, tiny_hf, tiny_lm
 
 FUSED = {
     "llama": {"LlamaAttention": 2, "LlamaMLP": 2, "LlamaRMSNorm": 5},

@@ -19,9 +19,9 @@ from steepest.trainer.algorithm.advantages import Advantages
 from steepest.trainer.algorithm.correction import CorrectedRewards
 from steepest.trainer.algorithm.kl_rewards import plain_rewards
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.learner.helpers import make_actor, make_batch, make_critic, weights, with_log_probs
+from tests.support.learner_parts import make_actor, make_batch, make_critic, weights, with_log_probs
+from tests.support.toy_run import make_toy, toy_overrides
 from tests.trainer.algorithm.test_old_log_probs import difference, work
-from tests.trainer.toy import make_toy, toy_overrides
 
 CORRECTION = "algorithm.rollout_correction"
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
-from steepest.core.advantages import gae
+from steepest.core.advantages import EstimatorCall
 from steepest.core.batch import Batch
 from steepest.trainer.algorithm.advantages import Advantages
 from steepest.trainer.algorithm.critic_values import NoCritic, Values, ValuesFromPass, ValuesFromUpdate
 from steepest.trainer.algorithm.kl_rewards import plain_rewards
-from tests.learner.helpers import make_critic, same_bits, weights
-from tests.trainer.fakes import FakeCluster
+from tests.support.fake_parts import FakeCluster
+from tests.support.learner_parts import make_critic, same_bits, weights
+
+GAE = EstimatorCall("gae", {"gamma": 1.0, "lam": 0.9})
 
 
 def scored() -> Batch:
@@ -33,18 +33,18 @@ def test_a_pass_is_followed_by_an_update_of_its_own():
     part = ValuesFromPass(cluster)
     found = part.values(batch)
     assert found.values.tolist() == [[4.0, 4.0], [4.0, 0.0]] and found.final_values.tolist() == [5.0, 5.0]
-    assert found.update is None and part.update(batch, found, 7) == {"critic/vf_loss": 2.0}
+    assert found.found is None and part.update(batch, found, 7) == {"critic/vf_loss": 2.0}
     assert cluster.calls == ["values", "update_critic 7"]
 
 
 def test_one_pass_for_both_hands_its_gradient_to_the_step():
-    cluster, batch, asked = FakeCluster(), scored(), []
-    part = ValuesFromUpdate(cluster, lambda rows: asked.append(len(rows)) or torch.zeros(len(rows), 2))
+    cluster, batch = FakeCluster(), scored()
+    part = ValuesFromUpdate(cluster, GAE)
     first, second = part.values(batch), part.values(batch)
-    assert first.values.tolist() == [[4.0, 4.0], [4.0, 0.0]] and first.update == "the gradient" and asked == [2, 2]
+    assert first.values.tolist() == [[4.0, 4.0], [4.0, 0.0]] and first.found.metrics == {"the": 1.0}
     assert part.update(batch, first, 7) == part.update(batch, second, 8) == {"critic/vf_loss": 2.0}
-    assert cluster.calls == ["values_and_gradient"] * 2 + ["step_critic with the gradient"] * 2
-    assert part == ValuesFromUpdate(cluster, part.returns_of), "it keeps nothing of a step"
+    assert cluster.calls == ["values_and_gradient"] * 2 + ["step_critic with {'the': 1.0}"] * 2
+    assert part == ValuesFromUpdate(cluster, part.estimator), "it keeps nothing of a step"
 
 
 class OneCritic:
@@ -61,19 +61,19 @@ class OneCritic:
         self.calls.append("update")
         return self.critic.update(batch, step=step)
 
-    def values_and_gradient(self, batch, returns_of):
+    def values_and_gradient(self, batch, estimator):
         self.calls.append("both")
-        return *self.critic.values_with_gradient(batch, returns_of), None
+        return self.critic.values_and_gradient(batch, estimator)
 
-    def step_critic(self, batch, update):
+    def step_critic(self, batch, found):
         self.calls.append("step")
-        return self.critic.step_on_gradient(batch)
+        return self.critic.step_on_gradient(batch, found)
 
 
 def test_both_ways_are_one_update_of_the_critic():
-    advantages = Advantages(partial(gae, gamma=1.0, lam=0.9), whitened=False)
+    advantages = Advantages(GAE.bind(), whitened=False)
     results = []
-    for make in (ValuesFromPass, lambda critic: ValuesFromUpdate(critic, advantages.returns_of)):
+    for make in (ValuesFromPass, lambda critic: ValuesFromUpdate(critic, GAE)):
         critic, batch = OneCritic(), scored()
         part = make(critic)
         found = part.values(batch)

@@ -24,9 +24,9 @@ from steepest.trainer.algorithm.old_log_probs import (
     sample_rows,
 )
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.learner.helpers import left_out, make_actor, make_batch, same_bits, weights, with_log_probs
-from tests.trainer.fakes import FakeCluster
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.fake_parts import FakeCluster
+from tests.support.learner_parts import left_out, make_actor, make_batch, same_bits, weights, with_log_probs
+from tests.support.toy_run import make_toy, toy_overrides
 
 ACTOR = "actor_rollout_ref.actor"
 # A KL in the reward, of a size that tells; lucky guesses of one token score, so that no step divides by noise alone.

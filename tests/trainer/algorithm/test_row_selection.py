@@ -32,9 +32,9 @@ from steepest.trainer.experience.api import Experience
 from steepest.trainer.experience.scoring import Finished, Scorer, StepScorer, reward_metrics
 from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.run.metrics import batch_metrics
-from tests.learner.helpers import make_actor, make_batch, make_critic, same_bits, weights, with_log_probs
-from tests.trainer.fakes import FakePool, NumberTokenizer, prompt
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.fake_parts import FakePool, NumberTokenizer, prompt
+from tests.support.learner_parts import make_actor, make_batch, make_critic, same_bits, weights, with_log_probs
+from tests.support.toy_run import make_toy, toy_overrides
 
 
 def scored(scores: list[float], groups: list[int], truncated: list[bool] | None = None) -> Batch:

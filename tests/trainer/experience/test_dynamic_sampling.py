@@ -16,8 +16,8 @@ from steepest.trainer.experience.dynamic_sampling import DynamicSampling, Prompt
 from steepest.trainer.experience.scoring import Finished, Scorer, StepScorer
 from steepest.trainer.experience.single_turn import SingleTurn, StepRollouts, step_seed
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.trainer.fakes import EchoEngine, FakeCluster, FakePool, NumberTokenizer, exact, prompt
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.fake_parts import EchoEngine, FakeCluster, FakePool, NumberTokenizer, exact, prompt
+from tests.support.toy_run import make_toy, toy_overrides
 
 
 def hard(request) -> RewardResult:

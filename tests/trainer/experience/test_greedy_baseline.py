@@ -26,10 +26,10 @@ from steepest.trainer.experience.scoring import Finished, Scorer, StepScorer
 from steepest.trainer.experience.single_turn import SingleTurn, StepRollouts
 from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.run.metrics import batch_metrics
-from tests.config.commands import REQUIRED
-from tests.tiny import tiny_lm
-from tests.trainer.fakes import EchoEngine, FakeCluster, FakePool, NumberTokenizer, prompt
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.commands import REQUIRED
+from tests.support.fake_parts import EchoEngine, FakeCluster, FakePool, NumberTokenizer, prompt
+from tests.support.tiny_models import tiny_lm
+from tests.support.toy_run import make_toy, toy_overrides
 
 REMAX = ("algorithm.adv_estimator=remax", "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=16")
 

@@ -19,7 +19,7 @@ from steepest.trainer.experience.extras import NamedRewards
 from steepest.trainer.experience.greedy_baseline import GreedyBaseline
 from steepest.trainer.experience.scoring import Finished, Scorer, StepScorer
 from steepest.trainer.experience.single_turn import SingleTurn, StepRollouts, step_seed
-from tests.trainer.fakes import EchoEngine, FakeCluster, FakePool, NumberTokenizer, prompt
+from tests.support.fake_parts import EchoEngine, FakeCluster, FakePool, NumberTokenizer, prompt
 
 KINDS = ("single turn", "greedy baseline", "dynamic sampling", "dynamic sampling with baselines")
 PROMPTS, GROUPS = 60, 2

@@ -12,7 +12,7 @@ from steepest.trainer.experience.scoring import Finished, Scorer, StepScorer, pl
 from steepest.trainer.experience.single_turn import generate_batch
 from steepest.trainer.loop import Timer
 from steepest.trainer.run.metrics import batch_metrics
-from tests.trainer.fakes import EchoEngine, FakePool, NumberTokenizer, exact, prompt
+from tests.support.fake_parts import EchoEngine, FakePool, NumberTokenizer, exact, prompt
 
 
 def three_rows() -> Batch:

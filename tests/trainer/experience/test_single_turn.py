@@ -15,9 +15,9 @@ from steepest.errors import RolloutError
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.trainer.experience.single_turn import StepRollouts, generate_batch, step_seed
-from tests.rollout.asking import loaded
-from tests.tiny import VOCABULARY, tiny_lm
-from tests.trainer.fakes import EchoEngine, prompt
+from tests.support.fake_parts import EchoEngine, prompt
+from tests.support.rollout_requests import loaded
+from tests.support.tiny_models import VOCABULARY, tiny_lm
 
 
 def test_a_step_asks_for_the_samplers_prompts_with_a_seed_of_its_own():

@@ -7,9 +7,9 @@ import json
 
 import pytest
 import torch
-from steepest.config.reward_functions import functions_of
 
 from steepest.config.load import load_config
+from steepest.config.sections.reward import functions_of
 from steepest.core.batch import Batch
 from steepest.data.prompts import Prompt
 from steepest.errors import CheckpointError, DataError
@@ -17,7 +17,7 @@ from steepest.loggers.jsonl import read_metrics
 from steepest.loggers.rows import read_rows
 from steepest.trainer.experience.api import Experience
 from steepest.trainer.jobs.ppo import check_ground_truths, run_ppo
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 SHORT = (
     "data.train_batch_size=32", "actor_rollout_ref.actor.ppo_mini_batch_size=16", "trainer.total_training_steps=2",

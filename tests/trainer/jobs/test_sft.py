@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steepest.config.load import load_sft_config
 from steepest.loggers.rows import read_rows
-from steepest.models.causal_lm import CausalLM
 from steepest.process.entry import run_entry
 from steepest.trainer.jobs.sft import run_sft
 from steepest.trainer.main_sft import main
-from tests.trainer.toy import make_toy
+from tests.support.full_memory import FullMemory
+from tests.support.toy_run import make_toy
 
 
 @pytest.fixture(scope="module")
@@ -158,17 +158,13 @@ def test_messages_about_a_model_name_the_keys_of_this_job(toy, tmp_path, capsys,
     assert words in said_of_model(toy, tmp_path, capsys, change)
 
 
-def test_a_run_out_of_memory_names_the_keys_of_this_job(toy, tmp_path, capsys, monkeypatch):
-    def use_it_up(*args, **kwargs):
-        torch.empty(10**13)
-
+def test_a_run_out_of_memory_names_the_keys_of_this_job(toy, tmp_path, capsys):
     for more, words in (
         ([], ". Lower data.max_token_len_per_gpu below "),
         (["data.micro_batch_size_per_gpu=4"], ". Lower data.micro_batch_size_per_gpu below 4 (now 4), "),
         (["data.micro_batch_size_per_gpu=1"], ". One sequence alone is too much: lower data.max_length, "),
     ):
-        with monkeypatch.context() as patch:
-            patch.setattr(CausalLM, "hidden_states", use_it_up)
+        with FullMemory("embedding_dense_backward"):
             assert run_entry(main, [*overrides(toy, tmp_path / "run"), *more]) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: model update: a micro-batch of ") and words in said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from steepest.trainer.run import folder as start_module
 from steepest.trainer.run.hooks import changed_values, write_jsonl
 from steepest.trainer.run.resume import require_work
 from steepest.trainer.run.summary import end_summary
+from tests.support.machine import files_of_at_most
 
 
 def test_a_checkpoint_of_another_job_is_refused_by_what_it_holds(tmp_path):
@@ -51,12 +51,9 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
     assert start_module._cannot_write(tmp_path / "a") == f"{tmp_path} cannot be written to"
 
 
-def test_a_full_disk_is_told_when_responses_are_written(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(SteepestError, match=r"1.jsonl: the responses cannot be written \(No space left on device\)"):
+def test_a_full_disk_is_told_when_responses_are_written(tmp_path):
+    said = r"1.jsonl: the responses cannot be written \(File too large\)"
+    with files_of_at_most(4), pytest.raises(SteepestError, match=said):
         write_jsonl(tmp_path / "1.jsonl", [{"a": 1}])
 
 

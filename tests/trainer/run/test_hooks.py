@@ -10,7 +10,7 @@ from steepest.config.load import load_config
 from steepest.learner.checkpoint import CheckpointStore
 from steepest.loggers.jsonl import read_metrics
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 SMALL = ("data.train_batch_size=32", "actor_rollout_ref.actor.ppo_mini_batch_size=32", "trainer.test_freq=1")
 

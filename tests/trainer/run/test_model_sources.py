@@ -19,9 +19,9 @@ from steepest.trainer.jobs.ppo import run_ppo
 from steepest.trainer.jobs.sft import run_sft
 from steepest.trainer.run.folder import open_tokenizer
 from steepest.trainer.run.model_sources import sources_of
-from tests.hub.fake_hub import FakeHub, Files, folder_files
-from tests.hub.world import HUBS, file_path, turn_to, without_waiting
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.fake_hub import FakeHub, Files, folder_files
+from tests.support.hub_world import HUBS, file_path, turn_to, without_waiting
+from tests.support.toy_run import make_toy, toy_overrides
 
 ROOT = Path(__file__).parents[2]
 ACTOR, CRITIC = "actor_rollout_ref.model.path", "critic.model.path"

@@ -19,7 +19,7 @@ from steepest.config.load import load_config
 from steepest.errors import CheckpointError
 from steepest.loggers.rows import read_rows
 from steepest.trainer.jobs.ppo import run_ppo
-from tests.trainer.toy import make_toy, toy_overrides
+from tests.support.toy_run import make_toy, toy_overrides
 
 # Everything that has a state: adaptive KL, several epochs, shuffled mini-batches, warm-up and cosine, critic warm-up.
 STATEFUL = (

@@ -8,7 +8,7 @@ from steepest.rewards.api import RewardResult
 from steepest.rollout.api import SamplingParams
 from steepest.trainer.experience.scoring import Scorer
 from steepest.trainer.run.validation import Evaluator
-from tests.trainer.fakes import EchoEngine, FakePool, NumberTokenizer, exact, prompt
+from tests.support.fake_parts import EchoEngine, FakePool, NumberTokenizer, exact, prompt
 
 
 def evaluator(function=exact, *, num: int = 7, size: int | None = 3, n: int = 1, finish: str = "stop") -> Evaluator:

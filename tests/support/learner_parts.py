@@ -1,10 +1,11 @@
-"""Two-layer models and hand-made batches for the tests of this folder."""
+"""Two-layer models and hand-made batches for the tests of the learner."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from steepest.learner.trainable import ComputeSettings
 from steepest.models.causal_lm import CausalLM
 from steepest.models.tiny import init_weights
 from steepest.models.value_head import ValueModel
+
+ActorT = TypeVar("ActorT", bound=Actor)
+CriticT = TypeVar("CriticT", bound=Critic)
 
 VOCABULARY = 23
 CPU = ComputeSettings()
@@ -101,11 +105,12 @@ def with_log_probs(batch: Batch, actor: Actor, *, shift: float = 0.0) -> Batch:
 
 
 def make_actor(
-    *, lr: float = 1e-3, mini: int = 8, micro: MicroBatches | None = None, seed: int = 0, epochs: int = 1, **more: Any
-) -> Actor:
+    *, kind: Callable[..., ActorT] = Actor, lr: float = 1e-3, mini: int = 8, micro: MicroBatches | None = None,
+    seed: int = 0, epochs: int = 1, **more: Any,
+) -> ActorT:  # fmt: skip
     optim = more.pop("optim", None) or OptimSettings(lr=lr)
     update = UpdateSettings(mini_batch_rows=mini, micro=micro or MicroBatches(), epochs=epochs)
-    return Actor(
+    return kind(
         policy(seed),
         more.pop("policy_loss", VANILLA),
         compute=more.pop("compute", CPU),
@@ -115,9 +120,12 @@ def make_actor(
     )
 
 
-def make_critic(*, lr: float = 1e-3, mini: int = 8, micro: MicroBatches | None = None, **more: Any) -> Critic:
+def make_critic(
+    *, kind: Callable[..., CriticT] = Critic, lr: float = 1e-3, mini: int = 8, micro: MicroBatches | None = None,
+    **more: Any,
+) -> CriticT:  # fmt: skip
     update = UpdateSettings(mini_batch_rows=mini, micro=micro or MicroBatches())
-    return Critic(
+    return kind(
         value_model(zero_head=more.pop("zero_head", True)),
         compute=more.pop("compute", CPU),
         optim=OptimSettings(lr=lr),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from steepest.config.types import Hub
 from steepest.hub import Source
-from tests.hub.fake_hub import FakeHub, Files
+from tests.support.fake_hub import FakeHub, Files
 
 HUBS: tuple[Hub, ...] = ("huggingface", "modelscope")
 MODEL: Files = {
@@ -26,21 +27,32 @@ NEEDED = ["config.json", "model.safetensors", "tokenizer.json"]
 
 def turn_to(url: str, cache: Path, patch: pytest.MonkeyPatch) -> None:
     """Let both clients use `url` as their hub and `cache` as their cache. Without their settings of the machine."""
-    from huggingface_hub import constants
-
     for name in list(os.environ):
         if name.startswith(("HF_", "MODELSCOPE_", "HUGGING_FACE")) or name.endswith("_USE_MODELSCOPE"):
             patch.delenv(name)
     patch.setenv("NO_PROXY", "127.0.0.1")
-    # huggingface_hub reads its variables when it is imported, modelscope_hub at each call
-    patch.setattr(constants, "ENDPOINT", url)
-    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    patch.setattr(constants, "HF_HUB_CACHE", str(cache / "hf"))
-    patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
-    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    read = {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache / "hf"),
+        "HF_TOKEN_PATH": str(cache / "no-token"),
+        "HF_HUB_OFFLINE": False,
+    }
+    set_huggingface(patch, read)
     patch.setenv("MODELSCOPE_ENDPOINT", url)
     patch.setenv("MODELSCOPE_CACHE", str(cache / "ms"))
     patch.setenv("MODELSCOPE_HOME", str(cache / "ms-home"))
+
+
+def set_huggingface(patch: pytest.MonkeyPatch, values: Mapping[str, object]) -> None:
+    """Constants of huggingface_hub, which reads its variables when it is imported (modelscope_hub at each call)."""
+    for name, value in values.items():
+        patch.setattr(f"huggingface_hub.constants.{name}", value)
+
+
+def set_offline(patch: pytest.MonkeyPatch) -> None:
+    """As HF_HUB_OFFLINE=1 does."""
+    set_huggingface(patch, {"HF_HUB_OFFLINE": True})
 
 
 def without_waiting(patch: pytest.MonkeyPatch) -> None:
@@ -48,9 +60,12 @@ def without_waiting(patch: pytest.MonkeyPatch) -> None:
     sleep = time.sleep
     patch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
     pytest.importorskip("modelscope_hub")
-    patch.setattr("modelscope_hub._download.DOWNLOAD_RETRY_MAX_DELAY_SECONDS", 0)
-    patch.setattr("modelscope_hub._download.DOWNLOAD_INTEGRITY_RETRY_BACKOFF", 0)
-    patch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS", 0)
+    for name in (
+        "_download.DOWNLOAD_RETRY_MAX_DELAY_SECONDS",
+        "_download.DOWNLOAD_INTEGRITY_RETRY_BACKOFF",
+        "_legacy_api.REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS",
+    ):
+        patch.setattr(f"modelscope_hub.{name}", 0)
 
 
 def source(hub: Hub, name: str = "owner/tiny", revision: str | None = None) -> Source:

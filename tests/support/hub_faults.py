@@ -1,15 +1,16 @@
-"""What goes wrong with a hub and what the user reads: `python -m tests.hub.faults` prints the table of docs/hubs.md."""
+"""What goes wrong with a hub and what the user reads.
+
+`python -m tests.support.hub_faults` prints the table of docs/hubs.md.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import re
-import shutil
 import socket
 import sys
 import tempfile
-from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +20,18 @@ import pytest
 from steepest.config.types import Hub
 from steepest.errors import ModelError
 from steepest.hub import Source, find
-from tests.hub.fake_hub import FakeHub, Fault
-from tests.hub.world import HUBS, file_path, hub_with_model, listing_path, source, turn_to, without_waiting
-
-Usage = namedtuple("Usage", "total used free")
+from tests.support.fake_hub import FakeHub, Fault
+from tests.support.hub_world import (
+    HUBS,
+    file_path,
+    hub_with_model,
+    listing_path,
+    set_offline,
+    source,
+    turn_to,
+    without_waiting,
+)
+from tests.support.machine import disk_of
 
 
 @dataclass
@@ -85,29 +94,28 @@ def breaks_off(scene: Scene) -> None:
 
 
 def offline(scene: Scene) -> None:
-    scene.patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    set_offline(scene.patch)
 
 
 def little_room(scene: Scene) -> None:
-    scene.patch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**6, 10**6))
+    disk_of(scene.patch, total=10**9, free=10**6)
 
 
 def disk_full(scene: Scene) -> None:
     """The room runs out while a file is written; the check before the download saw enough."""
-    scene.patch.setattr(f"steepest.hub.{scene.client}.{CLIENTS[scene.client]}.download", _no_space_left)
-
-
-def _no_space_left(*_: object) -> Path:
-    raise OSError(28, "No space left on device")
+    _download_fails(scene, OSError(28, "No space left on device"))
 
 
 def unwritable(scene: Scene) -> None:
     scene.cache.mkdir(parents=True, exist_ok=True)
-    scene.patch.setattr(f"steepest.hub.{scene.client}.{CLIENTS[scene.client]}.download", _may_not_write)
+    _download_fails(scene, PermissionError(13, "Permission denied", "snapshots"))
 
 
-def _may_not_write(*_: object) -> Path:
-    raise PermissionError(13, "Permission denied", "snapshots")
+def _download_fails(scene: Scene, error: OSError) -> None:
+    def download(*_: object) -> Path:
+        raise error
+
+    scene.patch.setattr(f"steepest.hub.{scene.client}.{CLIENTS[scene.client]}.download", download)
 
 
 def corrupt(scene: Scene) -> None:

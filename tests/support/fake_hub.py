@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,6 +37,8 @@ class Fault:
     """Bytes of the body that are sent before the connection is closed."""
     corrupt: bool = False
     """One byte of the body is another."""
+    meanwhile: Callable[[], object] | None = None
+    """What happens after the answer was worked out and before it is sent."""
     times: int = 1_000_000
 
 
@@ -247,6 +249,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(206, data[start : end + 1], told)
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        if self.fault is not None and self.fault.meanwhile is not None:
+            self.fault.meanwhile()
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)

@@ -10,7 +10,7 @@ from steepest.config.plan import Plan, make_plan
 from steepest.config.schema import Config
 from steepest.config.sections.advantages import estimator_options
 from steepest.errors import ConfigError
-from tests.config.commands import REQUIRED
+from tests.support.commands import REQUIRED
 
 ONE_UPDATE = ["data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
 

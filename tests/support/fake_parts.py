@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from steepest.core.advantages import EstimatorCall
 from steepest.core.batch import Batch
 from steepest.data.prompts import Prompt
+from steepest.learner.critic import ValuesAndGradient
 from steepest.learner.metrics import Metrics
 from steepest.rewards.api import RewardRequest, RewardResult
 from steepest.rollout.api import Completion, GenerationRequest, SamplingParams
@@ -78,9 +80,9 @@ class FakeCluster:
     def values(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return self._full("values", batch, 4.0), torch.full((len(batch),), 5.0)
 
-    def values_and_gradient(self, batch: Batch, returns_of: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor, str]:
-        returns_of(batch)
-        return self._full("values_and_gradient", batch, 4.0), torch.full((len(batch),), 5.0), "the gradient"
+    def values_and_gradient(self, batch: Batch, estimator: EstimatorCall) -> ValuesAndGradient:
+        values = self._full("values_and_gradient", batch, 4.0)
+        return ValuesAndGradient(values, torch.full((len(batch),), 5.0), {"the": 1.0})
 
     def update_actor(self, batch: Batch, step: int) -> Metrics:
         self.calls.append(f"update_actor {step}")
@@ -92,8 +94,8 @@ class FakeCluster:
         self.flops += 1.0
         return {"critic/vf_loss": 2.0}
 
-    def step_critic(self, batch: Batch, update: object) -> Metrics:
-        self.calls.append(f"step_critic with {update}")
+    def step_critic(self, batch: Batch, found: ValuesAndGradient) -> Metrics:
+        self.calls.append(f"step_critic with {found.metrics}")
         return {"critic/vf_loss": 2.0}
 
     def take_flops(self) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from steepest.rewards import RewardPool, RewardRequest
 
-FUNCTIONS = str(Path(__file__).parent / "functions.py")
+FUNCTIONS = str(Path(__file__).parents[1] / "rewards" / "functions.py")
 
 
 def requests(*solutions: str, source: str = "d") -> list[RewardRequest]:

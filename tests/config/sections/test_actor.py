@@ -8,7 +8,7 @@ from steepest.config.algorithms import LOSSES, LossSpec, same
 from steepest.config.load import load_config
 from steepest.config.schema import Config
 from steepest.errors import ConfigError
-from tests.config.commands import REQUIRED
+from tests.support.commands import REQUIRED
 
 ACTOR = "actor_rollout_ref.actor"
 MODE = f"{ACTOR}.policy_loss.loss_mode"
