@@ -132,7 +132,7 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
             raise BenchError(f"no model at {model}: config.json is missing. {REMEDY}")
     dtype = args.dtype
     if dtype == "auto":
-        from steepest.devices.cpu import CPUDevice
+        from steepest.devices.backends.cpu import CPUDevice
 
         dtype = "bfloat16" if CPUDevice().supports_bf16()[0] else "float32"
     return Inputs(model, data, out, args.threads, dtype, args.tiny, args.rounds, args.steps)

@@ -34,7 +34,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def machine(threads: int) -> dict[str, Any]:
     """The machine in words, and the versions that matter."""
-    from steepest.devices.cpu import CPUDevice, processor_flags
+    from steepest.devices.backends.cpu import CPUDevice, processor_flags
 
     flags = sorted(processor_flags() & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16", "asimd"})
     return {

@@ -6,11 +6,12 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +30,14 @@ def is_own_code(name: str) -> bool:
     return ":" in name
 
 
+@cache
+def module_names(package: str) -> tuple[str, ...]:
+    """The modules in a folder of Steepest, such as "steepest.devices.backends", in the order of the alphabet. Nothing
+    is imported, not even the package itself. Names with a leading underscore are left out."""
+    folder = Path(__file__).parent.joinpath(*package.split(".")[1:])
+    return tuple(sorted(found.name for found in pkgutil.iter_modules([str(folder)]) if not found.name.startswith("_")))
+
+
 @dataclass(frozen=True)
 class Entry:
     """One registered function with the facts that were given to `register`."""
@@ -42,17 +51,22 @@ class Registry:
     """A table of names. Names are looked up at start; afterwards functions are passed, never strings.
 
     `kind` is the word used in messages ("advantage estimator"), `key` the configuration key that holds the name.
-    `module:function` and `path/to/file.py:function` reach code outside the package.
+    `package` is a folder of Steepest whose modules register the built-in entries: a new file there is a new entry. They
+    are imported when the table is first used. `module:function` and `path/to/file.py:function` reach code outside the
+    package.
     """
 
-    def __init__(self, kind: str, key: str) -> None:
-        self.kind, self.key = kind, key
+    def __init__(self, kind: str, key: str, package: str | None = None) -> None:
+        self.kind, self.key, self.package = kind, key, package
         self._entries: dict[str, Entry] = {}
+        self._loaded = False
 
     def register(self, *names: str, **facts: Any) -> Callable[[Any], Any]:
         """Decorator: store the value under each name. A name that is taken is refused."""
 
         def store(value: Any) -> Any:
+            if not self._is_built_in(value):
+                self._load()  # a built-in name is taken, whether its module was imported before or not
             for name in names:
                 if name in self._entries:
                     raise ValueError(f"{self.kind} {name!r} is registered already")
@@ -64,10 +78,21 @@ class Registry:
     def _entry(self, name: str, value: Any, facts: dict[str, Any]) -> Entry:
         return Entry(name, value, facts)
 
+    def _is_built_in(self, value: Any) -> bool:
+        return self.package is not None and str(getattr(value, "__module__", "")).startswith("steepest.")
+
+    def _load(self) -> None:
+        """Import every module of `package`, once."""
+        if self.package is not None and not self._loaded:
+            for name in module_names(self.package):
+                importlib.import_module(f"{self.package}.{name}")
+            self._loaded = True
+
     @contextmanager
     def temporarily(self, *entries: Entry) -> Iterator[None]:
         """Register `entries` for the `with` block. At its end they are removed, with everything that the block
         registered."""
+        self._load()
         before = dict(self._entries)
         try:
             for entry in entries:
@@ -77,6 +102,7 @@ class Registry:
             self._entries = before
 
     def names(self) -> list[str]:
+        self._load()
         return sorted(self._entries)
 
     def get(self, name: str) -> Entry:
@@ -84,15 +110,39 @@ class Registry:
 
         A user's own function may be decorated with `register` too; the facts given there are used.
         """
+        self._load_for(name)
         if name in self._entries:
             return self._entries[name]
         if is_own_code(name):
             value = load_object(name, self.key)
             known = next((entry for entry in self._entries.values() if entry.value is value), None)
             return self._entry(name, value, {}) if known is None else replace(known, name=name)
-        guess = nearest(name, self._entries)
+        guess = nearest(name, self.names())
         hint = f" Did you mean {guess!r}?" if guess else ""
         raise ConfigError(f"{self.key}={name!r}: no such {self.kind}.{hint} Known: {', '.join(self.names())}.")
+
+    def _load_for(self, name: str) -> None:
+        """Import what registers `name`."""
+        self._load()
+
+
+class ModuleRegistry(Registry):
+    """A table whose built-in entries are one module each, of the entry's name: `names` imports nothing, and `get` only
+    the module that it needs."""
+
+    package: str
+
+    def __init__(self, kind: str, key: str, package: str) -> None:
+        super().__init__(kind, key, package)
+
+    def names(self) -> list[str]:
+        return sorted({*module_names(self.package), *self._entries})
+
+    def _load_for(self, name: str) -> None:
+        if name not in self._entries and name in module_names(self.package):
+            importlib.import_module(f"{self.package}.{name}")
+            if name not in self._entries:
+                raise ValueError(f"{self.package}.{name} registers no {self.kind} {name!r}")
 
 
 def with_options(function: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:

@@ -23,16 +23,21 @@ from steepest.data.files import WrittenFile, write_parquet
 from steepest.data.prepare.gsm8k import math_row, row_schema
 from steepest.data.prompts import load_prompts
 from steepest.devices import DEVICES
-from steepest.devices.api import Accelerator
-from steepest.loggers import LOGGERS, LoggerContext, make_loggers
-from steepest.models.causal_lm import CausalLM
-from steepest.rewards.api import REWARDS, read_outcome
-from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine
+from steepest.loggers import LOGGERS
+from steepest.rewards.api import REWARDS
+from steepest.rollout import ROLLOUT_ENGINES
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SECTIONS: dict[str, str] = dict(re.findall(r"^## Add an? ([a-z ]+)\n(.*?)(?=^## |\Z)", TEXT, flags=re.M | re.S))
 BLOCKS = {name: re.findall(r"```python\n(.*?)```", section, flags=re.S) for name, section in SECTIONS.items()}
+NEW_FILES = {
+    "reward": "steepest/rewards/graders/my_dataset.py",
+    "rollout engine": "steepest/rollout/engines/uniform.py",
+    "device": "steepest/devices/backends/xpu.py",
+    "logger": "steepest/loggers/outputs/csv.py",
+}
+"""Kinds of parts that are one file: the recipe makes this one and touches no other."""
 TABLES = (ADVANTAGE_ESTIMATORS, POLICY_LOSSES, REWARDS, ROLLOUT_ENGINES, DEVICES, LOGGERS)
 
 
@@ -59,7 +64,7 @@ def test_every_kind_of_part_has_a_recipe_of_at_most_ten_lines_a_block() -> None:
 
 def test_every_path_that_a_recipe_names_is_there() -> None:
     paths = re.findall(r"[`\s(]((?:[\w.]+/)+(?:[\w.]+\.\w+)?)[`\s),]", TEXT)
-    users = {"path/to/mine.py", "../shared"}
+    users = {"path/to/mine.py", "../shared", *NEW_FILES.values()}
     missing = [
         path
         for path in paths
@@ -98,11 +103,12 @@ def insert(text: str, name: str | None, code: str) -> str:
 
 
 def perform(blocks: list[str], tree: Path) -> set[str]:
-    """Apply blocks to a copy of the package. Returns the files that were touched."""
+    """Apply blocks to a copy of the package. Returns the files that were touched or made."""
     touched = set()
     for file, name, code in (edit for block in blocks for edit in edits(block)):
         path = tree / file
-        path.write_text(insert(path.read_text(encoding="utf-8"), name, code), encoding="utf-8")
+        text = insert(path.read_text(encoding="utf-8"), name, code) if path.exists() else code
+        path.write_text(text, encoding="utf-8")
         touched.add(file)
     return touched
 
@@ -170,7 +176,7 @@ from steepest.assembly.description import Description, Size
 from steepest.config import describe
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.errors import ConfigError
 from steepest.trainer.run.summary import start_summary
 
@@ -213,32 +219,76 @@ def test_an_estimator_in_a_file_of_ones_own(tmp_path: Path) -> None:
     assert advantages.tolist() == [[0.5, -0.5, 0.0]] and returns.tolist() == [[1.0, 1.0, 0.0]]
 
 
-def test_reward() -> None:
-    run("reward", REWARDS=REWARDS)
-    function = REWARDS.get("my/dataset").value
-    outcome = function(data_source="my/dataset", solution_str=" 7 ", ground_truth="7", extra_info={})
-    assert read_outcome(outcome) == (1.0, {"length": 3.0})
+NAMES = """
+import sys
+from steepest.config.load import load_config, load_sft_config
+from steepest.errors import ConfigError
+
+REQUIRED = ["data.train_files=a", "data.val_files=b", "actor_rollout_ref.model.path=m"]
+NEW = ["trainer.device=xpu", "actor_rollout_ref.rollout.name=uniform", "trainer.logger=[console,csv]"]
+config = load_config([*REQUIRED, *NEW])
+assert config.trainer.logger == ("console", "csv")
+assert (config.trainer.device, config.actor_rollout_ref.rollout.name) == ("xpu", "uniform")
+assert load_sft_config(["data.train_files=a", "model.path=m", "trainer.device=xpu"]).trainer.device == "xpu"
+try:
+    load_config([*REQUIRED, "trainer.device=xpo", "actor_rollout_ref.rollout.name=unifrom"])
+    raise AssertionError("wrong names were taken")
+except ConfigError as error:
+    assert "one of cpu, cuda, npu, xpu or null. Did you mean xpu?" in str(error), error
+    assert "one of builtin, hf, uniform, vllm. Did you mean uniform?" in str(error), error
+
+from steepest.rewards.api import data_source_names, entry_for, read_outcome
+assert "my/dataset" in data_source_names()
+outcome = entry_for("my/dataset").value(data_source="my/dataset", solution_str=" 7 ", ground_truth="7", extra_info={})
+assert read_outcome(outcome) == (1.0, {"length": 3.0})
+from steepest.rollout import ROLLOUT_ENGINES
+assert ROLLOUT_ENGINES.names() == ["builtin", "hf", "uniform", "vllm"]
+from steepest.loggers import make_loggers
+with make_loggers(["csv"], "run", "p", "e", {}) as loggers:
+    loggers.log(3, {"a": 0.5})
+assert open("run/metrics.csv").read() == "3,a,0.5\\n"
+assert not {"torch", "transformers"} & set(sys.modules)
+"""
+
+USES = """
+import math
+from types import SimpleNamespace
+
+import torch
+from steepest.devices import device_of, select_device
+from steepest.devices.api import by_preference
+from steepest.doctor.engines import engines
+from steepest.doctor.probe_client import Answers
+from steepest.errors import DeviceError
+from steepest.rollout import ROLLOUT_ENGINES, GenerationRequest, SamplingParams
+
+assert device_of("xpu:1").torch_device(1) == torch.device("xpu:1")
+assert [device.name for device in by_preference()] == ["cuda", "npu", "xpu", "cpu"]
+assert [check.name for check in engines(Answers())] == ["builtin", "hf", "uniform", "vllm"]
+if not torch.xpu.is_available():
+    try:
+        select_device("xpu")
+        raise AssertionError("a device that is not here was given")
+    except DeviceError as error:
+        assert str(error) == "device=xpu: PyTorch finds no XPU; use device=cpu."
+
+engine = ROLLOUT_ENGINES.get("uniform").value(SimpleNamespace(vocab_size=8), max_model_len=6, dtype=torch.float32)
+engine.load_weights(None, version=3)
+(answers,) = engine.generate([GenerationRequest([1, 2], SamplingParams(max_tokens=9, n=2), "a")])
+assert [answer.log_probs for answer in answers] == [[-math.log(8)] * 4] * 2
+assert {(answer.finish_reason, answer.policy_version, answer.request_id) for answer in answers} == {("length", 3, "a")}
+"""
 
 
-def test_rollout_engine_is_registered_and_loads_its_file_when_asked_for() -> None:
-    run("rollout engine", ROLLOUT_ENGINES=ROLLOUT_ENGINES, CausalLM=CausalLM, RolloutEngine=RolloutEngine)
-    with pytest.raises(ModuleNotFoundError, match=r"steepest\.rollout\.mine"):
-        ROLLOUT_ENGINES.get("mine").value(None)
-
-
-def test_device() -> None:
-    run("device", DEVICES=DEVICES, Accelerator=Accelerator)
-    device = DEVICES.get("xpu").value()
-    assert device.torch_device(1) == torch.device("xpu:1")
-    if not torch.xpu.is_available():
-        assert device.availability().startswith("PyTorch finds no XPU;")
-
-
-def test_logger(tmp_path: Path) -> None:
-    run("logger", LOGGERS=LOGGERS, LoggerContext=LoggerContext)
-    with make_loggers(["csv"], tmp_path, "p", "e", {}) as loggers:
-        loggers.log(3, {"a": 0.5})
-    assert (tmp_path / "metrics.csv").read_text() == "3,a,0.5\n"
+def test_a_reward_an_engine_a_device_and_a_logger_are_one_new_file_each(tmp_path: Path) -> None:
+    """On a copy of the package, in processes of their own."""
+    shutil.copytree(ROOT / "steepest", tmp_path / "steepest", ignore=shutil.ignore_patterns("__pycache__"))
+    for kind, file in NEW_FILES.items():
+        assert not (tmp_path / file).exists()
+        assert perform(BLOCKS[kind], tmp_path) == {file}
+    for code in (NAMES, USES):
+        ran = in_copy(tmp_path, code)
+        assert ran.returncode == 0, ran.stderr
 
 
 def test_data_set(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from steepest.devices import DEVICES
 from steepest.devices.ascend import CANN, MATRIX
 from steepest.loggers.rows import read_rows
 from steepest.models.tiny import build_tiny_model
-from steepest.rewards.gsm8k import gsm8k
+from steepest.rewards.graders.gsm8k import gsm8k
 from steepest.rollout.vllm_versions import TESTED, refusal, warning
 from tests.fakes import fake_npu_build
 from tests.manual import LANGUAGES, ROOT, Shell, blocks, commands, page, table, with_words
@@ -331,7 +331,7 @@ def test_what_the_npu_sets_and_says_is_on_the_page(language: str) -> None:
         (row,) = (cells for cell, cells in settings.items() if f"`{name}`" in cell)
         assert row[1].startswith(f"`{value}`")
     assert f"`{device.visible_devices_variable}=0,1`" in settings and f"`{device.allocator_variable}`" in settings
-    source = (ROOT / "steepest" / "devices" / "npu.py").read_text(encoding="utf-8")
+    source = (ROOT / "steepest" / "devices" / "backends" / "npu.py").read_text(encoding="utf-8")
     ours = [row[0].strip("`") for row in table(text, "8.") if "card" in row[0]]
     assert len(ours) == 2 and [message for message in ours if message not in source] == []
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from steepest.errors import ConfigError
-from steepest.registry import Entry, Registry, load_file
+from steepest.registry import Entry, ModuleRegistry, Registry, load_file, module_names
 
 MINE = """
 from {module} import TABLE
@@ -81,3 +82,61 @@ def test_what_cannot_be_imported_is_an_error_of_the_configuration(
     # a file that failed is tried again
     (tmp_path / "broken_module_of_mine.py").write_text("f = 3  # mended")
     assert load_file(f"{tmp_path}/broken_module_of_mine.py", "k").f == 3
+
+
+def test_the_modules_of_a_folder_are_listed_without_those_that_begin_with_an_underscore() -> None:
+    assert module_names("steepest.devices.backends") == ("cpu", "cuda", "npu")
+    assert module_names("steepest.doctor")[:2] == ("command", "device") and "report" in module_names("steepest.doctor")
+
+
+FOLDERS = """
+import sys
+from steepest.errors import ConfigError
+from steepest.registry import Entry
+from steepest.rewards.api import REWARDS
+from steepest.rollout.api import ROLLOUT_ENGINES
+
+def loaded(package): return {name.rpartition(".")[2] for name in sys.modules if name.startswith(package + ".")}
+
+assert ROLLOUT_ENGINES.names() == ["builtin", "hf", "vllm"] and not loaded("steepest.rollout.engines")
+try:
+    ROLLOUT_ENGINES.get("hff")
+    raise AssertionError
+except ConfigError as error:
+    assert "Did you mean 'hf'?" in str(error) and not loaded("steepest.rollout.engines")
+entry = ROLLOUT_ENGINES.get("vllm")
+assert loaded("steepest.rollout.engines") == {"vllm"} and "vllm" not in sys.modules
+assert entry.facts["settings"] is True and entry.facts["check"].__name__ == "check_install"
+
+for table, name in ((REWARDS, "gsm8k"), (ROLLOUT_ENGINES, "hf")):  # neither module has been imported by now
+    try:
+        table.register(name)(print)
+        raise AssertionError("a built-in name was given away")
+    except ValueError as error:
+        assert str(error).endswith(f"{name!r} is registered already")
+"""
+
+TEMPORARY = """
+from steepest.rewards.api import REWARDS
+from steepest.rollout.api import ROLLOUT_ENGINES
+from steepest.registry import Entry
+
+for table in (REWARDS, ROLLOUT_ENGINES):
+    with table.temporarily(Entry("mine", print)):
+        names = table.names()
+        assert all(table.get(name) for name in names)
+    assert sorted([*table.names(), "mine"]) == names and all(table.get(name) for name in table.names())
+"""
+
+
+@pytest.mark.parametrize("code", [FOLDERS, TEMPORARY], ids=["imported when asked for", "temporarily"])
+def test_entries_that_are_files_of_a_folder(code: str) -> None:
+    """In a process that has imported none of them."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_module_that_does_not_register_its_name_is_named() -> None:
+    table = ModuleRegistry("thing", "section.key", "steepest.process")
+    with pytest.raises(ValueError, match=r"^steepest\.process\.cores registers no thing 'cores'$"):
+        table.get("cores")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import ModuleType
-from typing import get_args, get_type_hints
 
 import pytest
 
-from steepest.config.sections.sft import SFTTrainerConfig
-from steepest.config.sections.trainer import TrainerConfig
+from steepest.config.schema import Config, SFTConfig
+from steepest.config.tree import leaves
 from steepest.devices import DEVICES
+from steepest.rollout import ROLLOUT_ENGINES
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,17 +78,23 @@ def test_what_only_looks_like_one_is_let_through(code: str) -> None:
     assert list(CHECK.vendor_names(code)) == []
 
 
-def test_devices_and_the_listed_names_of_the_schemas_are_let_through(tmp_path: Path) -> None:
-    for file in ("devices/cuda.py", "config/types.py"):
-        (tmp_path / file).parent.mkdir()
+def test_a_vendors_own_files_are_let_through_and_what_all_devices_share_is_not(tmp_path: Path) -> None:
+    for file in ("devices/backends/cuda.py", "devices/ascend.py", "devices/hide_torch_npu.py"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("device = 'cuda'\n")
     assert CHECK.problems(tmp_path) == []
-    (tmp_path / "config" / "types.py").write_text("backend = 'nccl'\n")
-    assert len(CHECK.problems(tmp_path)) == 1
+    for file in ("devices/api.py", "config/schema.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("device = 'cuda'\n")
+    assert len(CHECK.problems(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("section", [TrainerConfig, SFTTrainerConfig])
-def test_the_schemas_list_the_devices_there_are(section: type) -> None:
-    literal, none = get_args(get_type_hints(section)["device"])
-    assert sorted(get_args(literal)) == sorted(DEVICES.names()) and none is type(None)
-    assert {name for names in CHECK.ALLOWED.values() for name in names} == set(DEVICES.names()) - {"cpu"}
+@pytest.mark.parametrize("schema", [Config, SFTConfig])
+def test_the_schemas_take_the_devices_there_are(schema: type) -> None:
+    device = leaves(schema)["trainer.device"]
+    assert device.choices == tuple(DEVICES.names()) == ("cpu", "cuda", "npu") and device.optional
+
+
+def test_the_schema_takes_the_rollout_engines_there_are() -> None:
+    names = leaves(Config)["actor_rollout_ref.rollout.name"].choices
+    assert names == tuple(ROLLOUT_ENGINES.names()) == ("builtin", "hf", "vllm")

@@ -14,7 +14,7 @@ from steepest.learner.actor import Actor
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.models.load import end_token_ids
 from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine, WeightSource
-from steepest.rollout.vllm import VLLMSettings
+from steepest.rollout.engines.vllm import VLLMSettings
 from steepest.rollout.weights import ModelDescription
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from steepest.config.types import Bounds, IsPath, MinusOneOr, NameOf, Required
+from steepest.config.types import Bounds, IsPath, MinusOneOr, ModuleOf, NameOf, Required
 from steepest.registry import is_own_code, nearest
 
 ConfigT = TypeVar("ConfigT")
@@ -86,7 +86,8 @@ def _walk(schema: type, instance: Any, prefix: str) -> Iterator[Leaf]:
 
 
 def _read_hint(key: str, hint: Any, default: Any) -> Leaf:
-    """Take Annotated, Optional, tuple and Literal off a type hint, outermost first."""
+    """Take Annotated, Optional, tuple and Literal off a type hint, outermost first. The modules of a folder are choices
+    as those of a Literal are."""
     facts: dict[str, Any] = {"marks": ()}
     while True:
         origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -101,7 +102,9 @@ def _read_hint(key: str, hint: Any, default: Any) -> Leaf:
         elif origin is Literal:
             hint, facts["choices"] = str, args
         else:
-            return Leaf(key, default, origin or hint, **facts)
+            leaf = Leaf(key, default, origin or hint, **facts)
+            folder = leaf.mark(ModuleOf)
+            return leaf if folder is None else dataclasses.replace(leaf, choices=folder.names)
 
 
 def sections(schema: type) -> set[str]:

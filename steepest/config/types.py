@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from steepest.registry import module_names
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -66,6 +68,18 @@ class NameOf:
         return self.names()
 
 
+@dataclass(frozen=True)
+class ModuleOf:
+    """The name of a module in a folder of Steepest, such as "steepest.devices.backends". The folder is listed, and
+    nothing in it is imported. A new file there is a new choice."""
+
+    package: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return module_names(self.package)
+
+
 DERIVED: Any = None
 """Default of a field that may be left null and is filled in by its section: in a loaded Config it has its type."""
 
@@ -83,8 +97,9 @@ Files = Annotated[tuple[str, ...], IsPath()]
 RequiredFile = Annotated[str, IsPath(), Required()]
 RequiredFiles = Annotated[tuple[str, ...], IsPath(), Required()]
 Mapping = dict[str, Any]
+DeviceName = Annotated[str, ModuleOf("steepest.devices.backends")]
+LoggerName = Annotated[str, ModuleOf("steepest.loggers.outputs")]
+EngineName = Annotated[str, ModuleOf("steepest.rollout.engines")]
 LossAggMode = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 ComputeDtype = Literal["auto", "bfloat16", "float32"]
 Hub = Literal["huggingface", "modelscope"]
-DeviceName = Literal["cpu", "cuda", "npu"]
-LoggerName = Literal["console", "brief", "jsonl", "tensorboard", "wandb", "mlflow", "swanlab"]

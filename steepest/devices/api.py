@@ -1,4 +1,4 @@
-"""The interface of a device, and the choice of one. Names of vendors occur only in this folder."""
+"""The interface of a device, and the choice of one. Names of vendors are in backends/."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from steepest.checks import Check
 from steepest.devices.checks import DEV
 from steepest.errors import ConfigError, DeviceError, render, setting
-from steepest.registry import Registry
+from steepest.registry import ModuleRegistry, Registry
 
-DEVICES = Registry("device", setting("device"))
+DEVICES = ModuleRegistry("device", setting("device"), package="steepest.devices.backends")
 
 VARLEN = "flash_attention_2"
 """The name that transformers and verl use for a fused attention over packed sequences."""
@@ -60,6 +60,8 @@ class Device(ABC):
 
     name: ClassVar[str]
     """The value of `trainer.device`."""
+    preference: ClassVar[int] = 0
+    """An unset `trainer.device` takes the device with the highest number among those present."""
     type: ClassVar[str]
     """The type of `torch.device`."""
     distributed_backend: ClassVar[str]
@@ -87,6 +89,10 @@ class Device(ABC):
 
         A text for `errors.render`.
         """
+
+    def hide_unusable(self, wanted: str | None) -> None:
+        """Keep a package of this device that cannot work here out of the process; see the function of this name."""
+        return
 
     @abstractmethod
     def supports_bf16(self) -> tuple[bool, str]:
@@ -201,6 +207,8 @@ class Accelerator(Device):
     2.12 has no allocator that the latter accepts.
     """
 
+    preference = 1
+
     @property
     def module(self) -> ModuleType:
         return torch.get_device_module(self.type)
@@ -244,8 +252,16 @@ class Accelerator(Device):
                 self.module.set_rng_state(state[f"{self.type}:{i}"], i)
 
 
-PREFERENCE = ("cuda", "npu", "cpu")
-"""The order in which an unset `trainer.device` looks for the best device."""
+def by_preference(table: Registry = DEVICES) -> list[Device]:
+    """One of each device in `table`, in the order in which an unset `trainer.device` looks for the best one."""
+    return sorted((_make(name, table) for name in table.names()), key=lambda device: -device.preference)
+
+
+def hide_unusable(wanted: str | None = None) -> None:
+    """Let every device keep a package of its own that cannot work here out of this process. Call it before transformers
+    is imported, which imports such packages. `wanted` is trainer.device."""
+    for device in by_preference():
+        device.hide_unusable(wanted)
 
 
 def select_device(name: str | None = None, table: Registry = DEVICES) -> Device:
@@ -261,13 +277,12 @@ def select_device(name: str | None = None, table: Registry = DEVICES) -> Device:
             raise DeviceError(f"{setting('device')}={name}: {reason}")
         return device
     missing: list[str] = []
-    for candidate in PREFERENCE:
-        device = _make(candidate, table)
+    for device in by_preference(table):
         reason = device.quick_look() or device.availability()
         if reason is None:
             device.chosen_because = "; ".join([f"{setting('device')} is unset: the best device present", *missing])
             return device
-        missing.append(f"no {candidate}: {reason.split(';')[0]}")
+        missing.append(f"no {device.name}: {reason.split(';')[0]}")
     raise DeviceError("No device at all can be used: " + "; ".join(missing))
 
 

@@ -8,22 +8,24 @@ import os
 from steepest.checks import Check
 from steepest.doctor.probe_client import Answers
 from steepest.doctor.report import ok, problem, warning
+from steepest.rollout import ROLLOUT_ENGINES
 from steepest.versions import installed
 
-BUILTIN, HF, VLLM = "builtin", "hf", "vllm"
+HF, VLLM = "hf", "vllm"
 IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _INSTALL_VLLM = "see docs/vllm.md"
 
 
 def engines(answers: Answers) -> list[Check]:
     """One line for each engine that `actor_rollout_ref.rollout.name` accepts."""
-    return [_builtin(answers), _hf(answers), _vllm(answers)]
+    return [_SPECIAL[name](answers) if name in _SPECIAL else _plain(name, answers) for name in ROLLOUT_ENGINES.names()]
 
 
-def _builtin(answers: Answers) -> Check:
+def _plain(name: str, answers: Answers) -> Check:
+    """An engine that needs torch and nothing else."""
     if "error" in answers.torch:
-        return problem(BUILTIN, "torch cannot be imported", "see 'torch'")
-    return ok(BUILTIN, f"can run on {_places(answers)}")
+        return problem(name, "torch cannot be imported", "see 'torch'")
+    return ok(name, f"can run on {_places(answers)}")
 
 
 def _hf(answers: Answers) -> Check:
@@ -67,6 +69,10 @@ def _vllm(answers: Answers) -> Check:
             VLLM, f"{name}: {untested}", f"if something fails: pip install {name}=={vllm_versions.TESTED[-1]}"
         )
     return ok(VLLM, f"{told} can run on {device}")
+
+
+_SPECIAL = {HF: _hf, VLLM: _vllm}
+"""Engines that need more than torch."""
 
 
 def _places(answers: Answers) -> str:

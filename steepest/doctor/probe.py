@@ -30,14 +30,12 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     if _stage(out, TORCH, _torch):
-        from steepest.devices import DEVICES
-        from steepest.devices.api import PREFERENCE
+        from steepest.devices.api import by_preference
 
-        *better, last = PREFERENCE  # every machine has the last one, so it answers before devices that may hang
-        for name in dict.fromkeys([last, *better, *DEVICES.names()]):
-            device: Device = DEVICES.get(name).value()
-            _stage(out, name, partial(_facts, device))
-            _stage(out, name + CHECKS, partial(_checks, device))
+        *better, last = by_preference()  # every machine has the last one, so it answers before devices that may hang
+        for device in [last, *better]:
+            _stage(out, device.name, partial(_facts, device))
+            _stage(out, device.name + CHECKS, partial(_checks, device))
         _stage(out, CHOICE, _choice)
     out.flush()
     os._exit(0)  # a broken library may crash at the interpreter's exit; all answers are printed

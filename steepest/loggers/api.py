@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from steepest.errors import ConfigError, SteepestError, setting
-from steepest.registry import Registry
+from steepest.registry import ModuleRegistry
 
-LOGGERS = Registry("logger", setting("logger"))
+LOGGERS = ModuleRegistry("logger", setting("logger"), package="steepest.loggers.outputs")
 """Values are factories `f(LoggerContext) -> Logger`. The fact `package` names the module that must be importable;
 the extra of Steepest that installs it has the logger's own name. The fact `start_hint` says what to do when the service
 refuses to start. The fact `essential` marks a logger whose failure ends the run."""

@@ -19,7 +19,7 @@ from steepest.registry import Entry, Registry
 #   check_options       called with the options of `reward.functions`; raises ValueError for invalid ones
 #   prepare             called once per process before the first call; it does not count in the sample's time
 #   part                True: usable only as a part of a sum; a data_source cannot choose it
-REWARDS = Registry("reward", setting("reward_functions"))
+REWARDS = Registry("reward", setting("reward_functions"), package="steepest.rewards.graders")
 
 
 def match_name(data_source: str, names: Iterable[str]) -> str | None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from steepest.errors import RolloutError, setting
-from steepest.registry import Registry
+from steepest.registry import ModuleRegistry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ROLLOUT_ENGINES = Registry("rollout engine", setting("rollout_engine"))
+ROLLOUT_ENGINES = ModuleRegistry("rollout engine", setting("rollout_engine"), package="steepest.rollout.engines")
 """Factories: `factory(description, *, end_token_ids, pad_token_id, dtype, max_num_seqs, max_model_len,
 kv_memory_bytes)`, where `description` is a `rollout.weights.ModelDescription`. An engine has no weights until
 `load_weights`."""

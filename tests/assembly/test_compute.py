@@ -11,7 +11,8 @@ from steepest.assembly.compute import check_attention
 from steepest.config.key_names import PPO_KEYS
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
-from steepest.devices import CPUDevice, MemoryStats
+from steepest.devices import MemoryStats
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.errors import render
 from steepest.models.causal_lm import CausalLM
 from steepest.process.entry import run_entry

@@ -11,7 +11,7 @@ from steepest.assembly.description import Description, describe_roles, kv_number
 from steepest.assembly.roles import Roles, build_models
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.checkpoint import FROM_NOTHING
 from steepest.trainer.run.summary import count, start_summary
 from tests.support.toy_run import make_toy, toy_overrides

@@ -9,7 +9,7 @@ from steepest.assembly.roles import Models, Roles, build_models, build_roles
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.errors import ModelError
 from steepest.learner.actor import Actor
 from steepest.learner.checkpoint import FROM_NOTHING, Start

@@ -13,7 +13,7 @@ from steepest.assembly.roles import Roles
 from steepest.cluster.local import LocalCluster
 from steepest.core.advantages import EstimatorCall
 from steepest.core.batch import Batch
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.reference import Reference
 from steepest.models.flops import generation_flops
 from steepest.rollout import GenerationRequest, SamplingParams

@@ -83,8 +83,8 @@ WRONG_VALUES = [
     ("trainer.resume_mode=x", "trainer.resume_mode=x: must be one of auto, disable, resume_path."),
     (
         "trainer.logger=[console,tensorbord]",
-        "trainer.logger=[console,tensorbord]: must be one of console, brief, jsonl, tensorboard, wandb, mlflow, "
-        "swanlab, alone or in a list. Did you mean tensorboard?",
+        "trainer.logger=[console,tensorbord]: must be one of brief, console, jsonl, mlflow, swanlab, "
+        "tensorboard, wandb, alone or in a list. Did you mean tensorboard?",
     ),
     (f"{ACTOR}.optim.lr=fast", f"{ACTOR}.optim.lr='fast': expected a number."),
     (f"{ACTOR}.optim.lr=nan", f"{ACTOR}.optim.lr=nan: expected a number (not a number at all)."),

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from steepest.devices import CPUDevice, CUDADevice, NPUDevice, ascend
+from steepest.devices import ascend
+from steepest.devices.backends.cpu import CPUDevice
+from steepest.devices.backends.cuda import CUDADevice
+from steepest.devices.backends.npu import NPUDevice
 from steepest.devices.checks import Check
 from tests.support.installs import package
 from tests.support.machine import only_installed

@@ -10,18 +10,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from steepest.devices import (
-    DEVICES,
-    CPUDevice,
-    CUDADevice,
-    Device,
-    MemoryStats,
-    NPUDevice,
-    api,
-    device_of,
-    npu,
-    select_device,
-)
+from steepest.devices import DEVICES, Device, MemoryStats, api, device_of, select_device
+from steepest.devices.backends import npu
+from steepest.devices.backends.cpu import CPUDevice
+from steepest.devices.backends.cuda import CUDADevice
+from steepest.devices.backends.npu import NPUDevice
 from steepest.errors import ConfigError, DeviceError, render
 from steepest.registry import Registry
 
@@ -37,7 +30,7 @@ def test_names_and_facts_of_the_three_devices() -> None:
         "cuda": ("cuda", "cpu:gloo,cuda:nccl", "CUDA_VISIBLE_DEVICES", "GPU"),
         "npu": ("npu", "cpu:gloo,npu:hccl", "ASCEND_RT_VISIBLE_DEVICES", "NPU"),
     }
-    assert set(api.PREFERENCE) == set(facts)
+    assert [device.name for device in api.by_preference()] == ["cuda", "npu", "cpu"]
 
 
 def test_facts_for_the_rollout_engine_and_for_processes_that_share_a_card() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steepest.devices import CPUDevice, MemoryStats
+from steepest.devices import MemoryStats
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.devices.memory import memory_guard, readable
 from steepest.errors import DeviceError, DeviceMemoryError, RolloutError
 

@@ -127,7 +127,7 @@ def test_a_torch_built_for_another_accelerator(install, reason) -> None:
 def test_no_card(install) -> None:
     code = """
         import os
-        from steepest.devices import NPUDevice
+        from steepest.devices.backends.npu import NPUDevice
         from steepest.errors import render
         print(render(NPUDevice().availability()))
         for value in ("7", " "):

@@ -16,7 +16,7 @@ from steepest.learner.supervised import Supervised
 from steepest.learner.trainable import ComputeSettings
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from steepest.rollout.hf import HFEngine
+from steepest.rollout.engines.hf import HFEngine
 from tests.support.full_memory import FullMemory, use_it_up
 from tests.support.learner_parts import make_actor, make_batch, make_critic, policy, value_model, with_log_probs
 from tests.support.rollout_requests import loaded, requests_of

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.errors import CheckpointError
 from steepest.learner.actor import Actor
 from steepest.learner.checkpoint import CheckpointStore

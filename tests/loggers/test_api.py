@@ -7,20 +7,23 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from steepest.config import schema
+from steepest.config.schema import Config, SFTConfig
+from steepest.config.tree import leaves
 from steepest.errors import ConfigError, SteepestError
 from steepest.loggers import LOGGERS, api, check_loggers, make_loggers
 from tests.support.machine import files_of_at_most, only_installed
 
 
 def test_the_configuration_knows_the_same_names() -> None:
-    assert sorted(get_args(schema.LoggerName)) == LOGGERS.names()
+    for schema in (Config, SFTConfig):
+        assert leaves(schema)["trainer.logger"].choices == tuple(LOGGERS.names())
+    assert LOGGERS.names() == ["brief", "console", "jsonl", "mlflow", "swanlab", "tensorboard", "wandb"]
 
 
 def test_jsonl_is_always_there_and_first(tmp_path: Path) -> None:

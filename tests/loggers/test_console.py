@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from steepest.loggers import BriefLogger, ConsoleLogger, LoggerContext
-from steepest.loggers.console import Pace, format_number, format_seconds
+from steepest.loggers import LoggerContext
+from steepest.loggers.outputs.brief import BriefLogger
+from steepest.loggers.outputs.console import ConsoleLogger, Pace, format_number, format_seconds
 
 
 @pytest.mark.parametrize(

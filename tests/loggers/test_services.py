@@ -12,7 +12,7 @@ import pytest
 
 import steepest
 from steepest.loggers import Loggers, make_loggers, read_metrics
-from steepest.loggers.mlflow import flatten
+from steepest.loggers.outputs.mlflow import flatten
 
 METRICS = {"actor/pg_loss": 0.25, "val-core/openai/gsm8k/acc/mean@1": 0.5, "bad": math.nan, "up": math.inf, "n": 3}
 CONFIG = {"actor": {"lr": 1e-6, "n": [1, 2]}, "none": None, "empty": {}, "long": "x" * 9000}

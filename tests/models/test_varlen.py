@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from steepest.devices import CPUDevice, CUDADevice, NPUDevice
+from steepest.devices.backends.cpu import CPUDevice
+from steepest.devices.backends.cuda import CUDADevice
+from steepest.devices.backends.npu import NPUDevice
 from steepest.errors import ConfigError, ModelError
 from steepest.models.attention import PackedContext
 from steepest.models.varlen import Attention, VarlenContext, check_varlen, choose_attention

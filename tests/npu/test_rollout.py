@@ -10,7 +10,7 @@ import torch
 from steepest.devices import select_device
 from steepest.rollout.api import Completion, SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from steepest.rollout.hf import HFEngine
+from steepest.rollout.engines.hf import HFEngine
 from steepest.rollout.weights import LocalWeights
 from tests.npu.jobs import ON_STAND_IN
 from tests.support.rollout_requests import loaded, requests_of

@@ -70,7 +70,7 @@ def test_what_is_given_up_as_a_whole_goes_back_to_the_system(apart):
 
 TRIMMED = """
 import torch
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.process.malloc import keep_freed_memory
 
 def resident():
@@ -99,7 +99,7 @@ def test_an_environment_that_sets_the_allocator_is_left_alone():
 
 def test_a_job_on_the_cpu_keeps_its_memory(monkeypatch, tmp_path):
     from steepest.config.load import load_config
-    from steepest.devices import cpu
+    from steepest.devices.backends import cpu
     from steepest.trainer.run.folder import begin
     from tests.support.commands import REQUIRED
 

@@ -73,5 +73,8 @@ def test_numbers_beside_the_score_are_parts_and_the_rest_is_left_out():
 
 
 def test_importing_rewards_loads_nothing_heavy():
-    code = "import sys, steepest.rewards; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, steepest.rewards as r; assert 'gsm8k' in r.REWARDS.names(); "
+        "print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

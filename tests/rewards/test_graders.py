@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from steepest.__main__ import app
 from steepest.config.sections.reward import IN_WORKERS
 from steepest.errors import ConfigError, DataError, RewardError
-from steepest.rewards import REWARDS, exact, format_reward, length, math, multiple_choice, numeric
+from steepest.rewards import REWARDS
 from steepest.rewards.answers import statements, visible
 from steepest.rewards.api import data_source_names, entry_for
 from steepest.rewards.check import CORPORA, check, corpus_of, describe, read_corpus
-from steepest.rewards.exact import normalise
-from steepest.rewards.math import prepare
-from steepest.rewards.multiple_choice import chosen
-from steepest.rewards.numeric import numeric_answer
+from steepest.rewards.graders.exact import exact, normalise
+from steepest.rewards.graders.math import math, prepare
+from steepest.rewards.graders.multiple_choice import chosen, multiple_choice
+from steepest.rewards.graders.numeric import numeric, numeric_answer
+from steepest.rewards.graders.shaping import format_reward, length
 from tests.support.work import work_of_at_most
 
 PAGE = Path(__file__).parents[2] / "docs" / "rewards.md"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steepest.rewards.api import REWARDS
-from steepest.rewards.gsm8k import MODES, flexible_answer, gsm8k, strict_answer
+from steepest.rewards.graders.gsm8k import MODES, flexible_answer, gsm8k, strict_answer
 from tests.support.work import work_of_at_most
 
 HERE = Path(__file__).parent

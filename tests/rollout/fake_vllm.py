@@ -100,7 +100,7 @@ def engine_model(weights: dict[str, Tensor], config: Any) -> nn.Module:
 
 
 class FakeLLM:
-    """`vllm.LLM` as rollout/vllm.py uses it. `keeps_old_head` behaves as vLLM 0.32 does with tied embeddings; without
+    """`vllm.LLM` as engines/vllm.py uses it. `keeps_old_head` behaves as vLLM 0.32 does with tied embeddings; without
     `takes_repairs` what is done to the head from outside is lost."""
 
     def __init__(

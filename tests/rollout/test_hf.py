@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from steepest.errors import RolloutError
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from steepest.rollout.hf import HFEngine
+from steepest.rollout.engines.hf import HFEngine
 from tests.rollout.test_engine import PROMPTS, as_batch, flatten, trainer_log_probs
 from tests.support.rollout_requests import loaded, requests_of
 from tests.support.tiny_models import END, FAMILIES, OTHER_END, tiny_lm

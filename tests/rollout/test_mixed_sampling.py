@@ -13,8 +13,8 @@ from steepest.errors import RolloutError
 from steepest.models.packing import pack_sequences
 from steepest.rollout.api import GenerationRequest, SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from steepest.rollout.hf import HFEngine, group_seed
-from steepest.rollout.vllm import VLLMEngine
+from steepest.rollout.engines.hf import HFEngine, group_seed
+from steepest.rollout.engines.vllm import VLLMEngine
 from steepest.rollout.weights import LocalWeights, ModelDescription
 from tests.rollout.fake_vllm import FakeLLM, FakeParams
 from tests.support.rollout_requests import loaded, requests_of

@@ -13,7 +13,7 @@ from steepest.models.causal_lm import CausalLM
 from steepest.models.packing import pack_sequences
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
-from steepest.rollout.vllm import VLLMEngine, VLLMSettings, start_engine
+from steepest.rollout.engines.vllm import VLLMEngine, VLLMSettings, start_engine
 from steepest.rollout.weight_check import find_ends
 from steepest.rollout.weights import LocalWeights, ModelDescription
 from tests.support.rollout_requests import loaded, requests_of
@@ -91,7 +91,7 @@ def test_without_the_repair_the_check_after_each_sync_finds_the_old_head(family,
     engine = engine_for(model)
     if engine._llm.apply_model(lambda held: len(set(map(id, find_ends(held)))))[0] == 1:
         pytest.skip("this version of vLLM has one module for embedding and head, which its reload replaces")
-    monkeypatch.setattr("steepest.rollout.vllm._finish_head", lambda model: None)
+    monkeypatch.setattr("steepest.rollout.engines.vllm._finish_head", lambda model: None)
     update(model, 0.1)
     with pytest.raises(RolloutError, match="vLLM's weights differ from the policy's in: head"):
         engine.load_weights(LocalWeights(model), 1)

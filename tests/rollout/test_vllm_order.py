@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from steepest.devices import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.errors import DeviceMemoryError, RolloutError
 from steepest.models.attention import PackedContext
 from steepest.models.packing import pack_sequences
 from steepest.models.varlen import Attention
 from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import SamplingParams
-from steepest.rollout.vllm import VLLMEngine, _words, check_install, row_seed, start_engine
+from steepest.rollout.engines.vllm import VLLMEngine, _words, check_install, row_seed, start_engine
 from steepest.rollout.weights import LocalWeights, ModelDescription
 from tests.rollout.fake_vllm import FakeLLM, FakeParams, OutOfOrder
 from tests.support.installs import package

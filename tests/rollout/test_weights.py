@@ -16,7 +16,7 @@ from steepest.models.lora_models import LoraCausalLM
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.builtin.network import FusedNetwork, ModelNetwork
-from steepest.rollout.hf import HFEngine
+from steepest.rollout.engines.hf import HFEngine
 from steepest.rollout.weights import LocalWeights, ModelDescription, fingerprint
 from tests.support.rollout_requests import loaded, requests_of
 from tests.support.tiny_models import END, OTHER_END, random_ids, tiny_hf, tiny_lm

@@ -15,7 +15,7 @@ from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.core.rollout_correction import Rejection, Weighting
 from steepest.data.sampler import PromptSampler
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.trainer import build_step
 from steepest.trainer.algorithm.correction import CorrectedRewards
 from steepest.trainer.algorithm.critic_values import NoCritic, ValuesFromPass, ValuesFromUpdate

@@ -11,7 +11,7 @@ from steepest.config.sections.advantages import named_rewards
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.core.batch import Batch
 from steepest.data.sampler import PromptSampler
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.errors import ConfigError, RewardError
 from steepest.loggers.jsonl import read_metrics
 from steepest.registry import Entry

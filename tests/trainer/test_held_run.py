@@ -14,7 +14,7 @@ from steepest.cluster.local import LocalCluster
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
 from steepest.data.sampler import PromptSampler
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.checkpoint import FROM_NOTHING
 from steepest.models.load import load_tokenizer
 from steepest.trainer import build_step

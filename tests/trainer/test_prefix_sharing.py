@@ -9,7 +9,7 @@ import torch
 
 from steepest.assembly.compute import check_attention, shares_prompts
 from steepest.config.load import load_config
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.errors import ConfigError
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.trainable import ComputeSettings

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from steepest.config.load import load_config
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.devices.gemm_rate import describe_rate, gemm_rate
 from steepest.process import threads
 from steepest.process.start_timing import Laps

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from steepest.config.checks import ACTOR, ROLLOUT, Deriver, IsSet, NoEffect, Section, names_of
 from steepest.config.types import (
     DERIVED,
     ComputeDtype,
+    EngineName,
     Mapping,
     MinusOneOr,
     NonNegativeFloat,
@@ -52,7 +53,7 @@ class ValKwargsConfig:
 class RolloutConfig:
     """`actor_rollout_ref.rollout`: generation, and the pass that computes old log-probs."""
 
-    name: Literal["builtin", "hf", "vllm"] = "builtin"
+    name: EngineName = "builtin"
     """Engine: builtin (the actor's own weights), vllm (a copy of them in vLLM, in process), hf (transformers, slow)."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature in training, above 0; log-probs everywhere are those at this temperature."""

@@ -12,7 +12,7 @@ from steepest.config.load import load_config
 from steepest.config.plan import make_plan
 from steepest.core.batch import Batch, RowStatus
 from steepest.data.sampler import PromptSampler
-from steepest.devices.cpu import CPUDevice
+from steepest.devices.backends.cpu import CPUDevice
 from steepest.loggers.jsonl import read_metrics
 from steepest.models.flops import generation_flops
 from steepest.rewards.api import RewardResult

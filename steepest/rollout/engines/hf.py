@@ -17,11 +17,12 @@ from steepest.errors import RolloutError, setting
 from steepest.models.attention import attention_implementation
 from steepest.models.causal_lm import CausalLM
 from steepest.models.hf_logging import quiet_transformers
-from steepest.rollout.api import Completion, GenerationRequest, SamplingParams, WeightSource
+from steepest.rollout.api import ROLLOUT_ENGINES, Completion, GenerationRequest, SamplingParams, WeightSource
 from steepest.rollout.requests import SamplingGroup, check_requests, generate_in_groups
 from steepest.rollout.weights import EngineModel, ModelDescription
 
 
+@ROLLOUT_ENGINES.register("hf")
 class HFEngine:
     """Runs `generate` of a transformers model, with transformers' sdpa attention and KV cache.
 

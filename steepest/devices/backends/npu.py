@@ -37,11 +37,12 @@ class NPUDevice(Accelerator):
 
     With torch-npu installed and CANN's libraries missing, plain `import torch` fails unless the environment has
     TORCH_DEVICE_BACKEND_AUTOLOAD=0 before that import (`steepest/__init__.py` sets it), and so does
-    `import transformers` (see `hide_unusable`).
+    `import transformers` (see `hide_unusable` below).
     """
 
     name = "npu"
     type = "npu"
+    preference = 2
     distributed_backend = "cpu:gloo,npu:hccl"
     visible_devices_variable = "ASCEND_RT_VISIBLE_DEVICES"
     ray_resource = "NPU"
@@ -69,6 +70,19 @@ class NPUDevice(Accelerator):
             return self.quick_look()
         reason = _wrong_version() or _cannot_import()
         return reason or self._no_card()
+
+    def hide_unusable(self, wanted: str | None) -> None:
+        """Hide a torch-npu that cannot work here from this process. Call it before transformers is imported.
+
+        transformers imports torch_npu wherever it is installed and does not catch its errors, so a broken package
+        would end a CPU run too. `wanted` is trainer.device: in a run that names another device torch_npu is always
+        hidden. Hidden means that `import torch_npu` finds nothing; `availability` still finds it.
+        """
+        if PACKAGE in sys.modules or not hide_torch_npu.present():
+            return
+        others = wanted is not None and wanted.partition(":")[0] != self.name
+        if others or self.quick_look() is not None or _cannot_import() is not None:
+            hide_torch_npu.hide()
 
     def _no_card(self) -> str | None:
         try:
@@ -149,20 +163,6 @@ def _causal_mask(device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         # triu on the CPU: which data types a card's own takes is not known here
         return torch.ones(_MASK_SIZE, _MASK_SIZE, dtype=torch.bool).triu_(1).to(device)
-
-
-def hide_unusable(wanted: str | None = None) -> None:
-    """Hide a torch-npu that cannot work here from this process. Call it before transformers is imported.
-
-    transformers imports torch_npu wherever it is installed and does not catch its errors, so a broken package would end
-    a CPU run too. `wanted` is trainer.device: in a run that names another device torch_npu is always hidden. Hidden
-    means that `import torch_npu` finds nothing; `NPUDevice.availability` still finds it.
-    """
-    if PACKAGE in sys.modules or not hide_torch_npu.present():
-        return
-    others = wanted is not None and wanted.partition(":")[0] != NPUDevice.name
-    if others or NPUDevice().quick_look() is not None or _cannot_import() is not None:
-        hide_torch_npu.hide()
 
 
 def _wrong_version() -> str | None:

@@ -22,6 +22,7 @@ class CUDADevice(Accelerator):
 
     name = "cuda"
     type = "cuda"
+    preference = 3
     distributed_backend = "cpu:gloo,cuda:nccl"
     visible_devices_variable = "CUDA_VISIBLE_DEVICES"
     ray_resource = "GPU"

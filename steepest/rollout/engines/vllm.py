@@ -27,7 +27,7 @@ from steepest.devices.api import Device, device_of
 from steepest.devices.memory import RESUMES, memory_guard
 from steepest.errors import RolloutError, setting
 from steepest.rollout import vllm_versions, weight_check
-from steepest.rollout.api import Completion, GenerationRequest, SamplingParams, WeightSource
+from steepest.rollout.api import ROLLOUT_ENGINES, Completion, GenerationRequest, SamplingParams, WeightSource
 from steepest.rollout.requests import check_requests
 from steepest.rollout.weights import Fingerprint, LocalWeights, ModelDescription, fingerprint
 
@@ -414,3 +414,6 @@ def _restored_process() -> Iterator[None]:
         torch.set_num_threads = set_num_threads
         if torch.get_num_threads() != num_threads:
             torch.set_num_threads(num_threads)
+
+
+ROLLOUT_ENGINES.register("vllm", settings=True, check=check_install)(start_engine)

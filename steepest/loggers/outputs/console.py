@@ -69,23 +69,6 @@ class ConsoleLogger:
             self._bar = None
 
 
-_BRIEF = (
-    "val/accuracy", "val/loss", "critic/score/mean", "train/loss", "actor/reward_kl_penalty", "actor/entropy",
-    "actor/grad_norm", "train/grad_norm", "critic/vf_explained_var", "response_length/mean", "perf/throughput",
-    "timing_s/step",
-)  # fmt: skip
-
-
-@LOGGERS.register("brief")
-class BriefLogger(ConsoleLogger):
-    """Prints the console's line with the most important metrics only; metrics.jsonl holds all."""
-
-    name = "brief"
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        super().log(step, {name: metrics[name] for name in _BRIEF if name in metrics})
-
-
 def format_number(value: float) -> str:
     """Format whole numbers in full and others with five significant digits: 1319, 0.03125, 1e-06, nan, -inf."""
     if isinstance(value, int):
