@@ -151,6 +151,13 @@ def test_the_position_of_a_run_without_dynamic_sampling_is_its_step():
     assert position.state_dict() == {"taken": 9}
 
 
+def test_a_round_that_another_step_takes_in_between_is_not_this_step_s():
+    made, _ = sampling()
+    made.release = made.position.take  # before the experience is made
+    found = made(1)
+    assert found.prompts_taken == 3 and made.position.taken == 4 and found.metrics["training/epoch"] == 0.0
+
+
 def test_a_checkpoint_stores_the_prompts_of_the_step_that_was_learnt_though_the_next_one_is_collected():
     position = PromptPosition()
     made, _ = sampling(groups=2, num_prompts=30, position=position)
