@@ -22,7 +22,26 @@ they are (bypass mode)."""
 
 @dataclass(frozen=True)
 class Plan:
-    """How much a PPO run does, and what it needs."""
+    """How much a PPO run does, and what it needs: everything that follows from the configuration and the data.
+
+    Example: the reference command (256 prompts per step, one response each, mini-batches of 64 prompts, one epoch over
+    them, `gae` with a critic, the KL penalty in the reward, 15 epochs, float32) on GSM8K's 7,473 rows has
+
+        steps_per_epoch=29          7473 // 256; the last 49 rows of each epoch are left out
+        total_steps=435             29 steps x 15 epochs
+        rows_per_step=256           256 prompts x 1 response
+        mini_batch_rows=64          64 prompts x 1 response
+        updates_per_step=4          256 / 64 mini-batches x 1 epoch
+        estimator_needs=("values",) gae reads values,
+        needs_critic=True           so there is a critic;
+        values_by_update=False      it makes 4 updates, so the values have their own pass
+        needs_reference=True        for the KL in the reward,
+        reads_ref_log_probs=True    which reads log-probs from a pass of the reference
+        old_log_probs="engine"      4 updates in float32: the engine's log-probs, checked on a sample of rows
+
+    With `actor_rollout_ref.actor.ppo_mini_batch_size=256` there is one update, and `values_by_update` is True if the
+    critic makes one update too.
+    """
 
     steps_per_epoch: int
     total_steps: int
