@@ -295,3 +295,12 @@ def test_squares_are_those_of_the_distribution_and_log_probs_stay():
             p = (hf(input_ids=prefix).logits[0, -1] / 0.7).softmax(-1) if batch.loss_mask[i, t] else torch.zeros(1)
             assert squares[i, t].item() == pytest.approx((p**2).sum().item(), rel=1e-4)
     assert not squares.requires_grad
+
+
+def test_the_first_ratio_is_that_of_the_tokens_of_the_loss():
+    """The engine's log-probs stand in tokens and rows that the loss leaves out; there is no ratio there."""
+    actor = make_actor()
+    batch = with_log_probs(make_batch(), actor)
+    batch.loss_mask = batch.loss_mask & (torch.arange(batch.loss_mask.shape[1]) != 1)
+    old = torch.where(batch.loss_mask, batch.old_log_probs, -9.0)
+    assert actor.update(replace(batch, old_log_probs=old), step=1)["actor/ratio_max_dev_first"] < 1e-5

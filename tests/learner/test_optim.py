@@ -214,3 +214,16 @@ def test_a_loaded_state_is_a_copy():
     other.step()
     assert all(torch.equal(value, before[name]) for name, value in optimizer.tensors().items())
     assert other.tensors()["w.step"].item() == 2.0
+
+
+def test_a_step_is_taken_at_the_rate_of_its_place_in_the_schedule():
+    """Adam's first step is the rate, whatever the gradient: 0 in the first training step, then half of the peak."""
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer = Optimizer([("p", parameter)], OptimSettings(lr=0.1, warmup_steps=2, weight_decay=0.0))
+    found = []
+    for _ in range(3):
+        parameter.grad = torch.ones(1)
+        optimizer.step()
+        optimizer.schedule_step()
+        found.append(parameter.item())
+    assert found == pytest.approx([1.0, 0.95, 0.85], abs=1e-5)
