@@ -7,6 +7,7 @@ import torch
 
 from steepest.learner.critic import CriticLossSettings
 from steepest.learner.micro_batches import MicroBatches
+from steepest.learner.mini_batches import UpdateSettings
 from tests.support.learner_parts import make_batch, make_critic, same_bits, value_model, weights
 
 
@@ -79,3 +80,28 @@ def test_missing_fields_and_infinite_returns():
     wild.returns[0, 0] = float("inf")
     assert critic.update(wild, step=1)["critic/skipped_steps"] == 1.0
     assert same_bits(weights(critic), before)
+
+
+def test_each_mini_batch_has_its_own_denominator_and_each_step_its_own_shuffle():
+    """Two mini-batches of one row each: the loss is the mean of the rows' losses, however many tokens each has."""
+    batch = make_batch().select(slice(0, 2))
+    alone = [make_critic(lr=0.0, zero_head=False).update(batch.select([row]), step=1) for row in (0, 1)]
+    both = make_critic(lr=0.0, zero_head=False, mini=1).update(batch, step=1)
+    want = sum(metrics["critic/vf_loss"] for metrics in alone) / 2
+    assert both["critic/vf_loss"] == pytest.approx(want, rel=1e-5)
+
+    def after(step: int) -> dict[str, torch.Tensor]:
+        critic = make_critic(zero_head=False)
+        critic.settings = UpdateSettings(mini_batch_rows=3, shuffle=True)
+        critic.update(make_batch(), step=step)
+        return weights(critic)
+
+    assert same_bits(after(1), after(1)) and not same_bits(after(1), after(2))
+
+
+def test_what_is_explained_is_the_tokens_of_the_loss():
+    batch = make_batch()
+    values, returns = (torch.where(batch.loss_mask, x, torch.randn(x.shape)) for x in (batch.values, batch.returns))
+    noisy = replace(batch, values=values, returns=returns)
+    found, want = (make_critic().update(one, step=1)["critic/vf_explained_var"] for one in (noisy, batch))
+    assert found == want

@@ -6,7 +6,7 @@ import torch
 
 from steepest.core.kl import kl_estimate
 from steepest.learner.reference import Reference
-from tests.support.learner_parts import CPU, make_actor, make_batch, with_log_probs
+from tests.support.learner_parts import CPU, make_actor, make_batch, policy, with_log_probs
 
 
 def copy_of(actor, **options):
@@ -46,3 +46,7 @@ def test_temperature_is_the_actors():
     other = copy_of(actor, temperature=1.0)
     assert torch.equal(same.log_probs(batch), actor.log_probs(batch)[0])
     assert (other.log_probs(batch) - actor.log_probs(batch)[0]).abs().max() > 0.1
+
+
+def test_a_reference_cannot_be_trained():
+    assert not any(parameter.requires_grad for parameter in Reference(policy(), compute=CPU).model.parameters())

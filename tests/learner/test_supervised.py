@@ -6,7 +6,7 @@ import torch
 from steepest.data.sft import SFTExample
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.optim import OptimSettings
-from steepest.learner.supervised import Supervised
+from steepest.learner.supervised import Supervised, plan_examples
 from tests.support.learner_parts import CPU, policy, record_gradients
 
 
@@ -70,3 +70,10 @@ def test_it_learns():
 def test_nothing_to_learn_is_an_error():
     with pytest.raises(ValueError, match="none of the 1 sequences marks a token"):
         make().update([EXAMPLES[2]])
+
+
+def test_an_example_without_a_marked_token_is_in_no_pass():
+    """A mark on the first token marks nothing: no token comes before it."""
+    examples = [SFTExample(f"rows:{i}", [1, 2], mask) for i, mask in enumerate(([False, True], [True, False]))]
+    assert plan_examples(examples, MicroBatches(rows=1)) == (((0,),),)
+    assert plan_examples(examples, MicroBatches(rows=1), ranks=2) == (((0,),), ((),))
