@@ -201,9 +201,11 @@ def rewards_check(
     """
 
     def call() -> None:
+        from steepest.errors import key_names
         from steepest.rewards.check import check, describe
 
-        typer.echo(describe(check(name, mode=mode, corpus=corpus)))
+        with key_names({"reward_functions": "NAME"}):
+            typer.echo(describe(check(name, mode=mode, corpus=corpus)))
 
     raise typer.Exit(guarded(call))
 

@@ -50,7 +50,7 @@ class Entry:
 class Registry:
     """A table of names. Names are looked up at start; afterwards functions are passed, never strings.
 
-    `kind` is the word used in messages ("advantage estimator"), `key` the configuration key that holds the name.
+    `kind` is the word used in messages ("advantage estimator"), `key` the setting that holds the name.
     `package` is a folder of Steepest whose modules register the built-in entries: a new file there is a new entry. They
     are imported when the table is first used. `module:function` and `path/to/file.py:function` reach code outside the
     package.
@@ -155,7 +155,7 @@ _LOADED_FILES: dict[Path, ModuleType] = {}
 
 
 def load_object(target: str, key: str) -> Any:
-    """Import `module:name` or `file.py:name`. `key` is the configuration key named in errors."""
+    """Import `module:name` or `file.py:name`. `key` is the setting named in errors."""
     where, _, name = target.rpartition(":")
     module = load_file(where, key) if where.endswith(".py") else _load_module(where, key)
     if not hasattr(module, name):

@@ -150,3 +150,24 @@ def test_each_name_of_a_job_is_a_setting_that_some_lower_layer_names_or_one_of_a
     for known in {*PPO_KEYS, *SFT_KEYS} - files - of_a_model:
         owner, _, name = known.rpartition(".")
         assert (name, owner) in named or name in computed or known in bare, known
+
+
+def replaced_messages(source: str) -> list[int]:
+    """Lines that rewrite the text of an error: `str(error).replace(...)`, `error.args[0].replace(...)`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "replace":
+            text = ast.unparse(node.func.value)
+            if text.startswith("str(err") or text.startswith("str(e)") or ".args[0]" in text:
+                found.append(node.lineno)
+    return found
+
+
+def test_no_finished_message_is_rewritten():
+    files = sorted((Path(__file__).parents[1] / "steepest").rglob("*.py"))
+    assert [f"{f}:{n}" for f in files for n in replaced_messages(f.read_text(encoding="utf-8"))] == []
+
+
+def test_a_rewritten_message_is_found():
+    source = "try:\n    f()\nexcept ValueError as error:\n    raise X(str(error).replace('a', 'b')) from error\n"
+    assert replaced_messages(source) == [4] and replaced_messages("name.replace('a', 'b')") == []

@@ -15,6 +15,8 @@ MUTATIONS = [
     _experience("scoring.py", "batch.leave_out(failed, RowStatus.REWARD_FAILED)", "pass", "a failed reward is a 0"),
     _experience("scoring.py", "batch.leave_out(failed, RowStatus.REWARD_FAILED)",
                 "batch.leave_out(~failed, RowStatus.REWARD_FAILED)", "the rows that were scored are left out"),
+    _experience("greedy_baseline.py", "batch.leave_out(baselines.isnan(), RowStatus.REWARD_FAILED)", "pass",
+                "a failed baseline is trained"),
     _algorithm("row_selection.py", "batch.leave_out(batch.truncated, RowStatus.TRUNCATED)",
                "batch.leave_out(~batch.truncated, RowStatus.TRUNCATED)", "ended responses are left out"),
     _algorithm("row_selection.py", "batch.leave_out(equal, RowStatus.EQUAL_GROUP)", "pass", "equal groups are trained"),

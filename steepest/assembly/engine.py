@@ -10,10 +10,9 @@ import torch
 from steepest.assembly.compute import compute_dtype
 from steepest.config.schema import Config
 from steepest.devices.api import Accelerator, Device
-from steepest.learner.actor import Actor
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.models.load import end_token_ids
-from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine, WeightSource
+from steepest.rollout import ROLLOUT_ENGINES, RolloutEngine
 from steepest.rollout.engines.vllm import VLLMSettings
 from steepest.rollout.weights import ModelDescription
 
@@ -29,13 +28,6 @@ def frees_engine(config: Config, device: Device) -> bool:
     """Whether the engine gives its memory back while the models train; by default where memory is a card's."""
     wanted = config.actor_rollout_ref.rollout.free_cache_engine
     return isinstance(device, Accelerator) if wanted is None else wanted
-
-
-def publish_weights(engine: RolloutEngine, source: WeightSource, device: Device, version: int) -> None:
-    """Wake the engine with the new weights. It may have an allocator of its own, so what torch's keeps of the training
-    for later goes back to the device first."""
-    device.empty_cache()
-    engine.load_weights(source, version)
 
 
 def vllm_settings(config: Config, device: Device) -> VLLMSettings:
@@ -56,21 +48,26 @@ def vllm_settings(config: Config, device: Device) -> VLLMSettings:
     )
 
 
-def build_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, device: Device) -> RolloutEngine:
-    """The rollout engine for the actor's model, without weights. What its start does to random numbers is undone."""
+def build_engine(
+    config: Config, description: ModelDescription, tokenizer: Any, folder: Path, device: Device
+) -> RolloutEngine:
+    """The rollout engine for a model, without weights. `folder` has the model's list of end tokens. Random states are
+    put back after the engine's start."""
     random = rng_state(device)
     try:
-        return _make_engine(config, actor, tokenizer, folder, device)
+        return _make_engine(config, description, tokenizer, folder, device)
     finally:
         set_rng_state(random, device)
 
 
-def _make_engine(config: Config, actor: Actor, tokenizer: Any, folder: Path, device: Device) -> RolloutEngine:
+def _make_engine(
+    config: Config, description: ModelDescription, tokenizer: Any, folder: Path, device: Device
+) -> RolloutEngine:
     rollout = config.actor_rollout_ref.rollout
     entry = ROLLOUT_ENGINES.get(rollout.name)
     more = {"settings": vllm_settings(config, device)} if entry.facts.get("settings") else {}
     return entry.value(
-        ModelDescription.of(actor.model),
+        description,
         end_token_ids=end_token_ids(folder, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         dtype=getattr(torch, compute_dtype(rollout.dtype, device)),

@@ -44,7 +44,7 @@ from steepest.models.lora_models import LoraCausalLM
 from steepest.models.value_head import ValueModel
 from steepest.process.malloc import give_back_freed
 from steepest.rollout import RolloutEngine
-from steepest.rollout.weights import LocalWeights
+from steepest.rollout.weights import LocalWeights, ModelDescription
 
 
 def optim_settings(optim: OptimConfig, *, total_steps: int, warmup_steps: int) -> OptimSettings:
@@ -106,7 +106,7 @@ def build_roles(
     models = build_models(config, plan, start, folders, device)
     _check_models(config, models, tokenizer)
     lap("models")
-    engine = build_engine(config, models.actor, tokenizer, folders["actor"], device)
+    engine = build_engine(config, ModelDescription.of(models.actor.model), tokenizer, folders["actor"], device)
     roles = Roles(models.actor, models.critic, models.reference, engine)
     engine.load_weights(roles.weights, start.step)
     lap("engine")

@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor
 
 from steepest.assembly.description import Description, describe_roles
-from steepest.assembly.engine import publish_weights
 from steepest.assembly.roles import Roles
 from steepest.core.advantages import EstimatorCall
 from steepest.core.batch import Batch
 from steepest.devices.api import Device
 from steepest.learner.critic import ValuesAndGradient
 from steepest.learner.metrics import Metrics
+from steepest.learner.update_plan import plan_update
 from steepest.models.flops import generation_flops
 from steepest.rollout import Completion, GenerationRequest
 
@@ -51,11 +51,10 @@ class LocalCluster:
             self.roles.engine.sleep()
 
     def publish(self, version: int) -> None:
-        """Give the engine the actor's weights as they are now."""
-        if self.frees_engine:
-            publish_weights(self.roles.engine, self.roles.weights, self.device, version)
-        else:
-            self.roles.engine.load_weights(self.roles.weights, version)
+        """Give the engine the actor's weights as they are now, which wakes it."""
+        if self.frees_engine:  # its allocator may be another one than torch's, which keeps memory of the training
+            self.device.empty_cache()
+        self.roles.engine.load_weights(self.roles.weights, version)
 
     # -- passes before the update ---------------------------------------------------------------------------
 
@@ -90,13 +89,17 @@ class LocalCluster:
     # -- updates --------------------------------------------------------------------------------------------
 
     def update_actor(self, batch: Batch, step: int) -> Metrics:
-        """See Actor.update."""
-        return self.roles.actor.update(batch, step=step)
+        """One update by the plan of this process, see Actor.update_by."""
+        actor = self.roles.actor
+        (plan,) = plan_update(batch, actor.settings, step, shares_prompts=actor.compute.shares_prompts)
+        return actor.update_by(batch, plan)
 
     def update_critic(self, batch: Batch, step: int) -> Metrics:
-        """See Critic.update."""
-        assert self.roles.critic is not None
-        return self.roles.critic.update(batch, step=step)
+        """One update by the plan of this process, see Critic.update_by."""
+        critic = self.roles.critic
+        assert critic is not None
+        (plan,) = plan_update(batch, critic.settings, step, shares_prompts=critic.compute.shares_prompts)
+        return critic.update_by(batch, plan)
 
     def step_critic(self, batch: Batch, found: ValuesAndGradient) -> Metrics:
         """The optimizer step after `values_and_gradient`."""

@@ -110,10 +110,6 @@ class Critic(Trainable[ValueModel]):
             self.step("critic", means)
         return means.read() | self.finish_iteration("critic") | _explained(batch)
 
-    def has_one_update(self, num_rows: int) -> bool:
-        """Whether a batch of so many rows gives one optimizer step: its values are then those of the update itself."""
-        return self.settings.num_updates(num_rows) == 1
-
     def values_and_gradient(self, batch: Batch, estimator: EstimatorCall, cut: Cut | None = None) -> ValuesAndGradient:
         """As `values`, and the gradient of the one update that follows: one forward pass serves both.
 
@@ -122,10 +118,10 @@ class Critic(Trainable[ValueModel]):
         the tokens of trained_mask, the loss takes those of loss_mask. Rows without a token of trained_mask are left
         out: they have no loss, and their final value is 0. `step_on_gradient` takes the step.
 
-        Reads tokens, both masks and what the estimator does. Allowed where `has_one_update`. `cut` is this rank's plan
-        of the passes (`plan_passes` by `settings.micro` over trained_mask); None: one process.
+        Reads tokens, both masks and what the estimator does. Allowed where the batch gives one optimizer step. `cut` is
+        this rank's plan of the passes (`plan_passes` by `settings.micro` over trained_mask); None: one process.
         """
-        assert self.has_one_update(len(batch))
+        assert self.settings.num_updates(len(batch)) == 1
         loss = _LossOfNewValues(self, LossDenominators.of(batch.loss_mask), batch, estimator)
         cut = self.cut(batch, self.settings.micro, batch.trained_mask) if cut is None else cut
         parts = self.micro_batches(batch, cut, batch.trained_mask)

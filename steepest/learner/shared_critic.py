@@ -72,10 +72,6 @@ class HeadCritic(Critic):
         out[mask] = self._head(states.tokens[states.index[mask]]).cpu()
         return of_rows(out, cut), of_rows(self._head(states.final).cpu(), cut)
 
-    def has_one_update(self, num_rows: int) -> bool:
-        """Never: its passes run no model, so there is nothing to save."""
-        return False
-
     def _head(self, states: Tensor) -> Tensor:
         found: Tensor = self.run(HeadValues(states.to(self.device))).values
         return found

@@ -164,7 +164,7 @@ def add_reward_model(rewards: Rewards, config: Config, sources: ModelSources, de
         key = "reward.reward_model.model_path"
         path = str(reward_model.model_path)
         folder = sources.folder(key, path, reward_model.hub, reward_model.revision)
-        with key_names(model_keys("reward.reward_model")):
+        with key_names({**model_keys("reward.reward_model"), "path": key, "tokenizer_path": key}):
             try:
                 model = load_reward_model(
                     folder,

@@ -178,15 +178,17 @@ def build_old_log_probs(config: Config, plan: Plan, cluster: LocalCluster) -> Ca
         return FromPass(cluster, squares=plan.sums_squares)
     if plan.old_log_probs == "rollout":
         return FromRollout()
-    checks_reference = config.algorithm.use_kl_in_reward and plan.needs_reference
     return FromEngine(
-        cluster, one_update=plan.updates_per_step == 1, warn_once=once(say), checks_reference=checks_reference
+        cluster,
+        one_update=plan.updates_per_step == 1,
+        warn_once=once(say),
+        checks_reference=config.algorithm.use_kl_in_reward,
     )
 
 
 def build_ref_log_probs(plan: Plan, cluster: LocalCluster) -> Callable[[Batch], Tensor | None]:
     """The reference's pass, where its log-probs are read: the exact KL has it compute in the actor's update instead."""
-    return cluster.ref_log_probs if plan.needs_reference and plan.reads_ref_log_probs else lambda batch: None
+    return cluster.ref_log_probs if plan.reads_ref_log_probs else lambda batch: None
 
 
 def build_critic_part(config: Config, plan: Plan, cluster: LocalCluster) -> CriticPart:

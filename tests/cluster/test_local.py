@@ -172,4 +172,9 @@ def test_a_checkpoint_has_a_writer_for_each_model_that_is_trained(tmp_path):
 
 def test_the_description_is_that_of_its_roles():
     made = cluster()
-    assert made.describe() == describe_roles(made.roles) and made.describe().engine_notes == ("a note",)
+    found, actor = made.describe(), made.roles.actor
+    assert found == describe_roles(made.roles) and found.engine_notes == ("a note",)
+    weights = sum(p.numel() for p in actor.model.parameters())
+    assert found.sizes["actor"].parameters == found.sizes["actor"].trained == weights
+    critic = sum(p.numel() for p in made.roles.critic.model.parameters())
+    assert found.checkpoint_bytes == 4 * 3 * (weights + critic), "weights and two moments, float32"

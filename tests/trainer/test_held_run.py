@@ -17,6 +17,7 @@ from steepest.data.sampler import PromptSampler
 from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.checkpoint import FROM_NOTHING
 from steepest.models.load import load_tokenizer
+from steepest.rollout.weights import ModelDescription
 from steepest.trainer import build_step
 from steepest.trainer.experience.dynamic_sampling import PromptPosition
 from steepest.trainer.experience.scoring import Scorer
@@ -64,7 +65,7 @@ def train(toy, *words: str, held: bool) -> tuple[list[dict[str, float]], dict[st
     for model in (models.actor, models.critic, models.reference):
         if not held:
             widen(model.model.hf)
-    engine = build_engine(config, models.actor, tokenizer, toy["model"], device)
+    engine = build_engine(config, ModelDescription.of(models.actor.model), tokenizer, toy["model"], device)
     roles = Roles(models.actor, models.critic, models.reference, engine)
     engine.load_weights(roles.weights, 0)
     cluster = LocalCluster(roles, device, frees_engine=False)

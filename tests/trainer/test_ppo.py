@@ -78,12 +78,12 @@ class Fakes:
 
     def values(self, batch: Batch) -> Values:
         self.see("values", batch)
-        return Values(zeros(batch), torch.zeros(len(batch)), found=f"of {int(batch.prompts[0, 0])}")
+        return Values(zeros(batch), torch.zeros(len(batch)), gradient=f"of {int(batch.prompts[0, 0])}")
 
     def update(self, batch: Batch, found: Values, step: int) -> dict[str, float]:
         """The critic's."""
         self.see("update_critic", batch, step)
-        self.updates.append(found.found)
+        self.updates.append(found.gradient)
         return {"critic/vf_loss": 2.0}
 
     def update_actor(self, batch: Batch, step: int) -> dict[str, float]:

@@ -35,9 +35,10 @@ class AdvantageInputs:
     """
 
     token_level_rewards: Tensor
-    """(B, T) f32, the reward of producing token t; a sequence's reward lies on its last true token."""
+    """(B, T) f32, the reward of producing token t: a score lies on the last policy token, a KL penalty on each."""
     response_mask: Tensor
-    """(B, T) bool, true on tokens that the policy produced."""
+    """(B, T) bool, true on tokens that the policy produced; in a run the batch's `trained_mask`, false in rows that are
+    left out."""
     values: Tensor | None = None
     """(B, T) f32, V of the state before token t is produced."""
     group_ids: Tensor | None = None

@@ -30,7 +30,7 @@ class LossInputs:
     advantages: Tensor
     """(b, T) f32."""
     response_mask: Tensor
-    """(b, T) bool, true on tokens that the policy produced."""
+    """(b, T) bool, true on tokens that the policy produced and the loss reads; in a run the batch's `loss_mask`."""
     chosen: Tensor | None = None
     """(b, T) bool, the tokens that the loss's `choose` picked over the whole mini-batch; None: these rows are the whole
     mini-batch, and a loss that needs a choice makes it itself."""

@@ -21,7 +21,7 @@ class Values:
     """(B, T) f32, V of the state before token t; 0 outside of trained_mask."""
     final_values: Tensor | None = None
     """(B,) f32, V of the state after the last response token."""
-    found: ValuesAndGradient | None = None
+    gradient: ValuesAndGradient | None = None
     """The gradient of the critic's update, where the pass has computed it."""
 
 
@@ -78,5 +78,5 @@ class ValuesFromUpdate:
         return Values(found.values, found.final_values, found)
 
     def update(self, batch: Batch, found: Values, step: int) -> Metrics:
-        assert found.found is not None
-        return self.critic.step_critic(batch, found.found)
+        assert found.gradient is not None
+        return self.critic.step_critic(batch, found.gradient)

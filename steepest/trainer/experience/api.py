@@ -48,8 +48,8 @@ class Collector(Protocol):
 
     Collectors wrap one another: `Finished(DynamicSampling(GreedyBaseline(SingleTurn(...))))`. A collector keeps nothing
     between two calls, so that the experience of step N + 1 may be collected before step N has been learnt from.
-    Example: `collect(3).batch` is the scored batch of step 3, and the same call gives the same batch while the weights
-    of the engine are the same.
+    Example: `collect(3).batch` is the scored batch of step 3, and the same call gives the same batch while the engine
+    has the same weights. With dynamic sampling each call takes the run's next prompts (`PromptPosition`) instead.
     """
 
     def __call__(self, step: int) -> Experience: ...

@@ -5,8 +5,9 @@ Yu et al. 2025, https://arxiv.org/abs/2503.14476.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -35,16 +36,19 @@ class PromptPosition:
 
     taken: int = 0
     learnt: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def take(self) -> int:
-        """The number of the next batch of prompts, counted from 1 over the whole run."""
-        self.taken += 1
-        return self.taken
+        """The number of the next batch of prompts, counted from 1 over the whole run; no two callers get the same."""
+        with self._lock:
+            self.taken += 1
+            return self.taken
 
     def learn(self, prompts_taken: int | None) -> None:
-        """A step has been learnt from whose experience had used so many."""
+        """A step has been learnt from whose experience had used so many. Another step may have used later ones before:
+        then these stay used, since they were learnt from."""
         if prompts_taken is not None:
-            self.learnt = prompts_taken
+            self.learnt = max(self.learnt, prompts_taken)
 
     def state_dict(self) -> dict[str, int]:
         return {"taken": self.learnt}

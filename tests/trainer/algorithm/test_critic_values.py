@@ -33,7 +33,7 @@ def test_a_pass_is_followed_by_an_update_of_its_own():
     part = ValuesFromPass(cluster)
     found = part.values(batch)
     assert found.values.tolist() == [[4.0, 4.0], [4.0, 0.0]] and found.final_values.tolist() == [5.0, 5.0]
-    assert found.found is None and part.update(batch, found, 7) == {"critic/vf_loss": 2.0}
+    assert found.gradient is None and part.update(batch, found, 7) == {"critic/vf_loss": 2.0}
     assert cluster.calls == ["values", "update_critic 7"]
 
 
@@ -41,7 +41,7 @@ def test_one_pass_for_both_hands_its_gradient_to_the_step():
     cluster, batch = FakeCluster(), scored()
     part = ValuesFromUpdate(cluster, GAE)
     first, second = part.values(batch), part.values(batch)
-    assert first.values.tolist() == [[4.0, 4.0], [4.0, 0.0]] and first.found.metrics == {"the": 1.0}
+    assert first.values.tolist() == [[4.0, 4.0], [4.0, 0.0]] and first.gradient.metrics == {"the": 1.0}
     assert part.update(batch, first, 7) == part.update(batch, second, 8) == {"critic/vf_loss": 2.0}
     assert cluster.calls == ["values_and_gradient"] * 2 + ["step_critic with {'the': 1.0}"] * 2
     assert part == ValuesFromUpdate(cluster, part.estimator), "it keeps nothing of a step"

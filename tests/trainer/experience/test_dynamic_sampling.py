@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -208,3 +210,20 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(toy, tmp_path, capsy
     a, b = (load_file(tmp_path / name / "global_step_3/actor/model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert whole[3]["training/epoch"] == (sum(rounds) - 1) // 8
+
+
+def test_a_later_step_that_is_learnt_first_does_not_bring_rounds_back():
+    position = PromptPosition()
+    for taken in (4, 3):  # step 1 took rounds 1 and 4, step 2 took 2 and 3
+        position.learn(taken)
+    assert position.state_dict() == {"taken": 4}
+
+
+def test_threads_take_different_rounds():
+    position, taken = PromptPosition(), []
+    threads = [threading.Thread(target=lambda: taken.extend(position.take() for _ in range(500))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == list(range(1, 4001))
