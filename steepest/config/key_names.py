@@ -47,6 +47,7 @@ _OF_BOTH_JOBS = _by_last_part(
     "data.val_max_samples",
     "data.train_batch_size",
     "data.prompt_key",
+    "data.ignored_columns",
     "data.truncation",
     "data.apply_chat_template_kwargs",
     "trainer.device",
@@ -65,6 +66,7 @@ PPO_KEYS: Mapping[str, str] = {
         "data.max_response_length",
         "data.filter_overlong_prompts",
         "data.reward_fn_key",
+        "data.answer_key",
         "actor_rollout_ref.rollout.n",
         "actor_rollout_ref.rollout.temperature",
         "actor_rollout_ref.rollout.max_num_seqs",
@@ -87,6 +89,7 @@ PPO_KEYS: Mapping[str, str] = {
     "reward_functions": "reward.functions",
     "custom_reward_path": "custom_reward_function.path",
     "custom_reward_name": "custom_reward_function.name",
+    "custom_reward_kwargs": "custom_reward_function.reward_kwargs",
     **_by_last_part("actor_rollout_ref.rollout.dtype", owner="rollout"),
     **_by_last_part(
         "actor_rollout_ref.actor.optim.lr", "actor_rollout_ref.model.enable_gradient_checkpointing", owner="actor"

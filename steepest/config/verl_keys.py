@@ -32,6 +32,7 @@ class Refusal:
 ALIASES = {
     "reward.custom_reward_function.path": "custom_reward_function.path",
     "reward.custom_reward_function.name": "custom_reward_function.name",
+    "reward.custom_reward_function.reward_kwargs": "custom_reward_function.reward_kwargs",
     "reward_model.enable": "reward.reward_model.enable",
     "reward_model.model.path": "reward.reward_model.model_path",
     "reward_model.model.trust_remote_code": "reward.reward_model.trust_remote_code",

@@ -38,6 +38,7 @@ class Scorer:
                 extra_info=sample.extra_info,
                 num_tokens=length,
                 messages=sample.messages,
+                is_text=sample.is_text,
             )
             for sample, text, length in zip(batch.samples, texts, batch.response_lengths.tolist(), strict=True)
         ]

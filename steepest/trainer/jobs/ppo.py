@@ -19,7 +19,7 @@ from steepest.cluster.local import LocalCluster
 from steepest.config.key_names import PPO_KEYS
 from steepest.config.plan import Plan, make_plan
 from steepest.config.schema import Config
-from steepest.config.sections.reward import WeightedFunction, functions_of
+from steepest.config.sections.reward import WeightedFunction, functions_of, reads_data_source, reads_ground_truth
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import encode_prompts
@@ -69,6 +69,11 @@ class Data:
     notes: tuple[str, ...] = ()
     """What tokenising has to say: how many were kept, dropped and cut."""
 
+    def sources_and_columns(self) -> tuple[set[str], set[str]]:
+        """The data sources of the rows, and the names that every row has in its extra_info."""
+        rows = [*self.train, *self.val]
+        return {row.data_source for row in rows}, set.intersection(*(set(row.extra_info) for row in rows))
+
 
 @key_names(PPO_KEYS)
 def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Observer] = ()) -> Result:
@@ -82,7 +87,8 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
     with adaptive_waiting(), build_rewards(config) as rewards:
         rewards.start()  # the workers import what they need while the rows are read
         rows = load_rows(config)
-        rewards.check({prompt.data_source for prompt in (*rows.train, *rows.val)})
+        for note in rewards.check(*rows.sources_and_columns()):
+            say(note)
         model = config.actor_rollout_ref.model
         sources, section = sources_of(config.trainer), "actor_rollout_ref.model"
         folders = {"actor": sources.folder(f"{section}.path", model.path, model.hub, model.revision)}
@@ -99,7 +105,17 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
 def load_rows(config: Config) -> Data:
     """Both files' rows, checked cell by cell."""
     data = config.data
-    load = partial(load_prompts, prompt_key=data.prompt_key, reward_fn_key=data.reward_fn_key, seed=data.seed, note=say)
+    load = partial(
+        load_prompts,
+        prompt_key=data.prompt_key,
+        answer_key=data.answer_key,
+        reward_fn_key=data.reward_fn_key,
+        ignored_columns=data.ignored_columns,
+        needs_source=reads_data_source(config),
+        needs_truth=reads_ground_truth(config),
+        seed=data.seed,
+        note=say,
+    )
     train = load(data.train_files, max_samples=data.train_max_samples, key="data.train_files")
     val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files")
     if config.custom_reward_function.path is None:

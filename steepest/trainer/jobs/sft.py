@@ -109,6 +109,7 @@ def run_sft(config: SFTConfig) -> SFTResult:
         messages_key=data.messages_key,
         prompt_key=data.prompt_key,
         answer_key=data.response_key,
+        ignored_columns=data.ignored_columns,
         seed=data.seed,
         note=say,
     )
