@@ -117,7 +117,7 @@ def _whole_settings(words: list[str], out: Arguments) -> list[str]:
                 out.problems.append(f"{key}: the shell has cut this setting at its spaces. Write {in_quotes(joined)}")
                 words = rest
                 continue
-        pieces = [first, *itertools.takewhile(lambda word: word.partition("=")[0] == key, rest)]
+        pieces = [first, *itertools.takewhile(lambda word, key=key: word.partition("=")[0] == key, rest)]
         values = [piece.partition("=")[2] for piece in pieces]
         if len(pieces) > 1 and all(":" in one for one in values) and any(map(_PIECE.fullmatch, values)):
             entries = ", ".join(": ".join(one.rsplit(":", 1)) for one in values)

@@ -61,9 +61,9 @@ def check_columns(table: Table, used: Collection[str], problems: Problems) -> No
                 out = f"or leave it out with {setting('ignored_columns')}=[{column}]"
                 problems.cell(table, index, column, value, "nothing in this column", _remedy(column, f", {out}"))
         extra = row.get("extra_info")
-        for name in extra if isinstance(extra, dict) else ():
-            if name in REFUSED and is_filled(extra[name]):
-                problems.cell(table, index, f"extra_info.{name}", extra[name], "nothing here", _remedy(name))
+        for name, value in extra.items() if isinstance(extra, dict) else ():
+            if name in REFUSED and is_filled(value):
+                problems.cell(table, index, f"extra_info.{name}", value, "nothing here", _remedy(name))
 
 
 def _remedy(column: str, tail: str = "") -> str:

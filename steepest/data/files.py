@@ -6,6 +6,7 @@ import glob
 import gzip
 import json
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -82,9 +83,10 @@ def suffix_of(name: str) -> str:
 
 
 def stem_of(name: str) -> str:
-    """The file's name without folder and endings: `a` of `x/a.jsonl.gz`."""
+    """The file's name without folder and endings: `a` of `x/a.jsonl.gz` and of `a-00000-of-00002.parquet`."""
     bare = Path(name).name
-    return Path(bare[: -len(GZIP)] if bare.lower().endswith(GZIP) else bare).stem
+    stem = Path(bare[: -len(GZIP)] if bare.lower().endswith(GZIP) else bare).stem
+    return re.sub(r"(?<=.)-\d{5}-of-\d{5}$", "", stem)
 
 
 def open_text(path: Path) -> TextIO:

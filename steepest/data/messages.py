@@ -105,10 +105,11 @@ def _message(table: Table, index: int, cell: str, message: Any, problems: Proble
 
 
 def _text_of_parts(content: Any) -> str | None:
-    """A string as it is; the parts `{"type": "text", "text": ...}` of a list joined, as chat templates do; else None."""
+    """A string as it is; parts `{"type": "text", "text": ...}` of a list joined, as chat templates do; else None."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
         return None
-    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else None
+    parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    return "".join(texts) if len(texts) == len(content) else None

@@ -14,7 +14,7 @@ from steepest.data.messages import is_missing, read_conversation, structured
 from steepest.data.prepare import gsm8k
 from steepest.data.problems import Problems, listed
 from steepest.data.sampler import permutation
-from steepest.errors import ConfigError, DataError, setting
+from steepest.errors import ConfigError, setting
 
 ANSWER_COLUMNS = ("ground_truth", "answer")
 """Where the ground truth is looked for when no key names its column."""
@@ -202,7 +202,7 @@ class _Rows:
     def _source(self, index: int) -> str:
         value = self.table.rows[index].get(self.shape.source)
         if is_missing(value) and not self.shape.needs_source:
-            return self.table.stem
+            return self.table.stem.partition("#")[0]
         if not isinstance(value, str) or not value:
             if self.shape.source in self.table.columns:
                 expected = "the name of a data source, such as 'openai/gsm8k'"

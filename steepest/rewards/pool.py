@@ -141,7 +141,9 @@ class RewardPool:
         return notes
 
     def _check_columns(self, columns: Collection[str] | None) -> None:
-        for one in self._own if columns is not None else []:
+        if columns is None:
+            return
+        for one in self._own:
             if missing := [name for name in one["columns"] if name not in columns]:
                 raise DataError(
                     f"reward {one['label']}: nothing fills its parameter {', '.join(missing)}. It gets prompts, "

@@ -39,8 +39,8 @@ class DataConfig:
     prompt_key: str = "prompt"
     """Column with the prompt: a text, which becomes one message of the user, or a list of messages."""
     answer_key: str | None = None
-    """Column with the ground truth; null: `reward_model.ground_truth`, else the column `ground_truth` or `answer`. Ours,
-    not verl's."""
+    """Column with the ground truth; null: `reward_model.ground_truth`, else the column `ground_truth` or `answer`.
+    Ours, not verl's."""
     reward_fn_key: str = "data_source"
     """Column that names the reward function; needed only where each row chooses its own."""
     ignored_columns: tuple[str, ...] = ()

@@ -91,7 +91,7 @@ def to_row(table: Table, index: int, *, split: str) -> dict[str, Any]:
     if not isinstance(question, str) or not question.strip():
         raise table.error(index, "question", question, "the text of a question")
     truth = final_number(answer)
-    if truth is None:
+    if truth is None or not isinstance(answer, str):
         raise table.error(index, "answer", answer, WORKED_ANSWER)
     return math_row(
         DATA_SOURCE, f"{question} {INSTRUCTION}", answer, truth, split=split, index=index, question=question

@@ -23,6 +23,7 @@ from steepest.config.sections.reward import WeightedFunction, functions_of, read
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import encode_prompts
+from steepest.data.hub_sets import FOR_VALIDATION, local_files
 from steepest.data.prompts import Prompt, load_prompts
 from steepest.data.sampler import PromptSampler
 from steepest.devices.api import Device
@@ -116,8 +117,11 @@ def load_rows(config: Config) -> Data:
         seed=data.seed,
         note=say,
     )
-    train = load(data.train_files, max_samples=data.train_max_samples, key="data.train_files")
-    val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files")
+    fetch = partial(local_files, hub=data.hub, note=say)
+    train_files = fetch(data.train_files, key="data.train_files")
+    val_files = fetch(data.val_files, key="data.val_files", splits=FOR_VALIDATION)
+    train = load(train_files, max_samples=data.train_max_samples, key="data.train_files")
+    val = load(val_files, max_samples=data.val_max_samples, key="data.val_files")
     if config.custom_reward_function.path is None:
         check_ground_truths([*train, *val], functions_of(config.reward.functions))
     return Data(train, val)
