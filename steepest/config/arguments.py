@@ -6,7 +6,6 @@ interpolations work. No Hydra app is started: no outputs folder, no change of di
 
 from __future__ import annotations
 
-import itertools
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -117,7 +116,8 @@ def _whole_settings(words: list[str], out: Arguments) -> list[str]:
                 out.problems.append(f"{key}: the shell has cut this setting at its spaces. Write {in_quotes(joined)}")
                 words = rest
                 continue
-        pieces = [first, *itertools.takewhile(lambda word, key=key: word.partition("=")[0] == key, rest)]
+        end = next((i for i, word in enumerate(words) if word.partition("=")[0] != key), len(words))
+        pieces = words[:end]
         values = [piece.partition("=")[2] for piece in pieces]
         if len(pieces) > 1 and all(":" in one for one in values) and any(map(_PIECE.fullmatch, values)):
             entries = ", ".join(": ".join(one.rsplit(":", 1)) for one in values)
@@ -197,6 +197,9 @@ def _read_loosely(text: str) -> Assignment:
     """What Hydra's grammar refuses although the meaning is plain: ~/a.parquet, run (1), a=b in a value, Jinja text."""
     key, _, value = text.partition("=")
     bare = key.lstrip("+~")
+    if found := re.fullmatch(r"(reward\.functions)\.(\S+\.py:\w+)", bare):
+        shown = in_quotes(f"{found[1]}={{{found[2]}: {value}}}")
+        raise ValueError(f"{bare}: a file's name cannot stand in a key. Write {shown}.")
     if not all(part.isidentifier() for part in bare.replace("-", "_").split(".")):
         raise ValueError(f"{text!r}: {bare!r} is not a key. Keys look like trainer.device; write key=value.")
     if value[:1] in ("[", "{", "'", '"') and not value.startswith(("{%", "{{", "{#")):

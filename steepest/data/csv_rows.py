@@ -34,8 +34,8 @@ def csv_rows(text: TextIO, name: str, *, tabs: bool) -> tuple[list[str], list[di
             if len(cells) != len(columns):
                 raise DataError(
                     f"{name}, row {len(rows)} (counted from 0), up to line {reader.line_num}: found {len(cells)} cells;"
-                    f" expected {len(columns)}, one a column ({', '.join(columns)}), separated by {separator!r}. A cell "
-                    'that holds the separator or a line break stands in double quotes: "a, b".'
+                    f" expected {len(columns)}, one a column ({', '.join(columns)}), separated by {separator!r}. A "
+                    'cell that holds the separator or a line break stands in double quotes: "a, b".'
                 )
             rows.append({column: cell or None for column, cell in zip(columns, cells, strict=True)})
     except csv.Error as error:

@@ -42,7 +42,7 @@ def scored(tmp_path: Path, text: str, request: RewardRequest = ROW, **options: A
         "def f(solution_str, ground_truth): return float(ground_truth in solution_str)",
         "def f(solution_str, **row): return float(row['extra_info']['level'] == 'easy' and len(row) == 3)",
         "def f(**row): return float(sorted(row) == ['data_source', 'extra_info', 'ground_truth', 'solution_str'])",
-        "def f(completions, answer, **kwargs): return [float(a in c[0]['content']) for c, a in zip(completions, answer)]",
+        "def f(completions, answer, **kwargs): return [float(answer[0] in c[0]['content']) for c in completions]",
         "def f(prompts, completions, level): return [float(p[-1]['content'] == '2 + 3?') for p in prompts]",
         "def f(completions, ground_truth, extra_info): return (float(ground_truth[0] == extra_info[0]['answer']),)",
         "async def f(completions, **row): return [float(row['level'] == ['easy'])]",

@@ -208,10 +208,6 @@ def function_problems(value: ReadOnlyMapping[str, Any]) -> list[str]:
 
 
 def _entry_problems(name: str, entry: Any) -> list[str]:
-    inside = next((str(key) for key in entry if str(key).startswith("py:")), None) if isinstance(entry, dict) else None
-    if inside is not None:  # reward.functions.my_reward.py:f=1.0, whose dot is no separator
-        meant = _setting({f"{name}.{inside}": entry[inside]})
-        return [f"{KEY}.{name}.{inside}: a file's name cannot stand in a key. Write {meant}."]
     if name not in NAMES and not is_own_code(name):
         guess = nearest(name, NAMES)
         hint = f" Did you mean {guess}?" if guess else ""
