@@ -127,7 +127,7 @@ def unread_parts(
     """Fields of messages (`name`, ...) that the template does not read, found by rendering the first row that has the
     field without it. rows: (uid, messages).
 
-    Raises DataError where that loses what was said: `tool_calls`, or all messages of a role.
+    Raises DataError where that loses content: `tool_calls`, or all messages of a role.
     """
     fields: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {}
     roles: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {}

@@ -1,4 +1,4 @@
-"""What the columns of a row mean beside prompt and answer: which are refused when they have content, and why.
+"""What the columns of a row mean, in addition to prompt and answer: which are refused when they have content, and why.
 
 A column that is none of these goes to the reward. Content that would change what the model sees or does, and that this
 version does not use, stops the run instead of being dropped; `ignored_columns` leaves a column out on purpose.
@@ -77,7 +77,10 @@ def add_system_message(
     """The messages with the system message that a column of the row has, if there is such a column."""
     for column in SYSTEM:
         text = table.rows[index].get(column)
-        if column in used or not isinstance(text, str) or not text.strip():
+        if column in used or not is_filled(text):
+            continue
+        if not isinstance(text, str):
+            problems.cell(table, index, column, text, "the text of a system message")
             continue
         if messages[0]["role"] not in ("system", "developer"):
             return [{"role": "system", "content": text}, *messages]

@@ -20,7 +20,8 @@ def csv_rows(text: TextIO, name: str, *, tabs: bool) -> tuple[list[str], list[di
     header = text.readline()
     text.seek(0)
     separator = "\t" if tabs else next((mark for mark in ",;\t" if mark in header), ",")
-    reader = csv.reader(text, delimiter=separator, strict=True)
+    spaced = f"{separator} " in header and not tabs  # `prompt, answer`: the space is no part of the cells
+    reader = csv.reader(text, delimiter=separator, strict=True, skipinitialspace=spaced)
     try:
         columns = [column.strip() for column in next(reader, [])]
         if not columns:

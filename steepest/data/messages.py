@@ -50,11 +50,9 @@ def read_conversation(table: Table, index: int, column: str, problems: Problems)
     key that only other rows have."""
     cell = table.rows[index].get(column)
     value = cell
-    if isinstance(cell, str) and "role" in cell and cell.lstrip().startswith(("[{", "{")):
+    if isinstance(cell, str) and "role" in cell and cell.lstrip().startswith("[{"):
         value = structured(cell)
-        if isinstance(value, dict) and "role" not in value:
-            value = cell
-        elif isinstance(value, str) and cell.lstrip().startswith("[{"):
+        if isinstance(value, str):
             problems.cell(table, index, column, cell, SHAPE, "It looks like messages that were printed; write JSON.")
             return None
     if is_missing(value):

@@ -1,4 +1,4 @@
-"""Collects what is wrong with the rows of several files, so that one error tells all of it, with a right row."""
+"""Collects what is wrong with the rows of several files, so that one error reports all of it, with a right row."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class _Kind:
     """One way in which cells of a column are wrong: the error of its first row, and the numbers of the other rows."""
 
     first: DataError
+    row: int = -1
     more: list[int] = field(default_factory=list)
 
     def text(self) -> str:
@@ -43,10 +44,11 @@ class Problems:
         """A wrong cell; see `Table.error`. Cells of one column that are to be the same thing are one kind."""
         kind = (table.stem, re.sub(r"\[\d+\]", "[]", column), expected, remedy)
         if kind in self._found:
-            if row not in (self._found[kind].more or [-1])[-1:]:
-                self._found[kind].more.append(row)
+            known = self._found[kind]
+            if row != [known.row, *known.more][-1]:  # several messages of one row count once
+                known.more.append(row)
         else:
-            self._found[kind] = _Kind(table.error(row, column, found, expected, remedy))
+            self._found[kind] = _Kind(table.error(row, column, found, expected, remedy), row)
 
     def file(self, table: Table, text: str) -> None:
         """A problem of a whole file."""

@@ -18,8 +18,9 @@ from steepest.errors import ConfigError, setting
 
 ANSWER_COLUMNS = ("ground_truth", "answer")
 """Where the ground truth is looked for when no key names its column."""
-_PROMPT_LIKE = ("question", "problem", "instruction", "query", "input", "text", "messages", "conversation")
-_ANSWER_LIKE = ("solution", "target", "label", "final_answer", "expected", "output", "response", "completion")
+CONVERSATION_LIKE = ("messages", "conversations", "conversation", "chat", "dialogue")
+PROMPT_LIKE = ("question", "problem", "instruction", "query", "input", "text")
+ANSWER_LIKE = ("solution", "target", "label", "final_answer", "expected", "output", "response", "completion")
 _EXACT = 2**53
 """Whole numbers up to this one are exact as floats."""
 
@@ -92,10 +93,16 @@ def load_prompts(
     """
     shape = RowShape(prompt_key, answer_key, reward_fn_key, needs_source, needs_truth)
     problems, prompts = Problems(), list[Prompt]()
+    notes: dict[str, list[str]] = {}
     for found in read_tables(files, key=key):
-        prompts += _Rows(without_ignored(found, ignored_columns), shape, problems, note).read()
+        rows = _Rows(without_ignored(found, ignored_columns), shape, problems)
+        prompts += rows.read()
+        for text in rows.notes:
+            notes.setdefault(text, []).append(found.name)
     if problems:
         raise problems.error(shape.example())
+    for text, names in notes.items():
+        note(f"{names[0]}{f' and {len(names) - 1} more files' if len(names) > 1 else ''}: {text}")
     return choose(prompts, max_samples, seed=seed, key=key.replace("files", "max_samples"))
 
 
@@ -111,8 +118,10 @@ def choose(rows: list[Any], max_samples: int, *, seed: int, key: str) -> list[An
 class _Rows:
     """The rows of one file."""
 
-    def __init__(self, table: Table, shape: RowShape, problems: Problems, note: Callable[[str], None]) -> None:
-        self.table, self.shape, self.problems, self.note = table, shape, problems, note
+    def __init__(self, table: Table, shape: RowShape, problems: Problems) -> None:
+        self.table, self.shape, self.problems = table, shape, problems
+        self.notes: list[str] = []
+        """What is not as in a prepared file, in one sentence each."""
         self.answer = shape.answer_in(table)
         self.used = {shape.prompt, shape.source, "reward_model", "extra_info", *([self.answer] if self.answer else [])}
         self.whole_floats = 0
@@ -127,8 +136,7 @@ class _Rows:
         if not self._has_columns():
             return []
         prompts = [self._prompt(index) for index in range(len(self.table.rows))]
-        for text in [] if self.problems else self._notes():
-            self.note(f"{self.table.name}: {text}")
+        self.notes += self._notes()
         return [prompt for prompt in prompts if prompt is not None]
 
     def _is_raw_gsm8k(self) -> bool:
@@ -142,11 +150,10 @@ class _Rows:
         return gsm8k.final_number(self.table.rows[0].get("answer")) is not None
 
     def _read_gsm8k(self) -> list[Prompt]:
-        self.note(
-            f"note: {self.table.name} holds raw GSM8K rows (question, answer): each question is made a user message "
-            f"with GSM8K's instruction, the ground truth is the number after ####, data_source is "
-            f"{gsm8k.DATA_SOURCE!r}. `steepest prepare gsm8k` writes such rows once and for all; "
-            f"{setting('answer_key')}=answer takes question and answer as they are."
+        self.notes.append(
+            f"raw GSM8K rows (question, answer): each question is made a user message with GSM8K's instruction, the "
+            f"ground truth is the number after ####, data_source is {gsm8k.DATA_SOURCE!r}. `steepest prepare gsm8k` "
+            f"writes such rows once and for all; {setting('answer_key')}=answer takes question and answer as they are."
         )
         rows: list[dict[str, Any]] = []
         for index, row in enumerate(self.table.rows):
@@ -159,18 +166,20 @@ class _Rows:
                 rows.append({**more, **gsm8k.to_row(self.table, index, split=self.table.stem)})
         table = Table(self.table.name, self.table.stem, list(gsm8k.COLUMNS), rows)
         shape = replace(self.shape, prompt="prompt", source="data_source")
-        return _Rows(table, shape, self.problems, lambda _: None).read() if len(rows) == len(self.table.rows) else []
+        return _Rows(table, shape, self.problems).read() if len(rows) == len(self.table.rows) else []
 
     def _has_columns(self) -> bool:
         """Report columns that are missing."""
         shape, columns = self.shape, self.table.columns
         has = f"it has {listed(columns)}"
         if shape.prompt not in columns:
-            self._missing(shape.prompt, has, setting("prompt_key"), _PROMPT_LIKE, "names another column.")
+            self._missing(
+                shape.prompt, has, setting("prompt_key"), (*PROMPT_LIKE, *CONVERSATION_LIKE), "names another column."
+            )
         if shape.answer is not None and self.answer is None:
             self._missing(shape.answer, has, setting("answer_key"), (), "names another column.")
         elif shape.needs_truth and self.answer is None and "reward_model" not in columns:
-            self._missing("answer", has, setting("answer_key"), _ANSWER_LIKE, "names the one that the reward reads.")
+            self._missing("answer", has, setting("answer_key"), ANSWER_LIKE, "names the one that the reward reads.")
         if shape.needs_source and shape.source not in columns:
             self.problems.file(
                 self.table,
@@ -201,8 +210,8 @@ class _Rows:
 
     def _source(self, index: int) -> str:
         value = self.table.rows[index].get(self.shape.source)
-        if is_missing(value) and not self.shape.needs_source:
-            return self.table.stem.partition("#")[0]
+        if not self.shape.needs_source:
+            return self.table.stem.partition("#")[0] if is_missing(value) else str(value)
         if not isinstance(value, str) or not value:
             if self.shape.source in self.table.columns:
                 expected = "the name of a data source, such as 'openai/gsm8k'"
@@ -213,7 +222,8 @@ class _Rows:
     def _truth(self, index: int) -> Any:
         row = self.table.rows[index]
         model = structured(row.get("reward_model"))
-        if self.shape.answer is None and not is_missing(model):
+        has_truth = not isinstance(model, dict) or model.get("ground_truth") is not None or self.answer is None
+        if self.shape.answer is None and not is_missing(model) and has_truth:
             return self._truth_of_object(index, model)
         if self.answer is None:
             if self.shape.needs_truth and "reward_model" in self.table.columns:
@@ -266,9 +276,10 @@ class _Rows:
         shape, columns = self.shape, self.table.columns
         notes = []
         if "reward_model" not in columns or shape.answer is not None:
-            where = f"column {self.answer!r}" if self.answer else "no column, so it is None"
-            given = "" if shape.source in columns else f", data_source is {self.table.stem!r}"
-            notes.append(f"the prompt is column {shape.prompt!r}, the ground truth {where}{given}.")
+            truth = f"the ground truth column {self.answer!r}" if self.answer else "there is no ground truth"
+            stem = self.table.stem.partition("#")[0]
+            given = "" if shape.source in columns else f", data_source is {stem!r}"
+            notes.append(f"the prompt is column {shape.prompt!r}, {truth}{given}.")
         others = [name for name in columns if name not in self.used and name != "ability"]
         if system := [name for name in SYSTEM if name in others]:
             notes.append(f"column {system[0]!r} is the system message of its row.")

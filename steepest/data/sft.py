@@ -12,7 +12,7 @@ from steepest.data.files import Table, read_tables
 from steepest.data.messages import is_missing, read_conversation
 from steepest.data.prepare import gsm8k
 from steepest.data.problems import Problems, listed
-from steepest.data.prompts import choose
+from steepest.data.prompts import ANSWER_LIKE, CONVERSATION_LIKE, PROMPT_LIKE, choose
 from steepest.errors import DataError, ModelError, setting
 
 WEIGHTS = ("weight", "loss", "train")
@@ -99,14 +99,22 @@ class _Rows:
                 self.table,
                 f"expected the column {names.messages!r} (messages), or {names.prompt!r} and {names.answer!r}; it has "
                 f"{listed(self.table.columns)}. {setting('messages_key')}, {setting('prompt_key')} and "
-                f"{setting('response_key')} name other columns, e.g. {setting('prompt_key')}=question "
-                f"{setting('response_key')}=answer.",
+                f"{setting('response_key')} name other columns, e.g. {self._guess()}.",
             )
             return []
         check_columns(self.table, used, self.problems)
         self._say_columns(used)
         rows = (self._row(index, read(index), used) for index in range(len(self.table.rows)))
         return [row for row in rows if row is not None]
+
+    def _guess(self) -> str:
+        """The keys that fit the columns, as far as their names show it."""
+        columns = self.table.columns
+        if talk := next((name for name in CONVERSATION_LIKE if name in columns), None):
+            return f"{setting('messages_key')}={talk}"
+        prompt = next((name for name in (self.names.prompt, *PROMPT_LIKE) if name in columns), "question")
+        answer = next((name for name in ("answer", *ANSWER_LIKE) if name in columns), "answer")
+        return f"{setting('prompt_key')}={prompt} {setting('response_key')}={answer}"
 
     def _say_columns(self, used: set[str]) -> None:
         """What becomes of the other columns. Prepared data sets have the columns of reinforcement learning, too."""

@@ -76,7 +76,7 @@ def find(
 
 
 def paths_of(source: Source, *, kind: Kind = "model") -> tuple[str, ...]:
-    """Paths of the files that a repository holds. Of a hub that cannot be reached: of what was fetched last.
+    """Paths of the files that a repository holds. If the hub cannot be reached: the paths that were fetched last.
 
     Raises ModelError or DataError, as `find` does.
     """

@@ -317,3 +317,38 @@ def test_a_damaged_gzip_file_is_named(tmp_path: Path) -> None:
     file = Path(write(tmp_path / "a.jsonl.gz", ROWS))
     file.write_bytes(file.read_bytes()[:-12])
     assert "cannot be read: " in message_of(str(file))
+
+
+def test_spaces_behind_the_separator_are_no_part_of_the_cells(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('prompt, answer\n"a, b", 72\n', encoding="utf-8")
+    (prompt,) = load(str(tmp_path / "a.csv"))
+    assert (prompt.messages[0]["content"], prompt.ground_truth) == ("a, b", "72")
+
+
+def test_an_answer_column_stands_in_for_a_reward_model_without_ground_truth(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "x", "answer": "1", "reward_model": {"style": "rule"}},
+        {"prompt": "x", "answer": "2", "reward_model": None},
+        {"prompt": "x", "answer": "3", "reward_model": {"ground_truth": "4"}},
+    ]
+    file = write(tmp_path / "a.jsonl", rows)
+    assert [prompt.ground_truth for prompt in load(file)] == ["1", "2", "4"]
+    assert [prompt.ground_truth for prompt in load(file, answer_key="answer")] == ["1", "2", "3"]
+
+
+def test_what_is_the_same_in_many_files_is_told_once(tmp_path: Path) -> None:
+    notes: list[str] = []
+    for number in range(3):
+        write(tmp_path / f"train-0000{number}-of-00003.csv", ROWS)
+    rows = load(str(tmp_path / "*.csv"), note=notes.append)
+    assert notes == [
+        f"{tmp_path}/train-00000-of-00003.csv and 2 more files: the prompt is column 'prompt', the ground truth column "
+        "'answer', data_source is 'train'."
+    ]
+    assert [row.uid for row in rows] == ["train:0", "train:1", "train#2:0", "train#2:1", "train#3:0", "train#3:1"]
+    assert {row.data_source for row in rows} == {"train"}
+
+
+def test_several_wrong_messages_of_one_row_are_one_row(tmp_path: Path) -> None:
+    text = message_of(write(tmp_path / "a.jsonl", [{"prompt": ["a", "b"], "answer": "1"}]))
+    assert "column 'prompt[0]': found 'a' (str)" in text and "The same" not in text
