@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steepest.data.columns import SYSTEM, add_system_message, check_columns, without_ignored
+from steepest.data.columns import SYSTEM, add_system_message, check_columns, without_row_numbers
 from steepest.data.files import Table, read_tables
 from steepest.data.messages import is_missing, read_conversation, structured
 from steepest.data.prepare import gsm8k
@@ -54,6 +54,8 @@ class RowShape:
     source: str = "data_source"
     needs_source: bool = True
     needs_truth: bool = True
+    ignored: Collection[str] = ()
+    """Columns whose content need not reach the model."""
 
     def answer_in(self, table: Table) -> str | None:
         """The column with the ground truth of rows without `reward_model`, if the file has one."""
@@ -91,11 +93,11 @@ def load_prompts(
 
     Raises DataError with all problems of the rows and a right row.
     """
-    shape = RowShape(prompt_key, answer_key, reward_fn_key, needs_source, needs_truth)
+    shape = RowShape(prompt_key, answer_key, reward_fn_key, needs_source, needs_truth, ignored_columns)
     problems, prompts = Problems(), list[Prompt]()
     notes: dict[str, list[str]] = {}
     for found in read_tables(files, key=key):
-        rows = _Rows(without_ignored(found, ignored_columns), shape, problems)
+        rows = _Rows(without_row_numbers(found), shape, problems)
         prompts += rows.read()
         for text in rows.notes:
             notes.setdefault(text, []).append(found.name)
@@ -130,7 +132,7 @@ class _Rows:
         """Values of `reward_model.style` that are not read -> rows."""
 
     def read(self) -> list[Prompt]:
-        check_columns(self.table, self.used, self.problems)
+        check_columns(self.table, {*self.used, *self.shape.ignored}, self.problems)
         if self._is_raw_gsm8k():
             return self._read_gsm8k()
         if not self._has_columns():
@@ -200,7 +202,8 @@ class _Rows:
         source, truth, extra = self._source(index), self._truth(index), self._extra(index)
         if found is None:
             return None
-        messages = add_system_message(table, index, found.messages, self.used, self.problems)
+        used = {*self.used, *self.shape.ignored}
+        messages = add_system_message(table, index, found.messages, used, self.problems)
         if messages[-1]["role"] == "assistant":
             ends = "a conversation that ends before the answer, with a message of the user or a tool"
             self.problems.cell(table, index, self.shape.prompt, messages[-1], ends)
@@ -281,9 +284,9 @@ class _Rows:
             given = "" if shape.source in columns else f", data_source is {stem!r}"
             notes.append(f"the prompt is column {shape.prompt!r}, {truth}{given}.")
         others = [name for name in columns if name not in self.used and name != "ability"]
-        if system := [name for name in SYSTEM if name in others]:
+        if system := [name for name in SYSTEM if name in others and name not in shape.ignored]:
             notes.append(f"column {system[0]!r} is the system message of its row.")
-        if others := [name for name in others if name not in SYSTEM]:
+        if others := [name for name in others if name not in system]:
             notes.append(f"the reward gets these columns in extra_info: {listed(others)}.")
         if self.whole_floats:
             notes.append(

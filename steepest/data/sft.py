@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steepest.data.chat import EncodeReport, check_lengths, cut, render, tokenize, unread_parts
-from steepest.data.columns import SYSTEM, add_system_message, check_columns, without_ignored
+from steepest.data.columns import SYSTEM, add_system_message, check_columns, without_row_numbers
 from steepest.data.files import Table, read_tables
 from steepest.data.messages import is_missing, read_conversation
 from steepest.data.prepare import gsm8k
@@ -58,10 +58,10 @@ def load_sft_rows(
 
     Raises DataError with all problems of the rows and a right row.
     """
-    names = SFTColumns(messages_key, prompt_key, answer_key)
+    names = SFTColumns(messages_key, prompt_key, answer_key, frozenset(ignored_columns))
     problems, rows = Problems(), list[SFTRow]()
     for found in read_tables(files, key=key):
-        rows += _Rows(without_ignored(found, ignored_columns), names, problems, note).read()
+        rows += _Rows(without_row_numbers(found), names, problems, note).read()
     if problems:
         raise problems.error({prompt_key: "What is 2 + 3?", answer_key: "2 + 3 = 5"})
     return choose(rows, max_samples, seed=seed, key=key.replace("files", "max_samples"))
@@ -74,6 +74,7 @@ class SFTColumns:
     messages: str
     prompt: str
     answer: str
+    ignored: frozenset[str]
 
 
 class _Rows:
@@ -102,9 +103,9 @@ class _Rows:
                 f"{setting('response_key')} name other columns, e.g. {self._guess()}.",
             )
             return []
-        check_columns(self.table, used, self.problems)
+        check_columns(self.table, used | names.ignored, self.problems)
         self._say_columns(used)
-        rows = (self._row(index, read(index), used) for index in range(len(self.table.rows)))
+        rows = (self._row(index, read(index), used | names.ignored) for index in range(len(self.table.rows)))
         return [row for row in rows if row is not None]
 
     def _guess(self) -> str:
@@ -119,9 +120,9 @@ class _Rows:
     def _say_columns(self, used: set[str]) -> None:
         """What becomes of the other columns. Prepared data sets have the columns of reinforcement learning, too."""
         others = [name for name in self.table.columns if name not in used]
-        if system := [name for name in others if name in SYSTEM]:
+        if system := [name for name in others if name in SYSTEM and name not in self.names.ignored]:
             self.note(f"{self.table.name}: column {system[0]!r} is the system message of its row.")
-        if unused := [name for name in others if name not in (*SYSTEM, *gsm8k.COLUMNS)]:
+        if unused := [name for name in others if name not in (*system, *gsm8k.COLUMNS)]:
             self.note(f"{self.table.name}: these columns are not used: {listed(unused)}.")
 
     def _row(self, index: int, messages: list[dict[str, Any]] | None, used: set[str]) -> SFTRow | None:

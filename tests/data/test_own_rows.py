@@ -224,7 +224,7 @@ def test_content_that_the_model_would_not_see_stops_the_run(tmp_path: Path, more
     talk = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     sft = write(tmp_path / "b.jsonl", [{"messages": talk, **more}])
     if not inside:
-        assert len(load(file, ignored_columns=[name])) == 2
+        assert load(file, ignored_columns=[name])[1].extra_info[name] == value  # the reward has it as any other
         with pytest.raises(DataError, match=f"column '{name}'.*ignored_columns=.{name}."):
             load_sft_rows(sft, note=lambda _: None)
         assert len(load_sft_rows(sft, ignored_columns=[name], note=lambda _: None)) == 1

@@ -44,8 +44,8 @@ class DataConfig:
     reward_fn_key: str = "data_source"
     """Column that names the reward function; needed only where each row chooses its own."""
     ignored_columns: tuple[str, ...] = ()
-    """Columns that are left out although they have content, such as `tools` or `images`, which otherwise stop the run.
-    Ours, not verl's."""
+    """Columns, such as `tools` or `images`, whose content need not reach the model; otherwise it stops the run. Ours,
+    not verl's."""
     hub: Hub = DERIVED
     """Hub of data sets that are no local files; null: the policy's. Ours, not verl's."""
     shuffle: bool = True

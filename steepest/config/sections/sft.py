@@ -70,8 +70,7 @@ class SFTDataConfig:
     response_key: str = "response"
     """Column with the answer (text or messages), for files without `messages_key`."""
     ignored_columns: tuple[str, ...] = ()
-    """Columns that are left out although they have content, such as `tools` or `images`, which otherwise stop the
-    run."""
+    """Columns, such as `tools` or `images`, whose content need not reach the model; otherwise it stops the run."""
     hub: Hub = DERIVED
     """Hub of data sets that are no local files; null: the model's."""
     truncation: Literal["error", "left", "right"] = "error"

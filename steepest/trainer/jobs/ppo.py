@@ -120,8 +120,18 @@ def load_rows(config: Config) -> Data:
     fetch = partial(local_files, hub=data.hub, note=say)
     train_files = fetch(data.train_files, key="data.train_files")
     val_files = fetch(data.val_files, key="data.val_files", splits=FOR_VALIDATION)
-    train = load(train_files, max_samples=data.train_max_samples, key="data.train_files")
-    val = load(val_files, max_samples=data.val_max_samples, key="data.val_files")
+    found, problems = list[list[Prompt]](), list[str]()
+    for files, most, key in (
+        (train_files, data.train_max_samples, "data.train_files"),
+        (val_files, data.val_max_samples, "data.val_files"),
+    ):
+        try:
+            found.append(load(files, max_samples=most, key=key))
+        except DataError as error:
+            problems += [line for line in error.marked.splitlines() if line not in problems]
+    if problems:  # the right row, which ends the error of each file, once and last
+        raise DataError("\n".join(sorted(problems, key=lambda line: line.startswith("A right row: "))))
+    train, val = found
     if config.custom_reward_function.path is None:
         check_ground_truths([*train, *val], functions_of(config.reward.functions))
     return Data(train, val)

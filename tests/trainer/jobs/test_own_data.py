@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from steepest.config.load import load_config
+from steepest.errors import DataError
 from steepest.loggers.rows import read_rows
 from steepest.models.tiny import build_tiny_model
 from steepest.process.entry import run_entry
+from steepest.trainer.jobs.ppo import load_rows
 from steepest.trainer.main_ppo import main
 
 ROOT = Path(__file__).parents[3]
@@ -40,6 +43,22 @@ def commands() -> list[list[str]]:
 def test_the_page_shows_the_files_of_the_example() -> None:
     assert blocks("csv") == [(EXAMPLE / "my_data.csv").read_text(encoding="utf-8")]
     assert blocks("python") == [(EXAMPLE / "my_reward.py").read_text(encoding="utf-8")]
+
+
+def test_the_problems_of_both_data_sets_are_one_error(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\nx,1\n")
+    (tmp_path / "b.jsonl").write_text('{"prompt": "", "answer": 1}\n')
+    files = [f"data.train_files={tmp_path}/a.csv", f"data.val_files={tmp_path}/b.jsonl", "reward.functions=numeric"]
+    config = load_config([*files, "actor_rollout_ref.model.path=m", "critic.model.path=m"])
+    with pytest.raises(DataError) as caught:
+        load_rows(config)
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path}/a.csv: there is no column 'prompt'; it has question, answer. prompt_key=question names another "
+        "column.",
+        f"{tmp_path}/b.jsonl, row 0 (counted from 0), column 'prompt': found '' (str); expected a text, or a list of "
+        "messages {'role': ..., 'content': ...}.",
+        'A right row: {"prompt": "What is 2 + 3?", "answer": "5"}',
+    ]
 
 
 @pytest.fixture(scope="module")
