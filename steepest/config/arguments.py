@@ -119,7 +119,7 @@ def _whole_settings(words: list[str], out: Arguments) -> list[str]:
         end = next((i for i, word in enumerate(words) if word.partition("=")[0] != key), len(words))
         pieces = words[:end]
         values = [piece.partition("=")[2] for piece in pieces]
-        if len(pieces) > 1 and all(":" in one for one in values) and any(map(_PIECE.fullmatch, values)):
+        if len(pieces) > 1 and all(one.count(":") for one in values) and any(map(_PIECE.fullmatch, values)):
             entries = ", ".join(": ".join(one.rsplit(":", 1)) for one in values)
             out.problems.append(
                 f"{key}: given {len(pieces)} times, which is what a shell makes of braces without quotes. Write "
@@ -199,7 +199,7 @@ def _read_loosely(text: str) -> Assignment:
     bare = key.lstrip("+~")
     if found := re.fullmatch(r"(reward\.functions)\.(\S+\.py:\w+)", bare):
         shown = in_quotes(f"{found[1]}={{{found[2]}: {value}}}")
-        raise ValueError(f"{bare}: a file's name cannot stand in a key. Write {shown}.")
+        raise ValueError(f"{bare}: the name of a file cannot be a part of a key. Write {shown}.")
     if not all(part.isidentifier() for part in bare.replace("-", "_").split(".")):
         raise ValueError(f"{text!r}: {bare!r} is not a key. Keys look like trainer.device; write key=value.")
     if value[:1] in ("[", "{", "'", '"') and not value.startswith(("{%", "{{", "{#")):

@@ -57,9 +57,12 @@ _OF_BOTH_JOBS = _by_last_part(
     "trainer.resume_mode",
 )
 
+_DATA_HUB = {"data_hub": "data.hub"}
+
 PPO_KEYS: Mapping[str, str] = {
     **model_keys("actor_rollout_ref.model"),
     **_OF_BOTH_JOBS,
+    **_DATA_HUB,
     **_by_last_part(
         "data.val_batch_size",
         "data.max_prompt_length",
@@ -120,6 +123,7 @@ PPO_KEYS: Mapping[str, str] = {
 SFT_KEYS: Mapping[str, str] = {
     **model_keys("model"),
     **_OF_BOTH_JOBS,
+    **_DATA_HUB,
     **_by_last_part("data.max_length", "data.messages_key", "data.response_key", "trainer.max_ckpt_to_keep"),
     **_passes("model.update", "data", ""),
 }

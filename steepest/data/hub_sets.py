@@ -17,7 +17,7 @@ import yaml
 
 from steepest.config.types import Hub
 from steepest.data.files import SUFFIXES, expand, suffix_of
-from steepest.errors import DataError
+from steepest.errors import DataError, setting
 from steepest.hub import Source, find, paths_of
 
 _NAME = re.compile(r"(?P<repo>[A-Za-z0-9_][\w.\-]*/[A-Za-z0-9_][\w.\-]*)(@(?P<revision>[^:]+))?(:(?P<rest>[^/]+))?")
@@ -72,7 +72,7 @@ def _fetch(
         wanted.repo,
         hub,
         key,
-        "data.hub=",
+        f"{setting('data_hub')}=",
         revision=wanted.revision,
         revision_option=f"{key}={wanted.repo}@",
         local_option=f"{key}=FILE",

@@ -92,7 +92,7 @@ def test_a_file_of_yaml_may_have_each_form_too(tmp_path: Path) -> None:
         ),
         (
             "reward.functions.my_reward.py:f=0.5",
-            "reward.functions.my_reward.py:f: a file's name cannot stand in a key. Write "
+            "reward.functions.my_reward.py:f: the name of a file cannot be a part of a key. Write "
             "'reward.functions={my_reward.py:f: 0.5}'.",
         ),
     ],
