@@ -198,7 +198,7 @@ def _usage(schema: type, module: str) -> Iterator[str]:
     yield from (
         f"usage: {command} [options] key=value ...    (or python -m {module})",
         "",
-        "Only these keys are required:",
+        "Example: only these keys are required.",
         "",
         f"  {command} \\",
         example,
