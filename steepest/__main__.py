@@ -14,7 +14,8 @@ from steepest.process.entry import guarded, run_entry
 if TYPE_CHECKING:
     from steepest.data.files import WrittenFile
 
-PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+# --help too is the job's: it knows the keys
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 app = typer.Typer(
     name="steepest",
@@ -73,7 +74,8 @@ def ppo(context: typer.Context) -> None:
     Example: [bold]steepest ppo data.train_files=gsm8k/train.parquet data.val_files=gsm8k/test.parquet
     actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B-Instruct trainer.total_training_steps=10[/bold]
 
-    [bold]steepest ppo --cfg job[/bold] prints every key with its default.
+    [bold]steepest ppo --help[/bold] prints the important keys, [bold]--help-all[/bold] all of them;
+    [bold]--config my.yaml[/bold] takes them from a file.
     """
 
     def call(argv: list[str]) -> int | None:
@@ -90,7 +92,8 @@ def sft(context: typer.Context) -> None:
 
     Example: [bold]steepest sft data.train_files=gsm8k/train.parquet model.path=Qwen/Qwen2.5-0.5B-Instruct[/bold]
 
-    [bold]steepest sft --cfg job[/bold] prints every key with its default.
+    [bold]steepest sft --help[/bold] prints the important keys, [bold]--help-all[/bold] all of them;
+    [bold]--config my.yaml[/bold] takes them from a file.
     """
 
     def call(argv: list[str]) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from steepest.config.foreign_names import foreign
+
 COMMAND_LINE = "command line"
 PRESETS = Path(__file__).parent / "presets"
+OPTIONS = ("--help", "--help-all", "--cfg job", "--config FILE", "--config-name NAME", "--config-path FOLDER")
 _FLAGS = {
     "--config-name": "config_name",
     "-cn": "config_name",
@@ -25,9 +29,12 @@ _FLAGS = {
     "-cp": "config_path",
     "--config-dir": "config_path",
     "-cd": "config_path",
+    "--config": "config_file",
     "--cfg": "cfg",
     "-c": "cfg",
 }
+
+_VALUES = {"cfg": "job", "config_file": "my.yaml", "config_path": "FOLDER"}
 
 
 @dataclass(frozen=True)
@@ -49,16 +56,23 @@ class Arguments:
     assignments: list[Assignment] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     help: bool = False
+    help_all: bool = False
     cfg: str | None = None
+    config_file: str | None = None
     config_name: str | None = None
     config_path: str | None = None
 
 
-def read_arguments(argv: list[str]) -> Arguments:
-    """Flags, then the YAML file if one is named, then `key=value` in order. Never raises: see `problems`."""
+def read_arguments(argv: list[str], answer: Callable[[str], str | None] = lambda key: None) -> Arguments:
+    """Flags, then the preset or file of `--config-name`, then the file of `--config`, then `key=value` in order. Never
+    raises: see `problems`.
+
+    `answer` says what is wrong with a key, or None; it is asked about words that look like options.
+    """
     out = Arguments()
-    overrides = _read_flags(argv, out)
-    _read_file(out)
+    overrides = _read_flags(argv, out, answer)
+    _read_named_file(out)
+    _read_given_file(out)
     for text in _whole_settings(overrides, out):
         try:
             out.assignments.append(read_override(text))
@@ -67,17 +81,20 @@ def read_arguments(argv: list[str]) -> Arguments:
     return out
 
 
-def _read_flags(argv: list[str], out: Arguments) -> list[str]:
+def _read_flags(argv: list[str], out: Arguments, answer: Callable[[str], str | None]) -> list[str]:
     rest: list[str] = []
-    words = iter(argv)
-    for word in words:
+    left = list(argv)
+    while left:
+        word = left.pop(0)
         name, has_value, value = word.partition("=")
         if word in ("--help", "-h", "--hydra-help"):
             out.help = True
+        elif word == "--help-all":
+            out.help_all = True
         elif name in _FLAGS:
-            found = value if has_value else next(words, None)
+            found = value if has_value else left.pop(0) if left else None
             if not found or found.startswith("-"):
-                out.problems.append(f"{name}: needs a value, e.g. {name} {'job' if 'c' in name[:3] else 'NAME'}.")
+                out.problems.append(f"{name}: needs a value, e.g. {name} {_VALUES.get(_FLAGS[name], 'NAME')}.")
             else:
                 setattr(out, _FLAGS[name], found)
         elif word in ("-m", "--multirun"):
@@ -85,10 +102,7 @@ def _read_flags(argv: list[str], out: Arguments) -> list[str]:
         elif word in ("--resolve", "--run", "-r"):
             continue
         elif word.startswith("-"):
-            hint = f" Keys are written without dashes: {word.lstrip('-')}" if has_value else ""
-            out.problems.append(
-                f"{word}: no such option. There are --help, --cfg job, --config-name, --config-path.{hint}"
-            )
+            out.problems.append(_no_such_option(word, left, answer))
         else:
             rest.append(word)
     if out.cfg not in (None, "job", "all"):
@@ -144,12 +158,29 @@ def in_quotes(setting: str) -> str:
     return shlex.quote(setting)
 
 
+def _no_such_option(word: str, left: list[str], answer: Callable[[str], str | None]) -> str:
+    """The problem of a word with dashes that is no option. The value that follows another library's setting is taken
+    off `left`."""
+    name, has_value, _ = word.lstrip("-").partition("=")
+    key = name.replace("-", "_")
+    problem = f"{word}: no such option. There are {', '.join(OPTIONS)}."
+    if has_value:
+        problem += f" Keys are written without dashes: {word.lstrip('-')}"
+    if foreign(key) is None:
+        return problem
+    if not has_value and left and "=" not in left[0] and not left[0].startswith("--"):
+        left.pop(0)
+    return f"{answer(key) or problem} Settings are written key=value, without dashes."
+
+
 def read_override(text: str) -> Assignment:
     """One `key=value`, `+key=value`, `++key=value` or `~key`. Raises ValueError with the whole message."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     bare = text.lstrip("+~")
+    if text.endswith((".yaml", ".yml")) and "=" not in text:
+        raise ValueError(f"{text!r}: not a setting. A file of settings is given by --config {text}.")
     if "=" not in text and not text.startswith("~"):
         raise ValueError(f"{text!r}: not a setting. Write key=value, e.g. trainer.device=cpu.")
     if not bare.partition("=")[0].strip():
@@ -213,7 +244,36 @@ def _read_loosely(text: str) -> Assignment:
     return Assignment(bare, value, COMMAND_LINE, key.startswith("~"), True)
 
 
-def _read_file(out: Arguments) -> None:
+def _read_given_file(out: Arguments) -> None:
+    """Append the values of `--config FILE`; the name of a preset stands for its file."""
+    given = out.config_file
+    if given is None:
+        return
+    path = Path(given).expanduser().absolute()
+    if not path.exists() and "/" not in given and (PRESETS / f"{given}.yaml").is_file():
+        path = PRESETS / f"{given}.yaml"
+    if not path.is_file():
+        what = "this is a folder" if path.is_dir() else "there is no such file"
+        out.problems.append(f"--config={given}: {what}. Give a YAML file, or the name of a preset: {_presets()}.")
+        return
+    _append_file(out, path, f"--config={given}", _read_yaml)
+
+
+def _presets() -> str:
+    return ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A file of any name; Hydra's composition, which is particular about names, only where the file asks for it."""
+    tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    if isinstance(tree, dict) and "defaults" in tree:
+        return compose_file(path)
+    if not isinstance(tree, dict):
+        raise OSError("the file is not a mapping of keys")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _read_named_file(out: Arguments) -> None:
     """Compose the user's YAML (or a preset) with Hydra and append its values as assignments."""
     name, folder = out.config_name, out.config_path
     if name is None:
@@ -226,13 +286,17 @@ def _read_file(out: Arguments) -> None:
         there = f"There are: {', '.join(known)}." if known else "The folder has no .yaml file, or is not there."
         out.problems.append(f"--config-name={name}: no file {path}. {there}")
         return
+    _append_file(out, path, f"--config-name={name}", compose_file)
+
+
+def _append_file(out: Arguments, path: Path, option: str, read: Callable[[Path], dict[str, Any]]) -> None:
     is_preset = path.parent == PRESETS
     source = f"preset {path.stem}" if is_preset else f"file {path}"
     try:
-        tree = compose_file(path)
+        tree = read(path)
     except _composition_errors() as error:
         reason = " ".join(str(error).split())
-        out.problems.append(f"--config-name={name}: {path} cannot be read: {reason}")
+        out.problems.append(f"{option}: {path} cannot be read: {reason}")
         return
     out.assignments.extend(Assignment(key, value, source) for key, value in tree.items())
 

@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from steepest.errors import ModelError, setting
 from steepest.hub import local_model
-from steepest.models.causal_lm import CausalLM
+from steepest.models.causal_lm import CausalLM, longest_length
 from steepest.models.hf_logging import quiet_transformers
 from steepest.models.self_check import check_backbone, check_causal_lm
 from steepest.models.value_head import ValueModel, find_head
@@ -202,6 +202,17 @@ def _load_config(
             if _is_dropout(name) and isinstance(value, (int, float)):
                 setattr(part, name, 0.0)
     return config
+
+
+def longest_sequence_of(
+    path: Path | str, wanted: int, *, trust_remote_code: bool = False, override_config: Mapping[str, Any] | None = None
+) -> int:
+    """The longest sequence, up to `wanted` tokens, that the model of a folder takes, by its configuration alone.
+
+    Raises ModelError for a configuration that cannot be read.
+    """
+    source, extra = _source(Path(path))
+    return longest_length(_load_config(path, source, extra, trust_remote_code, override_config or {}), wanted)
 
 
 def _is_dropout(name: str) -> bool:

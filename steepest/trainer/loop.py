@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from steepest.learner.metrics import Metrics
+from steepest.progress import STEP
 
 
 @dataclass
@@ -31,8 +32,9 @@ class Timer:
     def __call__(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            yield
-            self.synchronize()
+            with STEP.activity(name):
+                yield
+                self.synchronize()
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
             self.add_flops(name, self.take_flops())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from steepest.config import load as load_module
 from steepest.config import tree, verl_keys
 from steepest.config.algorithms import LOSSES, LossSpec
+from steepest.config.arguments import OPTIONS
 from steepest.config.checks import Deriver, Section
 from steepest.config.load import PPO_JOB, SFT_JOB, load_config, load_sft_config
 from steepest.config.schema import Config
@@ -42,10 +43,10 @@ UNREADABLE = [
     ("a.b.=3", "'a.b.=3': 'a.b.' is not a key. Keys look like trainer.device; write key=value."),
     (
         "--trainer.device=cpu",
-        "--trainer.device=cpu: no such option. There are --help, --cfg job, --config-name, --config-path. "
+        f"--trainer.device=cpu: no such option. There are {', '.join(OPTIONS)}. "
         "Keys are written without dashes: trainer.device=cpu",
     ),
-    ("-v", "-v: no such option. There are --help, --cfg job, --config-name, --config-path."),
+    ("-v", f"-v: no such option. There are {', '.join(OPTIONS)}."),
     ("--multirun", "--multirun: Steepest makes one run a command. Call it once for each value."),
     ("--cfg=hydra", "--cfg hydra: must be job."),
     (
@@ -133,14 +134,15 @@ UNKNOWN = [
     ("data.train_file=x", "data.train_file: no such key. Did you mean data.train_files?"),
     ("+trainer.total_epoch=1", "trainer.total_epoch: no such key. Did you mean trainer.total_epochs?"),
     ("~trainer.total_epoch", "trainer.total_epoch: no such key. Did you mean trainer.total_epochs?"),
-    ("zzz.qqq=1", "zzz.qqq: no such key. --help lists all keys."),
-    ("data.seed.x=1", "data.seed.x: no such key. --help lists all keys."),
+    ("zzz.qqq=1", "zzz.qqq: no such key. --help-all lists all keys."),
+    ("data.seed.x=1", "data.seed.x: no such key. --help-all lists all keys."),
 ]
 REFUSED = [
     (
         f"{ACTOR}.fsdp_config.model_dtype=bf16",
         f"{ACTOR}.fsdp_config.model_dtype=bf16: must be fp32 or float32. Master weights are float32: an update of lr "
-        f"1e-6 is lost when it is added to a bfloat16 weight. The dtype of compute is {ACTOR}.fsdp_config.dtype.",
+        f"1e-6 is lost when it is added to a bfloat16 weight. Leave it out; the dtype of compute is "
+        f"{ACTOR}.fsdp_config.dtype.",
     ),
     (
         f"{ROLLOUT}.data_parallel_size=2",
@@ -149,10 +151,6 @@ REFUSED = [
     (
         f"{ACTOR}.grad_clip=1.0",
         f"{ACTOR}.grad_clip: verl has this key, Steepest has not. Dead in verl: use optim.clip_grad.",
-    ),
-    (
-        "critic.ppo_micro_batch_size=4",
-        "critic.ppo_micro_batch_size=4: must be null. The deprecated global form: use ppo_micro_batch_size_per_gpu.",
     ),
     (
         f"{ROLLOUT}.multi_turn.max_user_turns=3",
@@ -343,7 +341,7 @@ RULES = [
     (["trainer.max_actor_ckpt_to_keep=2", "trainer.max_critic_ckpt_to_keep=3"],
      "trainer.max_actor_ckpt_to_keep=2 and trainer.max_critic_ckpt_to_keep=3: a checkpoint holds actor and critic "
      "together. Give one of them, or the same number."),
-    (["data.train_max_samples=8"],
+    (["data.train_max_samples=8", "data.train_batch_size=1024"],
      "data.train_max_samples=8: fewer than data.train_batch_size=1024, so no batch is ever full. "
      "Use data.train_batch_size <= 8."),
     (["critic.share_base=head"],

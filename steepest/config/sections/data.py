@@ -25,7 +25,8 @@ class DataConfig:
     val_files: RequiredFiles = ()
     """What to validate on, as `train_files`."""
     train_batch_size: Positive = 1024
-    """Prompts a step. The last incomplete batch of an epoch is left out."""
+    """Prompts a step. The last incomplete batch of an epoch is left out. Where it is not given, the run chooses it by
+    device and rows and says so: about 512 responses on a card, 128 on a CPU."""
     val_batch_size: Positive | None = None
     """Prompts generated at once in validation; null: the whole set. The last partial batch is scored too."""
     max_prompt_length: Positive = 512
@@ -79,7 +80,7 @@ def one_tokenizer(c: Config, is_set: IsSet) -> Iterator[str]:
 @SECTION.rule("data.train_max_samples", "data.train_batch_size")
 def a_batch_is_full(c: Config | SFTConfig, is_set: IsSet) -> Iterator[str]:
     rows, batch = c.data.train_max_samples, c.data.train_batch_size
-    if 0 < rows < batch:
+    if 0 < rows < batch and is_set("data.train_batch_size"):
         yield (
             f"data.train_max_samples={rows}: fewer than data.train_batch_size={batch}, so no batch is ever full. "
             f"Use data.train_batch_size <= {rows}."

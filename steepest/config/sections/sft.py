@@ -56,9 +56,11 @@ class SFTDataConfig:
     val_files: Files = ()
     """What to validate on, as `train_files`; none: no validation."""
     train_batch_size: Positive = 256
-    """Samples an optimizer step. The last incomplete batch of an epoch is left out."""
+    """Samples an optimizer step. The last incomplete batch of an epoch is left out. Where it is not given, it is no
+    more than there are rows."""
     max_length: Positive = 1024
-    """Longest sample in tokens, prompt and answer; see `truncation`."""
+    """Longest sample in tokens, prompt and answer; see `truncation`. Where it is not given, it is no more than the
+    model takes."""
     micro_batch_size_per_gpu: Positive | None = None
     """Samples a forward and backward; null: filled to `max_token_len_per_gpu`."""
     max_token_len_per_gpu: Positive = DERIVED
@@ -101,6 +103,8 @@ class SFTTrainerConfig:
     """Folder and logger run."""
     logger: tuple[LoggerName, ...] = ("console",)
     """Where metrics go, one name or a list. metrics.jsonl is always written."""
+    log_freq: Positive = 1
+    """Steps from one line on the console to the next; files and services get every step."""
     device: DeviceName | None = None
     """null: the best one present."""
     nnodes: Positive = 1

@@ -29,6 +29,8 @@ class TrainerConfig:
     """Folder and logger run. Another name starts another run."""
     logger: tuple[LoggerName, ...] = ("console",)
     """Where metrics go, one name or a list. metrics.jsonl is always written."""
+    log_freq: Positive = 1
+    """Steps from one line on the console to the next; files and services get every step."""
     device: DeviceName | None = None
     """null: the best one present."""
     nnodes: Positive = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from steepest.errors import RolloutError, setting
 from steepest.models.attention import attention_implementation
 from steepest.models.causal_lm import CausalLM
 from steepest.models.hf_logging import quiet_transformers
+from steepest.progress import STEP
 from steepest.rollout.api import ROLLOUT_ENGINES, Completion, GenerationRequest, SamplingParams, WeightSource
 from steepest.rollout.requests import SamplingGroup, check_requests, generate_in_groups
 from steepest.rollout.weights import EngineModel, ModelDescription
@@ -84,12 +85,19 @@ class HFEngine:
         training = model.training
         model.eval()
         try:
-            with self._own_random_numbers(), quiet_transformers(), attention_implementation(model.hf, "sdpa"):
-                return generate_in_groups(requests, partial(self._generate, model))
+            with (
+                self._own_random_numbers(),
+                quiet_transformers(),
+                attention_implementation(model.hf, "sdpa"),
+                STEP.activity("gen", sum(request.sampling.n for request in requests)) as generating,
+            ):
+                return generate_in_groups(requests, partial(self._generate, model, generating.advance))
         finally:
             model.train(training)
 
-    def _generate(self, model: CausalLM, group: SamplingGroup) -> list[list[Completion]]:
+    def _generate(
+        self, model: CausalLM, advance: Callable[[int], None], group: SamplingGroup
+    ) -> list[list[Completion]]:
         n = group.sampling.n
         rows = [request for request in group.requests for _ in range(n)]
         torch.manual_seed(group_seed(group.sampling.seed, group.samples[0]))
@@ -97,6 +105,7 @@ class HFEngine:
         for start in range(0, len(rows), self._max_num_seqs):
             with memory_guard(self._device, self._doing):
                 made += self._generate_rows(model, rows[start : start + self._max_num_seqs], group.sampling)
+            advance(len(made) - start)
         return [made[start : start + n] for start in range(0, len(made), n)]
 
     def _own_random_numbers(self) -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import steepest
+from steepest.assembly.compute import overrides
 from steepest.assembly.description import Description
 from steepest.assembly.engine import frees_engine
 from steepest.assembly.roles import build_roles
@@ -20,21 +21,24 @@ from steepest.config.key_names import PPO_KEYS
 from steepest.config.plan import Plan, make_plan
 from steepest.config.schema import Config
 from steepest.config.sections.reward import WeightedFunction, functions_of, reads_data_source, reads_ground_truth
+from steepest.config.settle import settle_batch, settle_lengths
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import encode_prompts
 from steepest.data.hub_sets import FOR_VALIDATION, local_files
 from steepest.data.prompts import Prompt, load_prompts
 from steepest.data.sampler import PromptSampler
-from steepest.devices.api import Device
+from steepest.devices.api import Accelerator, Device
 from steepest.devices.gemm_rate import describe_rate, gemm_rate
 from steepest.errors import DataError, key_names
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.loggers.jsonl import SampleLog, read_metrics
+from steepest.models.load import longest_sequence_of
 from steepest.process.openmp_waiting import adaptive_waiting
 from steepest.process.start_timing import Laps
 from steepest.process.threads import describe_threads
+from steepest.progress import START
 from steepest.rewards.weighted import ground_truth_problem
 from steepest.trainer import build_step
 from steepest.trainer.build_rewards import Rewards, add_reward_model, build_rewards
@@ -87,7 +91,8 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
     device = begin(config, seed=config.actor_rollout_ref.rollout.seed)
     with adaptive_waiting(), build_rewards(config) as rewards:
         rewards.start()  # the workers import what they need while the rows are read
-        rows = load_rows(config)
+        with START.activity("reading the rows"):
+            rows = load_rows(config)
         for note in rewards.check(*rows.sources_and_columns()):
             say(note)
         model = config.actor_rollout_ref.model
@@ -95,7 +100,9 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
         folders = {"actor": sources.folder(f"{section}.path", model.path, model.hub, model.revision)}
         trust = config.data.trust_remote_code
         tokenizer = open_tokenizer(model, section, folders["actor"], sources, trust_remote_code=trust)
-        data = encode_rows(config, rows, tokenizer)
+        with START.activity("making tokens of the prompts"):
+            data = encode_rows(config, rows, tokenizer)
+        config, data = settle(config, data, device, folders["actor"])
         laps.lap("data")
         add_reward_model(rewards, config, sources, device)
         job = Job(config, device, rewards, sources, folders, tokenizer, data, observers)
@@ -163,6 +170,18 @@ def encode_rows(config: Config, rows: Data, tokenizer: Any) -> Data:
     return Data(train, val, (f"train: {train_report.describe()}", f"validation: {val_report.describe()}"))
 
 
+def settle(config: Config, data: Data, device: Device, folder: Path) -> tuple[Config, Data]:
+    """Give keys that the user left open the values that suit device, rows and model; the data's notes say which."""
+    model, lengths = config.actor_rollout_ref.model, config.data.max_prompt_length + config.data.max_response_length
+    limit = longest_sequence_of(
+        folder, lengths, trust_remote_code=model.trust_remote_code, override_config=overrides(model)
+    )
+    longest = max(len(prompt.token_ids) for prompt in (*data.train, *data.val))
+    config, notes = settle_lengths(config, limit, longest)
+    config, more = settle_batch(config, len(data.train), on_card=isinstance(device, Accelerator))
+    return config, Data(data.train, data.val, (*data.notes, *notes, *more))
+
+
 class Job:
     """The parts of one run, from its data to its end summary."""
 
@@ -198,7 +217,8 @@ class Job:
         )
         if not config.trainer.val_only:
             require_work(start, self.plan.total_steps)
-        cluster = self._start_cluster(start, laps)
+        with START.activity("loading the models and the engine"):
+            cluster = self._start_cluster(start, laps)
         roles = cluster.describe()
         for note in roles.engine_notes:
             say(note)
@@ -233,7 +253,8 @@ class Job:
         """Operations a second that the device can do, which `perf/mfu` is a share of. None: the run only validates."""
         if self.config.trainer.val_only:
             return None
-        limit = gemm_rate(self.device, getattr(torch, compute))
+        with START.activity("measuring the device"):
+            limit = gemm_rate(self.device, getattr(torch, compute))
         laps.lap("limit")
         return limit
 

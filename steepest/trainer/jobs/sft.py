@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 
 import steepest
-from steepest.assembly.compute import SFT_MODEL, compute_settings, micro_batches
+from steepest.assembly.compute import SFT_MODEL, compute_settings, micro_batches, overrides
 from steepest.assembly.description import size_of
 from steepest.assembly.lora import load_policy
 from steepest.assembly.roles import optim_settings
 from steepest.config.key_names import SFT_KEYS
 from steepest.config.plan import SFTPlan, make_sft_plan
 from steepest.config.schema import SFTConfig
+from steepest.config.settle import settle_sft_batch, settle_sft_length
 from steepest.console import say
 from steepest.data.hub_sets import FOR_VALIDATION, local_files
 from steepest.data.sampler import PromptSampler
@@ -26,8 +27,9 @@ from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.metrics import Metrics
 from steepest.learner.supervised import Supervised
 from steepest.loggers.api import Loggers
-from steepest.models.load import check_vocabulary, end_token_ids
+from steepest.models.load import check_vocabulary, end_token_ids, longest_sequence_of
 from steepest.process.openmp_waiting import adaptive_waiting
+from steepest.progress import START
 from steepest.trainer.loop import Schedule, Timer, run_steps
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.run.metrics import memory_metrics
@@ -129,15 +131,33 @@ def run_sft(config: SFTConfig) -> SFTResult:
         template_kwargs=data.apply_chat_template_kwargs,
         end_token_ids=end_token_ids(folder, tokenizer),
     )
-    train_examples, train_report = encode(train)
+    with START.activity("making tokens of the rows"):
+        train_examples, train_report = encode(train)
     say(f"train: {train_report.describe()}")
     val_examples, val_report = encode(val)
     if val:
         say(f"validation: {val_report.describe()}")
+    config = _settle(config, folder, len(train), max(train_report.longest, val_report.longest))
     with hold(Path(config.trainer.default_local_dir)), adaptive_waiting():
         result = _train(config, device, sources, folder, tokenizer, train_examples, val_examples)
     say(f"finished in {duration(time.perf_counter() - began)}; the model is in {result.model}")
     return result
+
+
+def _settle(config: SFTConfig, folder: Path, num_rows: int, longest: int) -> SFTConfig:
+    """Give keys that the user left open the values that suit the model and the rows, and say which."""
+    model = config.model
+    limit = longest_sequence_of(
+        folder,
+        config.data.max_length,
+        trust_remote_code=model.trust_remote_code,
+        override_config=overrides(model),
+    )
+    config, notes = settle_sft_length(config, limit, longest)
+    config, more = settle_sft_batch(config, num_rows)
+    for note in (*notes, *more):
+        say(note)
+    return config
 
 
 def _train(
@@ -157,7 +177,8 @@ def _train(
     start = find_start(store, mode=trainer.resume_mode, resume_from_path=trainer.resume_from_path, say=say)
     start.refuse_entry("kl_controller")  # a PPO run's
     require_work(start, total, can_validate=False)
-    model = _load(config, plan, device, start, folder)
+    with START.activity("loading the model"):
+        model = _load(config, plan, device, start, folder)
     check_vocabulary(model.model, tokenizer)
     model.model.check_length(data.max_length)
     say(_summary(config, plan, model, device, len(train)))
