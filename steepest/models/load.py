@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 from steepest.errors import ModelError, setting
 from steepest.hub import local_model
 from steepest.models.causal_lm import CausalLM
+from steepest.models.file_weights import (
+    LANGUAGE_HEAD,
+    VALUE_HEAD,
+    check_finite,
+    check_gguf,
+    check_names,
+    check_tied,
+)
 from steepest.models.hf_logging import quiet_transformers
 from steepest.models.self_check import check_backbone, check_causal_lm
 from steepest.models.value_head import ValueModel, find_head
@@ -36,7 +44,8 @@ from steepest.registry import nearest
 __all__ = ["check_vocabulary", "end_token_ids", "load_causal_lm", "load_tokenizer", "load_value_model"]
 
 _OVERRIDE_KEY = setting("override_config")
-_HEAD_PREFIXES = ("score.", "classifier.")
+_HEADS_HERE = ("score.", "classifier.")
+"""Prefixes of the head that a value model of transformers has."""
 
 
 def load_tokenizer(
@@ -51,7 +60,7 @@ def load_tokenizer(
     # For some families (qwen2) AutoTokenizer replaces a generic tokenizer by the family's own, and so would silently
     # read another vocabulary than the one in the folder.
     auto = PreTrainedTokenizerFast if _is_generic(Path(where)) else AutoTokenizer
-    with _as_model_error(path, "tokenizer"), quiet_transformers():
+    with as_model_error(path, "tokenizer"), quiet_transformers():
         tokenizer = auto.from_pretrained(where, trust_remote_code=trust_remote_code, **extra)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         # for some families transformers makes an empty tokenizer if the folder has no tokenizer file
@@ -77,10 +86,10 @@ def end_token_ids(path: Path | str, tokenizer: Any) -> tuple[int, ...]:
     where, extra = _source(Path(path))
     found: set[int] = set()
     if not extra and (Path(where) / "generation_config.json").is_file():
-        with _as_model_error(path, "generation config"):
+        with as_model_error(path, "generation config"):
             found |= _as_ids(GenerationConfig.from_pretrained(where).eos_token_id)
     elif not extra and (Path(where) / "config.json").is_file():
-        with _as_model_error(path, "config"):
+        with as_model_error(path, "config"):
             found |= _as_ids(PretrainedConfig.get_config_dict(where)[0].get("eos_token_id"))
     found |= _as_ids(tokenizer.eos_token_id)
     if not found:
@@ -106,14 +115,14 @@ def load_causal_lm(
     """
     source, extra = _source(Path(path))
     config = _load_config(path, source, extra, trust_remote_code, override_config or {})
-    with _as_model_error(path, "causal language model"), quiet_transformers():
+    with as_model_error(path, "causal language model"), quiet_transformers():
         hf, info = AutoModelForCausalLM.from_pretrained(
             source, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, dtype=dtype,
-            **_dequantised(extra),
+            ignore_mismatched_sizes=True, **_dequantised(extra),
         )  # fmt: skip
-    if info["missing_keys"]:
-        names = ", ".join(sorted(info["missing_keys"])[:5])
-        raise ModelError(f"{path}: {len(info['missing_keys'])} weights are not in the checkpoint: {names}")
+    check_names(path, hf, info, other_heads=VALUE_HEAD)
+    check_tied(path, hf)
+    _check_file(path, source, extra, hf)
     model = CausalLM(_finish(hf))
     check_causal_lm(model)
     return model.train()
@@ -136,14 +145,14 @@ def load_value_model(
     config.num_labels = 1
     has_class = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
     auto = AutoModelForTokenClassification if has_class else AutoModel
-    with _as_model_error(path, "value model"), quiet_transformers():
+    with as_model_error(path, "value model"), quiet_transformers():
         hf, info = auto.from_pretrained(
             source, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, dtype=dtype,
             ignore_mismatched_sizes=True, **_dequantised(extra),
         )  # fmt: skip
+    check_names(path, hf, info, other_heads=(*LANGUAGE_HEAD, *VALUE_HEAD), fresh_head=_HEADS_HERE)
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
-    if strange := sorted(k for k in fresh if not k.startswith(_HEAD_PREFIXES)):
-        raise ModelError(f"{path}: {len(strange)} weights are not in the checkpoint or of another shape: {strange[:5]}")
+    _check_file(path, source, extra, hf, but=fresh)
     model = ValueModel(_finish(hf)).to(dtype)
     head = find_head(hf)
     for name in fresh if head is not None else ():
@@ -168,7 +177,7 @@ def _is_generic(folder: Path) -> bool:
     file = folder / "tokenizer_config.json"
     if not file.is_file() or not (folder / "tokenizer.json").is_file():
         return False
-    with _as_model_error(folder, f"tokenizer ({file.name})"):
+    with as_model_error(folder, f"tokenizer ({file.name})"):
         settings = json.loads(file.read_text(encoding="utf-8"))
         return settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -179,6 +188,16 @@ def _source(path: Path) -> tuple[str, dict[str, str]]:
     return (str(path.parent), {"gguf_file": path.name}) if path.is_file() else (str(path), {})
 
 
+def _check_file(
+    path: Path | str, source: str, extra: dict[str, str], hf: PreTrainedModel, but: Collection[str] = ()
+) -> None:
+    """What transformers does not look at: numbers that are not finite, and tensors of a GGUF file that it passes over.
+    `but`: weights that are not from the file."""
+    check_finite(path, ((name, tensor) for name, tensor in hf.state_dict().items() if name not in but))
+    if extra:
+        check_gguf(Path(source) / extra["gguf_file"], hf, but)
+
+
 def _dequantised(extra: dict[str, str]) -> dict[str, Any]:
     config = getattr(transformers, "GgufConfig", None)  # older releases always de-quantise
     return {**extra, "quantization_config": config(dequantize=True)} if extra and config else dict(extra)
@@ -187,7 +206,7 @@ def _dequantised(extra: dict[str, str]) -> dict[str, Any]:
 def _load_config(
     path: Path | str, source: str, extra: dict[str, str], trust_remote_code: bool, override: Mapping[str, Any]
 ) -> PretrainedConfig:
-    with _as_model_error(path, "config"), quiet_transformers():
+    with as_model_error(path, "config"), quiet_transformers():
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
     known = config.to_dict()
     for name, value in override.items():
@@ -235,7 +254,7 @@ def _as_ids(value: int | list[int] | None) -> set[int]:
 
 
 @contextmanager
-def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
+def as_model_error(path: Path | str, what: str) -> Iterator[None]:
     """Turn the errors that transformers raises about a user's files into one ModelError."""
     try:
         yield
