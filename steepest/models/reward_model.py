@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from steepest.errors import ModelError
 from steepest.models.file_weights import LANGUAGE_HEAD, check_finite, check_names
 from steepest.models.hf_logging import quiet_transformers
-from steepest.models.load import as_model_error, load_tokenizer
+from steepest.models.load import as_model_error, check_pad_id, load_tokenizer
 from steepest.registry import nearest
 
 Messages = Sequence[Mapping[str, Any]]
@@ -101,6 +101,7 @@ def load_reward_model(
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     with as_model_error(path, "reward model"), quiet_transformers():
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        check_pad_id(path, config)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True,
             ignore_mismatched_sizes=True,
