@@ -153,6 +153,9 @@ def _log_softmax_in_blocks(logits: Tensor, entropies: Tensor | None) -> Tensor:
     in pairs, within 1e-7. The rows are taken in blocks that stay in the cache. The largest logit is subtracted first:
     s - logsumexp(s) would round at the size of the logits, which made gradients of the entropy twenty times less exact.
     """
+    if logits.shape[1] <= _EXACT_IN_A_ROW and entropies is None:
+        in_place: Tensor = torch.ops.aten._log_softmax.out(logits, 1, False, out=logits)
+        return in_place
     rows = max(1, _BLOCK // logits.shape[1])
     spare = torch.empty(min(rows, len(logits)), logits.shape[1])
     for start in range(0, len(logits), rows):
