@@ -111,6 +111,10 @@ def export(
     adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, not merged.")] = False,
     base: Annotated[str | None, typer.Option(help="The adapter's base model, if it was moved.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run Python code that comes with the base model.")] = False,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None,
+        typer.Option(help="dtype of the weights; default: that of the model that the run began with."),
+    ] = None,
 ) -> None:
     """Write a trained policy as a Hugging Face folder that other programs load. A LoRA adapter is merged.
 
@@ -122,7 +126,8 @@ def export(
     def call() -> None:
         from steepest.trainer.jobs.export import export as run
 
-        typer.echo(f"wrote {run(source, to, as_adapter=adapter, base=base, trust_remote_code=trust_remote_code)}")
+        made = run(source, to, as_adapter=adapter, base=base, trust_remote_code=trust_remote_code, dtype=dtype)
+        typer.echo(f"wrote {made}")
 
     raise typer.Exit(guarded(call))
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from steepest.core.log_probs import token_log_probs
+from steepest.core.log_probs import log_softmax, token_log_probs
 from steepest.errors import ModelError
 from steepest.models.attention import SUPPORTED, RecordingContext, attention_implementation
 from steepest.models.causal_lm import CausalLM, logit_transform, run_backbone
@@ -77,7 +76,7 @@ def _packed_hidden(hf: PreTrainedModel, packed: Packed, context: RecordingContex
 
 def _own_log_probs(hf: PreTrainedModel, ids: Tensor) -> Tensor:
     logits = hf(input_ids=ids[None], use_cache=False).logits[0, :-1]
-    return F.log_softmax(logits.float(), -1).gather(1, ids[1:, None])[:, 0]
+    return log_softmax(logits.float()).gather(1, ids[1:, None])[:, 0]
 
 
 def _compare(hf: PreTrainedModel, mine: Tensor, theirs: Tensor, what: str, tolerance: float) -> None:

@@ -162,7 +162,7 @@ def build_collector(
             timer=timer,
             release=release,
         )
-    return Finished(collect, build_left_out(config), write, scorer.costs, timer)
+    return Finished(collect, build_left_out(config), write, scorer.costs, timer, scorer.without_text)
 
 
 def unfiltered(sampling: SamplingParams) -> bool:

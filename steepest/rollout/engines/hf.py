@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from steepest.core.log_probs import log_softmax
 from steepest.devices.api import device_of
 from steepest.devices.memory import RESUMES, memory_guard
 from steepest.errors import RolloutError, setting
@@ -137,8 +138,9 @@ class HFEngine:
         finally:
             hf.generation_config = own
         tokens = out.sequences[:, width:]
-        scores = torch.stack(out.scores, 1).float()  # (rows, T, V), after temperature, top-k and top-p
-        log_probs = scores.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+        # out.scores: T times (rows, V), after temperature, top-k and top-p
+        columns = [log_softmax(s.float()).gather(1, tokens[:, t, None]) for t, s in enumerate(out.scores)]
+        log_probs = torch.cat(columns, 1)
         tokens, log_probs = tokens.cpu(), log_probs.cpu()
         return [self._completion(t, p, request) for t, p, request in zip(tokens, log_probs, requests, strict=True)]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from steepest.core.batch import Batch, RowStatus
 from steepest.learner.metrics import Metrics
@@ -23,6 +24,16 @@ class Scorer:
     tokenizer: Any
     costs: Callable[[], Metrics] = dict
     """What the rewards have cost since they were last asked."""
+    text_ids: Tensor | None = None
+    """The ids that the tokenizer has a text for, sorted; None: they are not counted."""
+
+    def without_text(self, batch: Batch) -> Metrics:
+        """The share of the policy's tokens that have no text. A reward does not see them."""
+        tokens = batch.responses[batch.response_mask]
+        if self.text_ids is None or not len(tokens):
+            return {}
+        unknown = torch.isin(tokens, self.text_ids, invert=True)
+        return {"rollout/no_text_ratio": unknown.float().mean().item()}
 
     def texts(self, batch: Batch) -> list[str]:
         rows = [row[:n] for row, n in zip(batch.responses.tolist(), batch.response_lengths.tolist(), strict=True)]
@@ -81,6 +92,8 @@ class Finished:
     costs: Callable[[], Metrics] = dict
     """What the rewards have cost since they were last asked."""
     timer: Callable[[], Timer] = Timer
+    count: Callable[[Batch], Metrics] = lambda batch: {}
+    """Statistics of the responses themselves."""
 
     def __call__(self, step: int) -> Experience:
         found, timed = self.collect(step), self.timer()
@@ -89,7 +102,8 @@ class Finished:
                 rows = [sample_records(part.batch, part.texts, part.results) for part in found.responses]
                 self.write(step, [row for part in rows for row in part])
             results = [result for part in found.responses for result in part.results]
-            found.metrics |= reward_metrics(results) | self.leave_out(found.batch) | self.costs()
+            found.metrics |= reward_metrics(results) | self.count(found.batch)
+            found.metrics |= self.leave_out(found.batch) | self.costs()
         timed.add(found.seconds, found.flops)
         found.seconds, found.flops = timed.seconds, timed.flops
         return found

@@ -34,7 +34,7 @@ from steepest.errors import DataError, key_names
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.loggers.jsonl import SampleLog, read_metrics
-from steepest.models.load import longest_sequence_of
+from steepest.models.load import longest_sequence_of, text_ids
 from steepest.process.openmp_waiting import adaptive_waiting
 from steepest.process.start_timing import Laps
 from steepest.process.threads import describe_threads
@@ -198,7 +198,7 @@ class Job:
     ) -> None:
         self.sources, self.observers = sources, observers
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
-        self.scorer = Scorer(rewards, tokenizer, rewards.costs)
+        self.scorer = Scorer(rewards, tokenizer, rewards.costs, text_ids(tokenizer))
         self.folder = Path(str(config.trainer.default_local_dir))
         self.plan: Plan = make_plan(
             config,
