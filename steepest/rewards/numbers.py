@@ -55,6 +55,11 @@ _UNITS = (
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 )  # fmt: skip
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4} | {
+    word + plural: below
+    for below, word in enumerate(("third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"), start=3)
+    for plural in ("", "s")
+}
 _WORDS = {word: value for value, word in enumerate(_UNITS)} | {word: 10 * n for n, word in enumerate(_TENS, start=2)}
 
 
@@ -140,7 +145,10 @@ def _value(match: re.Match[str]) -> Number | None:
 def number_in_words(text: str) -> Number | None:
     """`seventy-two`, `minus five`, `six dozen`: a text that is only a number in words."""
     words = re.findall(r"[a-z]+", text.lower())
-    negative = words[:1] == ["minus"]
+    negative = words[:1] in (["minus"], ["negative"])
+    part = _part_in_words(words[1 if negative else 0 :])
+    if part is not None:
+        return Number(-part if negative else part)
     total = current = 0
     words = [word for word in words[1 if negative else 0 :] if word != "and"]
     for word in words:
@@ -153,3 +161,14 @@ def number_in_words(text: str) -> Number | None:
         else:
             return None
     return Number(Fraction(-(total + current) if negative else total + current)) if words else None
+
+
+def _part_in_words(words: list[str]) -> Fraction | None:
+    """`one half`, `two thirds`, `one and a half`; None for anything else."""
+    if len(words) < 2 or words[-1] not in _PARTS or words[-2] not in ("a", *_UNITS[1:]):
+        return None
+    part = Fraction(_WORDS.get(words[-2], 1), _PARTS[words[-1]])
+    if len(words) == 2:
+        return part
+    whole = number_in_words(" ".join(words[:-3])) if words[-3] == "and" else None
+    return None if whole is None else whole.value + part
