@@ -56,15 +56,15 @@ def test_thinking_states_nothing():
 # (corpus, mode, false accepts, wrong, false rejects, right): the figures of docs/rewards.md
 RATES = [
     ("gsm8k", "strict", 28, 90, 122, 155),
-    ("gsm8k", "flexible", 20, 90, 58, 155),
+    ("gsm8k", "flexible", 8, 90, 9, 155),
     ("math", None, 1, 99, 9, 117),
     ("multiple_choice", None, 7, 178, 32, 209),
     ("exact", None, 1, 174, 43, 218),
-    ("numeric", None, 25, 231, 36, 277),
+    ("numeric", None, 4, 231, 6, 277),
 ]
 # of the cases that were written when the grader was finished
 UNSEEN = [
-    ("math", 1, 20, 5, 20), ("multiple_choice", 7, 107, 29, 138), ("exact", 1, 96, 30, 138), ("numeric", 25, 116, 31, 165),
+    ("math", 1, 20, 5, 20), ("multiple_choice", 7, 107, 29, 138), ("exact", 1, 96, 30, 138), ("numeric", 4, 116, 1, 165),
 ]  # fmt: skip
 
 
