@@ -27,7 +27,7 @@ _REST = r"(?=(?P<line>[^\n]{0,400})(?:\n\s*(?P<next>[^\n]{0,400}))?)"
 _HASHES = re.compile(r"#{4,}(?!#)" + _REST)
 _PHRASE = re.compile(
     r"""
-    (?:(?<!\bof\s)(?<!\bof\sthe\s)\banswer\b[*_"]{0,2}(?P<about>\s(?:to|for|of|in)\s[^\n.:?!]{1,60}?|\s?\([^()\n]{1,30}\))?
+    (?:(?<!/)(?<!\bof\s)(?<!\bof\sthe\s)\banswer\b[*_"]{0,2}(?P<about>\s(?:to|for|of|in)\s[^\n.:?!]{1,60}?|\s?\([^()\n]{1,30}\))?
        (?:,\s(?:then|therefore|thus|so),)?
        \s{0,2}(?P<is>(?:is|would\ be|must\ be|should\ be)\b\s{0,2}:?|[:=])
       |^[#*_\ ]{0,9}(?:final\ )?answer[*_]{0,2}\s(?:[-\u2013\u2014]\s|(?=[$]?[0-9]))

@@ -15,11 +15,14 @@ _SPELLINGS = str.maketrans(
         "\u2013": "-", "\u2014": "-", "\u2212": "-",
     }
 )  # fmt: skip
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textsf|emph|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}")
 _BULLET = re.compile(r"^\s*(?:[#>*-]+|[0-9]+\.)\s+")
 _ABBREVIATION = re.compile(r"\b(?:\w\.){2,}")
 _ARTICLE = re.compile(r"^(?:the|an|a)\s+(?=\w)")
-_AROUND = " \t\n\"'`*_$.,;:!?\u3002\uff01\uff1f\u3001"
+_DELIMITERS = re.compile(r"\\[()\[\]]")
+_AROUND = (
+    " \t\n\"'`*_$.,;:!?\u3002\uff01\uff1f\u3001\u0964\u00ab\u00bb\u201e\u300a\u300b\u300c\u300d\u3010\u3011\u00b7\u2022"
+)
 
 
 def normalise(text: str) -> str:
@@ -29,7 +32,7 @@ def normalise(text: str) -> str:
     between words and a full stop at the end make no difference. All other characters count: signs, decimal points,
     `%`, `+`.
     """
-    text = _TEXT_COMMAND.sub(r"\1", plain(text))
+    text = _TEXT_COMMAND.sub(r"\1", _DELIMITERS.sub("", plain(text)))
     text = "".join(c if _changes_number(c) else unicodedata.normalize("NFKC", c) for c in text)
     text = unicodedata.normalize("NFC", text).translate(_SPELLINGS).casefold()
     text = _BULLET.sub("", text)
