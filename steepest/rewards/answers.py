@@ -81,6 +81,9 @@ _ABOUT = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_ABOUT_IN_CHINESE = re.compile(
+    r"\s*(?:[0-9]+%\s?)?(?:\u6b63\u786e|\u6b63\u78ba|\u5bf9\u7684|\u5c0d\u7684|\u660e\u786e|\u663e\u7136\u7684|\u5982\u4e0b|\u552f\u4e00)"
+)
 _QUOTED = re.compile(r'\s*"(?P<text>[^"\n]*)"\s*[,}]')
 _COPULA = re.compile(
     "\\s?(?:\u3067\u3059|\u3060|\u3067\u3042\u308b|\uc785\ub2c8\ub2e4|\u0939\u0948|\u0964)[\\s.\u3002\u0964]*\\Z"
@@ -173,6 +176,7 @@ def _after_phrase(match: re.Match[str]) -> Statement:
             line = line if _HAS_WORD.search(line) else match["next"] or ""
         else:
             remark = about is not None
+    remark = remark or _ABOUT_IN_CHINESE.match(line) is not None
     quoted = _QUOTED.match(line)
     line = quoted["text"] if quoted else _COPULA.sub("", first_sentence(line))
     return Statement("phrase", line, match.start(), remark)

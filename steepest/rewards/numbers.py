@@ -13,7 +13,13 @@ _MAX_EXPONENT = 400
 # A number may follow a letter of a script without spaces, or a word in one of _ALPHABETS; it may not follow a Latin
 # letter, a single letter, an underscore or a digit (x72, GPT4, H2O, x_72), nor `#` or the sign of Chinese ordinals.
 _ALPHABETS = "\u0370-\u06ff\u10a0-\u10ff"
-NOT_IN_A_NAME = rf"(?<![0-9A-Za-z_\u00aa\u00b5\u00ba-\u024f\u7b2c\#])(?<!(?<![{_ALPHABETS}])[{_ALPHABETS}])"
+NOT_IN_A_NAME = rf"(?<![0-9A-Za-z_\u00aa\u00b5\u00ba-\u024f\u7b2c\#])(?<!_\{{)(?<!(?<![{_ALPHABETS}])[{_ALPHABETS}])"
+_SCRIPTS = "\u0400-\u06ff\u0900-\u097f\u0e00-\u0eff\u1780-\u17ff\u3001-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_WORDS_AROUND = re.compile(
+    rf"(?:(?!.{{0,20}}[\u4e0d\u975e])[{_SCRIPTS}][{_SCRIPTS}\s:,*]*)?(?P<formula>[^{_SCRIPTS}]*[0-9][^{_SCRIPTS}]*?)"
+    rf"(?:(?![\u767e\u5343\u4e07\u842c\u4ebf\u5104\ub9cc\uc5b5\u500d\u4ee5])[{_SCRIPTS}][{_SCRIPTS}\s.*]*)?"
+)
+_CURRENCY_SIGN = re.compile("[\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9\u20ba\u0e3f]")
 CURRENCY = (
     re.compile(r"(?<![A-Za-z])(?:US|HK|NT|AU?|CA?|NZ|SG?|R|MX)(?=\s?\$\s?[-0-9])"),
     re.compile(
@@ -100,6 +106,17 @@ def plain_digits(text: str) -> str:
     return _OTHER_DIGIT.sub(lambda match: str(unicodedata.decimal(match[0], match[0])), text)
 
 
+def without_words(text: str) -> str:
+    r"""A formula without currency names and without the words of other scripts around it: `\frac{1}{2}` of
+    `\u5171\frac{1}{2}\u5143`. A word that denies (\u4e0d) or multiplies (\u4e07) stays."""
+    for pattern in CURRENCY:
+        text = pattern.sub("", text)
+    if text.isascii():
+        return text
+    match = _WORDS_AROUND.fullmatch(plain_digits(_CURRENCY_SIGN.sub("", text)).strip())
+    return text if match is None else match["formula"].strip()
+
+
 def clean(text: str) -> str:
     """Replace LaTeX, Markdown and Unicode spellings of numbers by plain ones."""
     text = plain_digits(text)
@@ -144,8 +161,6 @@ def _is_joined(text: str, matches: list[re.Match[str]], index: int) -> bool:
     if index + 1 < len(matches) and _JOINING.match(text[match.end() : matches[index + 1].start()]):
         return True
     if index > 0 and _JOINING.match(text[matches[index - 1].end() : match.start()]):
-        return True
-    if re.search(r"_\s*\{?\s*\Z", text[: match.start()][-5:]):  # x_{72}
         return True
     return bool(
         re.match(

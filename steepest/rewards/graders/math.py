@@ -17,6 +17,7 @@ from typing import Any
 
 from steepest.rewards.answers import Statement, ground_truth_text, last_line, statements, visible
 from steepest.rewards.api import REWARDS
+from steepest.rewards.numbers import without_words
 
 _MAX_CHARS = 300
 _EXPLOSIVE = re.compile(
@@ -49,16 +50,20 @@ def stated_expression(text: str) -> str | None:
     if found:
         return _plain(_within(found))
     line = last_line(shown).strip()
-    return _plain(line) if line and not re.search(r"[A-Za-z]{3,}(?![^{}]*\})(?<!frac)(?<!sqrt)", line) else None
+    return (
+        _plain(without_words(line))
+        if line and not re.search(r"[A-Za-z]{3,}(?![^{}]*\})(?<!frac)(?<!sqrt)", line)
+        else None
+    )
 
 
 def _within(found: list[Statement]) -> str:
     """The text of the last statement; for a phrase, the formula in it if there is one."""
     last = found[-1]
     if last.kind == "boxed":
-        return last.text
+        return without_words(last.text)
     formulas = re.findall(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", last.text)
-    return next(part for part in formulas[0] if part) if formulas else last.text
+    return next(part for part in formulas[0] if part) if formulas else without_words(last.text)
 
 
 def _plain(text: str) -> str:
