@@ -10,6 +10,8 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+from steepest.rewards.numbers import plain_digits
+
 _SIGNS = str.maketrans(
     {
         "\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\ufe63": "-",
@@ -108,6 +110,9 @@ def latex_of(text: str) -> str:
 
 
 def _from_unicode(text: str) -> str:
+    if text.isascii():
+        return text
+    text = plain_digits(text)
     text = _COMPATIBLE.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
     text = re.sub("[\u00bc-\u00be\u2150-\u215e]", _vulgar, text)
     text = re.sub(f"[{_SUPER}]+", lambda m: "^{" + m[0].translate(str.maketrans(_SUPER, _PLAIN_SUPER)) + "}", text)

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import Any
 
-from steepest.rewards.answers import ground_truth_text, last_line, statements, visible
+from steepest.rewards.answers import ground_truth_text, last_line, last_remark, plain, statements, visible
 from steepest.rewards.api import REWARDS
 
 _SPELLINGS = str.maketrans(
@@ -15,11 +15,14 @@ _SPELLINGS = str.maketrans(
         "\u2013": "-", "\u2014": "-", "\u2212": "-",
     }
 )  # fmt: skip
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textsf|emph|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}")
 _BULLET = re.compile(r"^\s*(?:[#>*-]+|[0-9]+\.)\s+")
 _ABBREVIATION = re.compile(r"\b(?:\w\.){2,}")
 _ARTICLE = re.compile(r"^(?:the|an|a)\s+(?=\w)")
-_AROUND = " \t\n\"'`*_$.,;:!?\u3002\uff01\uff1f\u3001"
+_DELIMITERS = re.compile(r"\\[()\[\]]")
+_AROUND = (
+    " \t\n\"'`*_$.,;:!?\u3002\uff01\uff1f\u3001\u0964\u00ab\u00bb\u201e\u300a\u300b\u300c\u300d\u3010\u3011\u00b7\u2022"
+)
 
 
 def normalise(text: str) -> str:
@@ -29,7 +32,7 @@ def normalise(text: str) -> str:
     between words and a full stop at the end make no difference. All other characters count: signs, decimal points,
     `%`, `+`.
     """
-    text = _TEXT_COMMAND.sub(r"\1", text)
+    text = _TEXT_COMMAND.sub(r"\1", _DELIMITERS.sub("", plain(text)))
     text = "".join(c if _changes_number(c) else unicodedata.normalize("NFKC", c) for c in text)
     text = unicodedata.normalize("NFC", text).translate(_SPELLINGS).casefold()
     text = _BULLET.sub("", text)
@@ -47,10 +50,14 @@ def _changes_number(c: str) -> bool:
 
 
 def stated_text(text: str) -> str:
-    """The text of the answer: the last statement (see answers.py), else the last line."""
+    """The text of the answer: the last statement (see answers.py), else what looks like a heading or a sentence about
+    the answer at the end of the text, else the last line."""
     shown = visible(text)
     found = statements(shown)
-    return found[-1].text if found else last_line(shown)
+    if found:
+        return found[-1].text
+    remark = last_remark(shown)
+    return remark.text if remark is not None else last_line(shown)
 
 
 def _truths(ground_truth: Any) -> list[str]:

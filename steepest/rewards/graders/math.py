@@ -23,7 +23,7 @@ from steepest.rewards.units import without_unit
 
 _DENIED = re.compile(
     r"\\ne(?![a-zA-Z])|\bnot\b|\bn't\b|\bnever\b|\b(?:at\s+(?:least|most)|(?:more|less|fewer|greater|other)\s+than)\b"
-    r"|\b(?:between|except|under|over|above|below)\b|[\u4e0d\u975e\u6ca1\u672a]|\b\u043d\u0435\b"
+    r"|\b(?:between|except|under|over|above|below)\b|[\u4e0d\u975e\u6ca1\u672a\u767e\u5343\u4e07\u842c\u4ebf\u5104\ub9cc\uc5b5\u500d\u7b2c]|\b\u043d\u0435\b"
 )
 # letters of other scripts than Latin (Greek ones are commands by now) around a value
 _OTHER_SCRIPT = re.compile(r"[^\W\d_A-Za-z\u00aa-\u024f](?:[^\W\d_A-Za-z\u00aa-\u024f]|\s)*[:\uff1a]?")

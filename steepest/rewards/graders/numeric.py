@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from steepest.rewards.answers import ground_truth_text, statements, visible
+from steepest.rewards.answers import body, ground_truth_text, statements, visible
 from steepest.rewards.api import REWARDS
 from steepest.rewards.numbers import Number, stated_number
 
@@ -21,7 +21,7 @@ def numeric_answer(text: str) -> Number | None:
             return number
     if found:
         return None
-    lines = [line for line in shown.splitlines() if line.strip()]
+    lines = [line for line in body(shown).splitlines() if line.strip()]
     line = next((line for line in reversed(lines) if _has_digit(line)), lines[-1] if lines else "")
     return stated_number(line, last=True)
 
