@@ -23,8 +23,11 @@ _SPELLINGS = {
     "kw": "kilowatt", "v": "volt", "a": "ampere amp", "ohm": "", "pa": "pascal", "mol": "mole", "cal": "calorie",
 }  # fmt: skip
 _NAMES = {word: unit for unit, others in _SPELLINGS.items() for word in (unit, *others.split())}
-_MONEY = {"\\$": "$", "$": "$", "\u20ac": "eur", "\u00a3": "gbp", "\u00a5": "yen", "\u20b9": "rupee", "US$": "$"}
-_PREFIX = re.compile(r"(-?)\s*(\\?\$|US\$|[\u20ac\u00a3\u00a5\u20b9])\s*(?=[-0-9.\\])")
+_MONEY = {"$": "$", "us$": "$", "\u20ac": "eur", "\u00a3": "gbp", "\u00a5": "yen", "\u20b9": "rupee"}
+_PREFIX = re.compile(
+    r"(-?)\s*((?:US|HK|NT|AU?|CA?|NZ|SG?|R|MX)?\\?\$|[\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9]"
+    r"|(?:USD|EUR|GBP|CNY|RMB|JPY|INR|KRW|CHF|HKD|SGD|AUD|CAD|Rs)\.?)\s*(?=[-0-9.\\])"
+)
 _SUFFIX = re.compile(
     r"""
     (?P<value>.*?[0-9a-z})!.])
@@ -44,13 +47,13 @@ def without_unit(text: str) -> tuple[str, str]:
     """The value, and its unit: one spelling for each, or the empty text for none and for words that are no unit."""
     money = _PREFIX.match(text)
     if money:
-        return text[: money.end(1)] + text[money.end() :], _MONEY[money[2]]
+        return text[: money.end(1)] + text[money.end() :], _money(money[2])
     match = _SUFFIX.fullmatch(text)
     if match is None or not re.search(r"[0-9]|\\pi|\\sqrt|\\frac|\\text\{", match["value"]):
         return text, ""
     value, power = match["value"].strip(), match["power"] or ""
     if match["sign"]:
-        return value, _MONEY[match["sign"]]
+        return value, _money(match["sign"])
     words = match["text"] or match["words"] or match["joined"]
     if words is None:
         return value, {"C": "celsius", "F": "fahrenheit"}.get(match["degree"] or "", "deg")
@@ -74,3 +77,9 @@ def unit_of(words: str, power: str = "") -> str:
     if len(known) != len(parts):
         return ""
     return "/".join(known) + (f"^{power}" if power not in ("", "1") else "")
+
+
+def _money(sign: str) -> str:
+    """The unit of a sign or code of a currency; the empty text for one that is not compared."""
+    plain = sign.replace("\\", "").rstrip(".").casefold()
+    return _MONEY.get(plain) or _NAMES.get(plain, "")
