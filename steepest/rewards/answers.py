@@ -90,7 +90,7 @@ _COPULA = re.compile(
 )
 _SENTENCE_END = re.compile(r"(?P<word>\S*?)(?:[.!?](?P<mark>[*_\"'`$)\]]*)\s+(?=[\"'(*]*[A-Z])|[\u3002\u0964](?=.))")
 _ABBREVIATION = re.compile(r"\W*(?:[A-Z][a-z]?|Mrs|vs|etc|approx|[a-z])\Z")
-_HAS_WORD = re.compile(r"\w")
+_HAS_WORD = re.compile(r"[\w\u2200-\u22ff]")  # a sign such as the empty set is an answer too
 _WORDS_ONLY = re.compile(r"[^0-9]*[^\W\d_]{3}[^0-9]*\Z|[\s*_]*[0-9]{1,2}[.)]\s+[^\W\d]")
 _HASH_LINE = re.compile(r"\s*#{1,6}\s*")
 _CONFIDENCE = re.compile(
