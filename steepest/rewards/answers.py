@@ -99,7 +99,7 @@ _CONFIDENCE = re.compile(
     re.IGNORECASE,
 )
 _WIDE_COMMA = re.compile("(?<=[\uff10-\uff19])\uff0c(?=[\uff10-\uff19])")
-_PLAIN = {
+_PLAIN: dict[int, int | str] = {
     **{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}, 0xFF0C: ", ", 0x3000: " ", 0xFFE5: "\u00a5"
 }  # fmt: skip
 _MAX_DEPTH = 50

@@ -59,11 +59,17 @@ class RewardRequest:
 
     sample_id: str  # names the sample in warnings
     data_source: str
-    solution: str  # the decoded response, without the prompt and without special tokens
+    solution: str  # the decoded response, without the prompt; docs/rewards.md, "What a reward gets"
     ground_truth: Any
     extra_info: dict[str, Any] = field(default_factory=dict)
     num_tokens: int | None = None  # of the response, in the policy's tokens, the end token included
     messages: Sequence[Mapping[str, Any]] = ()  # the conversation that the response answers
+    opening: str = ""  # what the chat template has opened of the response at the end of the prompt, such as "<think>\n"
+
+    @property
+    def whole(self) -> str:
+        """The response with its opening: what the built-in rewards read."""
+        return self.opening + self.solution
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from steepest.config.sections.reward import GRADER, WeightedFunction
 from steepest.errors import ConfigError, setting
-from steepest.registry import Entry
+from steepest.registry import Entry, is_own_code
 from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, entry_for, read_outcome
 
 Call = Callable[[Callable[..., Any], dict[str, Any]], Any]
@@ -42,7 +42,7 @@ class BoundFunction:
         """All keywords of the call: the four of every reward, the fields that the function needs, and its options."""
         keywords: dict[str, Any] = {
             "data_source": request.data_source,
-            "solution_str": request.solution,
+            "solution_str": request.solution if is_own_code(entry.name) else request.whole,
             "ground_truth": request.ground_truth,
             "extra_info": request.extra_info,
         }

@@ -31,7 +31,7 @@ class ModelReward:
     max_error_rate: float
 
     def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
-        rows = [self.model.token_ids(request.messages, request.solution) for request in requests]
+        rows = [self.model.token_ids(request.messages, request.whole) for request in requests]
         limit = self.model.max_tokens
         fits = [limit is None or len(row) <= limit for row in rows]
         scores = iter(self.model.score([row for row, fit in zip(rows, fits, strict=True) if fit]))

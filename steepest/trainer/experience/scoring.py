@@ -12,21 +12,21 @@ from steepest.core.batch import Batch, RowStatus
 from steepest.learner.metrics import Metrics
 from steepest.rewards.api import RewardRequest, RewardResult, ScoresResponses
 from steepest.trainer.experience.api import Collector, Experience, Responses
+from steepest.trainer.experience.response_text import WritesTexts
 from steepest.trainer.loop import Timer
 
 
 @dataclass
 class Scorer:
-    """Decodes responses (special tokens skipped) and has them scored."""
+    """Decodes responses and has them scored."""
 
     rewards: ScoresResponses
-    tokenizer: Any
+    writer: WritesTexts
     costs: Callable[[], Metrics] = dict
     """What the rewards have cost since they were last asked."""
 
     def texts(self, batch: Batch) -> list[str]:
-        rows = [row[:n] for row, n in zip(batch.responses.tolist(), batch.response_lengths.tolist(), strict=True)]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return self.writer.texts(batch)
 
     def results(self, batch: Batch, texts: Sequence[str]) -> list[RewardResult]:
         requests = [
@@ -38,6 +38,7 @@ class Scorer:
                 extra_info=sample.extra_info,
                 num_tokens=length,
                 messages=sample.messages,
+                opening=self.writer.opening(sample.token_ids),
             )
             for sample, text, length in zip(batch.samples, texts, batch.response_lengths.tolist(), strict=True)
         ]
