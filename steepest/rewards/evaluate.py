@@ -17,7 +17,7 @@ from steepest.rewards.cost import MAX_BITS, is_affordable
 
 _MAX_NODES = 400
 _MAGNITUDE = 4000  # bits before the point, and after it until the first digit
-_ROUGH, _FINE = 256, 2 * _MAGNITUDE  # bits of the two evaluations: the first tells nearly all unequal ones apart
+_ROUGH, _FINE = 256, 2 * _MAGNITUDE  # bits of the two evaluations: the first separates nearly all unequal ones
 _NUM_POINTS = 4
 
 
@@ -27,7 +27,7 @@ class NoValue(Exception):
 
 @lru_cache(maxsize=4096)
 def read(latex: str) -> Any:
-    """The sympy expression of a text in LaTeX, unevaluated; None if it is none or too dear."""
+    """The sympy expression of a text in LaTeX, unevaluated; None if it is none or too expensive."""
     if not is_affordable(latex):
         return None
     from latex2sympy2_extended import latex2sympy

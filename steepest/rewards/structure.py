@@ -172,7 +172,7 @@ def _kind(node: Node) -> str:
 
 
 def _unwrapped(stated: Node, truth: Node) -> tuple[Node, Node]:
-    """Both without a name before them (`x = `) where the other has none. Of `a = b = c` the ends count."""
+    """Both without a name before them (`x = `) where the other has none. The ends of `a = b = c` count."""
     sides = [_ends(stated), _ends(truth)]
     if isinstance(sides[0], Relation) and not isinstance(sides[1], Relation):
         sides[0] = _value_of(sides[0], any_left=True)
