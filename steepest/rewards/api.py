@@ -84,6 +84,7 @@ class RewardResult:
     parts: dict[str, float] = field(default_factory=dict)  # the other numbers that the function returned
     error: str | None = None
     scores: dict[str, float] = field(default_factory=dict)  # each reward of a weighted sum by name, without its weight
+    timed_out: bool = False  # a built-in grader was ended by the time limit: the response scores 0
 
     def named(self) -> dict[str, float]:
         """All numbers of this response by name: the parts, and the rewards of a sum."""

@@ -80,8 +80,8 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _SCALES = {
-    "k": 10**3, "M": 10**6, "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6,
-    "billion": 10**9, "trillion": 10**12,
+    "k": 10**3, "M": 10**6, "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+    "trillion": 10**12,
     "\u767e": 100, "\u5343": 1000, "\u4e07": 10**4, "\u842c": 10**4, "\ub9cc": 10**4,
     "\u4ebf": 10**8, "\u5104": 10**8, "\uc5b5": 10**8,
 }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -102,7 +102,7 @@ def add(result: RewardResult, function: WeightedFunction, other: RewardResult) -
     if result.score is None or other.score is None:
         return RewardResult(None, result.parts, error=result.error or other.error, scores=result.scores)
     scores = {**result.scores, function.label: other.score}
-    return RewardResult(result.score + function.weight * other.score, result.parts, scores=scores)
+    return replace(result, score=result.score + function.weight * other.score, scores=scores)
 
 
 def build_rewards(config: Config) -> Rewards:

@@ -115,11 +115,13 @@ def place_scores(batch: Batch, results: Sequence[RewardResult]) -> None:
 
 
 def reward_metrics(results: Sequence[RewardResult]) -> Metrics:
-    """`reward/error_rate`, `reward/format_rate`, the mean of every other part that rewards report, and mean, max and
-    min of each reward of a weighted sum, before its weight."""
+    """`reward/error_rate`, `reward/timeout_rate` where a grader was stopped, `reward/format_rate`, the mean of
+    every other part that rewards report, and mean, max and min of each reward of a weighted sum, before its weight."""
     if not results:
         return {}
     metrics = {"reward/error_rate": sum(r.score is None for r in results) / len(results)}
+    if any(r.timed_out for r in results):
+        metrics["reward/timeout_rate"] = sum(r.timed_out for r in results) / len(results)
     names = dict.fromkeys(name for r in results for name in r.parts)
     for name in names:
         values = [r.parts[name] for r in results if name in r.parts]
