@@ -15,6 +15,7 @@ plain ones.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -235,7 +236,10 @@ def _balanced(text: str, start: int) -> str | None:
 
 
 def ground_truth_text(ground_truth: object) -> str:
-    """A ground truth as text. Raises TypeError if it is neither a text nor a number, ValueError if it is empty."""
+    """A ground truth as text. Raises TypeError if it is neither a text nor a number, ValueError if it is empty
+    or not finite."""
+    if isinstance(ground_truth, float) and not math.isfinite(ground_truth):
+        raise ValueError(f"ground_truth is {ground_truth}: is the cell empty?")
     if isinstance(ground_truth, (int, float)) and not isinstance(ground_truth, bool):
         ground_truth = repr(ground_truth)
     if not isinstance(ground_truth, str):

@@ -16,6 +16,7 @@ from steepest.registry import Entry, Registry
 #   modes               the values of `reward.mode` that the function takes as `mode=`
 #   needs               fields of RewardRequest that it takes as keywords, in addition to the usual four
 #   check_ground_truth  called with a row's ground truth; raises if no answer can equal it
+#   plain_answers       called with a row's ground truth; the plainest answers that state it, one of which must score 1
 #   check_options       called with the options of `reward.functions`; raises ValueError for invalid ones
 #   prepare             called once per process before the first call; it does not count in the sample's time
 #   part                True: usable only as a part of a sum; a data_source cannot choose it

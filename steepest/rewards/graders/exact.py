@@ -81,14 +81,21 @@ def stated_text(text: str) -> str:
 
 
 def _truths(ground_truth: Any) -> list[str]:
-    """The ground truth as a list: one text, or several texts that are all right."""
+    """The ground truth as a list: one text, or several texts that are all right. A text such as `Answer: Paris` is
+    right as it is and as what it states."""
     truths = list(ground_truth) if isinstance(ground_truth, (list, tuple)) else [ground_truth]
     if not truths:
         raise ValueError("ground_truth is an empty list")
-    return [ground_truth_text(truth) for truth in truths]
+    texts = [ground_truth_text(truth) for truth in truths]
+    return [*texts, *(found[-1].text for text in texts if (found := statements(text)))]
 
 
-@REWARDS.register("exact", check_ground_truth=_truths)
+def _plain_answers(ground_truth: Any) -> list[str]:
+    forms = ("Answer: {}", "<answer>{}</answer>", "{}")
+    return [form.format(truth) for truth in _truths(ground_truth) for form in forms]
+
+
+@REWARDS.register("exact", check_ground_truth=_truths, plain_answers=_plain_answers)
 def exact(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None
 ) -> dict[str, float]:

@@ -14,7 +14,7 @@ import re
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-from steepest.rewards.answers import body, plain, statements
+from steepest.rewards.answers import body, ground_truth_text, plain, statements
 from steepest.rewards.api import REWARDS
 from steepest.rewards.numbers import CURRENCY, NOT_IN_A_NAME, plain_digits
 
@@ -118,17 +118,34 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _truth(ground_truth: Any) -> str:
-    """The ground truth as text. Raises for one that no answer can equal, instead of a score of 0 for every response."""
-    if isinstance(ground_truth, int) and not isinstance(ground_truth, bool):
-        ground_truth = str(ground_truth)
-    if not isinstance(ground_truth, str):
-        raise TypeError(f"ground_truth is {type(ground_truth).__name__}, expected a text such as '72'")
-    if not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?|-?\.[0-9]+", ground_truth):
-        raise ValueError(f"ground_truth is {ground_truth[:40]!r}, expected a plain number such as '1234' or '-2.5'")
-    return ground_truth
+    """The ground truth as the text of a plain number; of a whole solution, what follows its last `####`.
+
+    Raises for one that no answer can equal, instead of a score of 0 for every response.
+    """
+    if isinstance(ground_truth, float) and ground_truth.is_integer():
+        ground_truth = int(ground_truth)  # a table with an empty cell turns whole numbers into floats
+    given = ground_truth_text(ground_truth)
+    text = given.rpartition("####")[2].strip().lstrip("$").removesuffix(".")
+    if re.fullmatch(r"-?\$?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?", text):
+        text = text.replace(",", "")
+    text = text.replace("-$", "-", 1)
+    if not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?|-?\.[0-9]+", text):
+        raise ValueError(f"ground_truth is {given[:40]!r}, expected a plain number such as '1234' or '-2.5'")
+    return text
 
 
-@REWARDS.register("gsm8k", "openai/gsm8k", "steepest/arithmetic", modes=MODES, check_ground_truth=_truth)
+def _plain_answers(ground_truth: Any) -> list[str]:
+    return [f"#### {_truth(ground_truth)}"]
+
+
+@REWARDS.register(
+    "gsm8k",
+    "openai/gsm8k",
+    "steepest/arithmetic",
+    modes=MODES,
+    check_ground_truth=_truth,
+    plain_answers=_plain_answers,
+)
 def gsm8k(
     data_source: str,
     solution_str: str,

@@ -212,6 +212,10 @@ def _truth(ground_truth: Any) -> str:
     return truth
 
 
+def _plain_answers(ground_truth: Any) -> list[str]:
+    return [f"\\boxed{{{_truth(ground_truth)}}}"]
+
+
 @REWARDS.register(
     "math",
     "lighteval/MATH",
@@ -221,6 +225,7 @@ def _truth(ground_truth: Any) -> str:
     "math_dapo_reasoning",
     "aime*",
     check_ground_truth=_truth,
+    plain_answers=_plain_answers,
     prepare=prepare,
 )
 def math(

@@ -130,13 +130,19 @@ def _by_sentence(text: str) -> str | None:
 
 def _truth(ground_truth: Any) -> str:
     text = ground_truth_text(ground_truth)
-    match = re.fullmatch(r"[(\[]?([A-Za-z])[)\].]?", text)
-    if match is None:
-        raise ValueError(f"ground_truth is {text[:40]!r}, expected one letter such as 'B'")
-    return match[1].upper()
+    found = statements(text)
+    letter = choice(found[-1].text if found else text)
+    if letter is None:
+        index = " A number does not say whether 0 or 1 is A." if text.isdigit() else ""
+        raise ValueError(f"ground_truth is {text[:40]!r}, expected one letter such as 'B', '(B)' or 'B) Paris'.{index}")
+    return letter
 
 
-@REWARDS.register("multiple_choice", check_ground_truth=_truth)
+def _plain_answers(ground_truth: Any) -> list[str]:
+    return [f"Answer: {_truth(ground_truth)}"]
+
+
+@REWARDS.register("multiple_choice", check_ground_truth=_truth, plain_answers=_plain_answers)
 def multiple_choice(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None
 ) -> dict[str, float]:

@@ -110,8 +110,14 @@ def load_rows(config: Config) -> Data:
 
 
 def check_ground_truths(prompts: Sequence[Prompt], functions: Sequence[WeightedFunction] = ()) -> None:
-    """Raises DataError for the first row whose ground truth no answer could equal by one of the rewards."""
+    """Raises DataError for the first row whose ground truth no answer could equal by one of the rewards. Equal ground
+    truths are checked once."""
+    checked: set[tuple[str, str]] = set()
     for prompt in prompts:
+        key = (prompt.data_source, repr(prompt.ground_truth))
+        if key in checked:
+            continue
+        checked.add(key)
         problem = ground_truth_problem(prompt.data_source, prompt.ground_truth, functions)
         if problem is not None:
             raise DataError(
