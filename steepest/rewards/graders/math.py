@@ -4,8 +4,8 @@ answers.py finds the answer (the last `\boxed{...}`, `Answer: ...`, ...), so tha
 wrong. spelling.py brings both sides into one spelling, units.py takes units off, structure.py reads lists, intervals
 and equations, and evaluate.py compares single expressions by their values, read with the parser of math-verify.
 
-What an expression costs is counted before it is read (cost.py); one that is too expensive is compared as text. No signal and
-no clock is used: the time limit of the worker process (`reward.timeout_s`) is the last resort.
+What an expression costs is counted before it is read (cost.py); one that is too expensive is compared as text. No
+signal and no clock is used: the time limit of the worker process (`reward.timeout_s`) is the last resort.
 """
 
 from __future__ import annotations
