@@ -242,7 +242,7 @@ class RewardPool:
                 self._give_up(worker, call)
 
     def _deadline(self, worker: WorkerProcess) -> float:
-        return worker.since + (self.timeout_s if worker.begun else self.start_seconds)
+        return worker.since + (self.timeout_s if worker.begun and not worker.preparing else self.start_seconds)
 
     def _read(self, worker: WorkerProcess, call: _Call | None) -> None:
         try:
@@ -258,8 +258,8 @@ class RewardPool:
                 raise ConfigError(rest[0])
             if kind == "ready":
                 worker.ready, self._sources = True, rest[0]
-            elif kind == "begun":
-                worker.begun = True
+            elif kind in ("begun", "preparing"):
+                worker.begun, worker.preparing = True, kind == "preparing"
             elif call is not None:
                 call.finish(worker.chunk.popleft(), _result(kind, rest))
 
@@ -280,6 +280,9 @@ class RewardPool:
             what = f"{_CUSTOM}={self._custom[0]!r}: importing it" if self._custom else "a reward worker"
             raise ConfigError(f"{what} took more than {self.start_seconds:g} s to start.")
         if call is not None:
+            if worker.preparing:
+                self._take_back(worker, call, f"its preparation took more than {self.start_seconds:g} s")
+                return
             wrong = {function.label: 0.0 for function in self._functions}
             result = RewardResult(0.0, {"acc": 0.0}, scores=wrong, timed_out=True) if self._built_in else None
             self._take_back(worker, call, f"timeout after {self.timeout_s:g} s", result)

@@ -328,6 +328,19 @@ def test_an_answer_that_takes_too_long_to_grade_scores_zero_and_ends_no_run(slow
     ]
 
 
+def test_a_preparation_is_not_on_the_time_of_a_sample(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time\n"
+        "from steepest.rewards.api import REWARDS\n"
+        "@REWARDS.register('prepared', prepare=lambda: time.sleep(1.5))\n"
+        "def prepared(data_source, solution_str, ground_truth, extra_info=None): return 1.0\n"
+    )
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), str(root))))
+    with RewardPool(timeout_s=1.0, num_workers=1) as pool:
+        assert pool.score([RewardRequest("row:0", "prepared", "x", "1")]) == [RewardResult(1.0)]
+
+
 def test_a_slow_function_or_pattern_of_the_users_own_is_a_failure():
     pattern = WeightedFunction("format", 1.0, {"pattern": "(a+)+$"})
     with (

@@ -185,9 +185,9 @@ def _ratio(text: str) -> str:
 
 
 def prepare() -> None:
-    """Import the parser of math-verify and sympy (about a second)."""
-    import latex2sympy2_extended  # noqa: F401 (the import is the work)
-    import mpmath  # noqa: F401
+    """Import the parser of math-verify and sympy (a second, longer on a busy machine), and read a first expression: the
+    parser builds its tables with it."""
+    same("\\frac{1}{2}+x", "x+0.5")
 
 
 def _truth(ground_truth: Any) -> str:
