@@ -81,6 +81,10 @@ class RewardPool:
         self.start_seconds = start_seconds
         self.error_rate = 0.0  # share of failed samples in the last call of `score`
         self._functions = tuple(functions)
+        # What takes long in a built-in grader is a text of the policy. In a function or a pattern of the user's own it
+        # may be that function.
+        own = [one for one in functions if is_own_code(one.name) or "pattern" in one.options]
+        self._built_in = custom is None and not own
         self._custom = (str(Path(custom[0]).expanduser().resolve()), custom[1]) if custom else None
         self._custom_kwargs = dict(custom_kwargs or {})
         self._has_own_code = custom is not None or any(is_own_code(function.name) for function in functions)
@@ -175,7 +179,8 @@ class RewardPool:
 
         A sample fails when its function raises, returns no finite number, runs longer than `timeout_s` or takes the
         worker down with it. It gets score None and the reason; other samples are not affected. `error_rate` is the
-        share of failures, and one warning reports them (logger "steepest.rewards").
+        share of failures, and one warning reports them (logger "steepest.rewards"). A response on which a built-in
+        grader runs longer than `timeout_s` is wrong and no failure: it scores 0 and is marked `timed_out`.
 
         Raises RewardError as soon as more samples have failed than `allowed_failures`, or when workers cannot run.
         """
@@ -200,6 +205,14 @@ class RewardPool:
                 )
         if call.failed:
             _LOG.warning("%s These rows get no score.", call.failure_text())
+        slow = [
+            one.sample_id for one, result in zip(requests, call.results, strict=True) if result and result.timed_out
+        ]
+        if slow:
+            _LOG.warning(
+                "reward: %d of %d responses took more than %g s to grade and score 0. First: sample %s.",
+                len(slow), len(requests), self.timeout_s, slow[0],
+            )  # fmt: skip
         return [result for result in call.results if result is not None]
 
     @contextlib.contextmanager
@@ -252,7 +265,7 @@ class RewardPool:
                 self._give_up(worker, call)
 
     def _deadline(self, worker: WorkerProcess) -> float:
-        return worker.since + (self.timeout_s if worker.begun else self.start_seconds)
+        return worker.since + (self.timeout_s if worker.begun and not worker.preparing else self.start_seconds)
 
     def _read(self, worker: WorkerProcess, call: _Call | None) -> None:
         try:
@@ -268,8 +281,8 @@ class RewardPool:
                 raise ConfigError(rest[0])
             if kind == "ready":
                 worker.ready, self._sources, self._own = True, rest[0], rest[1]
-            elif kind == "begun":
-                worker.begun = True
+            elif kind in ("begun", "preparing"):
+                worker.begun, worker.preparing = True, kind == "preparing"
             elif call is not None:
                 call.finish(worker.chunk.popleft(), _result(kind, rest))
 
@@ -290,11 +303,16 @@ class RewardPool:
             what = f"{_CUSTOM}={self._custom[0]!r}: importing it" if self._custom else "a reward worker"
             raise ConfigError(f"{what} took more than {self.start_seconds:g} s to start.")
         if call is not None:
-            self._take_back(worker, call, f"timeout after {self.timeout_s:g} s")
+            if worker.preparing:
+                self._take_back(worker, call, f"its preparation took more than {self.start_seconds:g} s")
+                return
+            wrong = {function.label: 0.0 for function in self._functions}
+            result = RewardResult(0.0, {"acc": 0.0}, scores=wrong, timed_out=True) if self._built_in else None
+            self._take_back(worker, call, f"timeout after {self.timeout_s:g} s", result)
 
-    def _take_back(self, worker: WorkerProcess, call: _Call, why: str) -> None:
+    def _take_back(self, worker: WorkerProcess, call: _Call, why: str, result: RewardResult | None = None) -> None:
         if worker.begun:
-            call.finish(worker.chunk.popleft(), RewardResult(None, error=why))
+            call.finish(worker.chunk.popleft(), result or RewardResult(None, error=why))
         else:
             call.num_silent_deaths += 1
             if call.num_silent_deaths >= _SILENT_DEATHS:

@@ -6,6 +6,7 @@ Wire, child to parent: JSON, so that the parent never unpickles what a scoring p
     ["ready", {data_source: [modes]}, [own functions]] or ["refused", [problems]]      once
     ["begun"]                                                         a list has arrived, its first sample starts;
                                                                       again when its preparations are over
+    ["preparing"]                                                     a sample waits for them, up to the next "begun"
     ["scored", score, parts, scores] or ["failed", "TypeName: message (file:line)"]
                                                                       once a sample, in order; the next one starts
 
@@ -50,28 +51,33 @@ class Scorer:
         self._mode = setup.mode
         self._loop: asyncio.AbstractEventLoop | None = None
         self._source = ""  # file of the function that is running
+        self._prepared: set[Callable[[], None]] = set()
 
-    def score(self, payload: bytes, begin: Callable[[], None]) -> list[Any]:
+    def score(self, payload: bytes, announce: Callable[[str], None]) -> list[Any]:
         """The message about one sample. Any exception of the function, also SystemExit, becomes a "failed" message.
 
-        `begin` is called after a preparation, if there was one: the sample's time starts then.
+        `announce` gets "preparing" before and "begun" after a preparation, if there is one: the sample's time starts
+        then.
         """
         self._source = ""
         try:
             request: RewardRequest = pickle.loads(payload)
-            self._prepare(request.data_source, begin)
+            self._prepare(request.data_source, announce)
             result = self._by_custom(request) if self._custom else self._by_functions(request)
         except BaseException as error:
             return ["failed", describe(error, self._source)]
         return ["scored", result.score, result.parts, result.scores]
 
-    def _prepare(self, data_source: str, begin: Callable[[], None]) -> None:
+    def _prepare(self, data_source: str, announce: Callable[[str], None]) -> None:
         wanted = [] if self._custom else preparations(self._functions, data_source)
-        before = prepare_once.cache_info().misses
-        for prepare in wanted:
+        new = [prepare for prepare in wanted if prepare not in self._prepared]
+        if not new:
+            return
+        announce("preparing")
+        for prepare in new:
             prepare_once(prepare)
-        if prepare_once.cache_info().misses > before:
-            begin()
+            self._prepared.add(prepare)
+        announce("begun")
 
     def _by_custom(self, request: RewardRequest) -> RewardResult:
         custom = self._custom
@@ -204,7 +210,7 @@ def serve(wire: Connection) -> None:
         chunk: list[bytes] = wire.recv()
         send(["begun"])
         for payload in chunk:
-            send(scorer.score(payload, lambda: send(["begun"])))
+            send(scorer.score(payload, lambda kind: send([kind])))
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from steepest.errors import DataError, key_names
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.loggers.jsonl import SampleLog, read_metrics
-from steepest.models.load import longest_sequence_of, text_ids
+from steepest.models.load import end_token_ids, longest_sequence_of, text_ids
 from steepest.process.openmp_waiting import adaptive_waiting
 from steepest.process.start_timing import Laps
 from steepest.process.threads import describe_threads
@@ -43,6 +43,7 @@ from steepest.rewards.weighted import ground_truth_problem
 from steepest.trainer import build_step
 from steepest.trainer.build_rewards import Rewards, add_reward_model, build_rewards
 from steepest.trainer.experience.dynamic_sampling import PromptPosition
+from steepest.trainer.experience.response_text import ResponseText
 from steepest.trainer.experience.scoring import Scorer
 from steepest.trainer.experience.single_turn import StepRollouts
 from steepest.trainer.loop import Schedule, run_steps
@@ -145,8 +146,14 @@ def load_rows(config: Config) -> Data:
 
 
 def check_ground_truths(prompts: Sequence[Prompt], functions: Sequence[WeightedFunction] = ()) -> None:
-    """Raises DataError for the first row whose ground truth no answer could equal by one of the rewards."""
+    """Raises DataError for the first row whose ground truth no answer could equal by one of the rewards. Equal ground
+    truths are checked once."""
+    checked: set[tuple[str, str]] = set()
     for prompt in prompts:
+        key = (prompt.data_source, repr(prompt.ground_truth))
+        if key in checked:
+            continue
+        checked.add(key)
         problem = ground_truth_problem(prompt.data_source, prompt.ground_truth, functions)
         if problem is not None:
             raise DataError(
@@ -198,7 +205,10 @@ class Job:
     ) -> None:
         self.sources, self.observers = sources, observers
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
-        self.scorer = Scorer(rewards, tokenizer, rewards.costs, text_ids(tokenizer))
+        writer = ResponseText(tokenizer, config.reward.skip_special_tokens, end_token_ids(folders["actor"], tokenizer))
+        self.scorer = Scorer(rewards, writer, rewards.costs, text_ids(tokenizer))
+        for note in writer.notes([*data.train, *data.val]):
+            say(note)
         self.folder = Path(str(config.trainer.default_local_dir))
         self.plan: Plan = make_plan(
             config,
