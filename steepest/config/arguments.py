@@ -6,6 +6,8 @@ interpolations work. No Hydra app is started: no outputs folder, no change of di
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ def read_arguments(argv: list[str]) -> Arguments:
     out = Arguments()
     overrides = _read_flags(argv, out)
     _read_file(out)
-    for text in overrides:
+    for text in _whole_settings(overrides, out):
         try:
             out.assignments.append(read_override(text))
         except ValueError as error:
@@ -94,6 +96,54 @@ def _read_flags(argv: list[str], out: Arguments) -> list[str]:
     return rest
 
 
+_PIECE = re.compile(r"[^\s{}\[\]]+:[-+]?[\d.]+(e[-+]?\d+)?")
+"""`name:number`: one entry of a mapping from which a shell has taken the braces."""
+
+
+def _whole_settings(words: list[str], out: Arguments) -> list[str]:
+    """The words without those that a shell has made of one setting: cut at its spaces, or at the commas of its braces.
+    Each such setting is one problem, which shows how to write it."""
+    whole: list[str] = []
+    while words:
+        first, rest = words[0], words[1:]
+        key, _, value = first.partition("=")
+        if _open_brackets(value) > 0:
+            pieces = [first]
+            while rest and _open_brackets(" ".join(pieces).partition("=")[2]) > 0:
+                pieces.append(rest.pop(0))
+            joined = " ".join(pieces)
+            if len(pieces) > 1 and _open_brackets(joined.partition("=")[2]) == 0:
+                out.problems.append(f"{key}: the shell has cut this setting at its spaces. Write {in_quotes(joined)}")
+                words = rest
+                continue
+        end = next((i for i, word in enumerate(words) if word.partition("=")[0] != key), len(words))
+        pieces = words[:end]
+        values = [piece.partition("=")[2] for piece in pieces]
+        if len(pieces) > 1 and all(one.count(":") for one in values) and any(map(_PIECE.fullmatch, values)):
+            entries = ", ".join(": ".join(one.rsplit(":", 1)) for one in values)
+            out.problems.append(
+                f"{key}: given {len(pieces)} times, which is what a shell makes of braces without quotes. Write "
+                + in_quotes(f"{key}={{{entries}}}")
+            )
+            words = words[len(pieces) :]
+            continue
+        whole.append(first)
+        words = words[1:]
+    return whole
+
+
+def _open_brackets(value: str) -> int:
+    """How many brackets are not closed, where the value is a list or a mapping."""
+    if not value.startswith(("[", "{")):
+        return 0
+    return sum(value.count(mark) for mark in "[{") - sum(value.count(mark) for mark in "]}")
+
+
+def in_quotes(setting: str) -> str:
+    """A setting as a shell has to get it."""
+    return shlex.quote(setting)
+
+
 def read_override(text: str) -> Assignment:
     """One `key=value`, `+key=value`, `++key=value` or `~key`. Raises ValueError with the whole message."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -104,8 +154,9 @@ def read_override(text: str) -> Assignment:
         raise ValueError(f"{text!r}: not a setting. Write key=value, e.g. trainer.device=cpu.")
     if not bare.partition("=")[0].strip():
         raise ValueError(f"{text!r}: no key before the equals sign. Write key=value, without spaces around it.")
+    named, names = _name_own_code(text)
     try:
-        override = OverridesParser.create().parse_override(text)
+        override = OverridesParser.create().parse_override(named)
     except HydraException:
         return _read_loosely(text)
     key = override.get_key_element().lstrip("+~")
@@ -115,13 +166,40 @@ def read_override(text: str) -> Assignment:
             f"{key}={value}: several values for one key make a sweep, and Steepest makes one run a command. "
             f"A list is written '{key}=[{value}]'."
         )
-    return Assignment(key, override.value(), COMMAND_LINE, override.is_delete(), "=" in text)
+    return Assignment(key, _with_names(override.value(), names), COMMAND_LINE, override.is_delete(), "=" in text)
+
+
+_OWN_CODE = re.compile(r"""(?P<quote>['"]?)(?P<name>[^\s{}\[\],:='"]+:[A-Za-z_]\w*)(?P=quote)(?=\s*:)""")
+"""`my_reward.py:f` before the colon of a mapping, with or without quotes of its own. Hydra takes the name up to its own
+colon as the name, and quotes for an error."""
+
+
+def _name_own_code(text: str) -> tuple[str, dict[str, str]]:
+    """The override with words that Hydra reads in place of `file.py:function` in mappings, and what they stand for."""
+    key, _, value = text.partition("=")
+    names: dict[str, str] = {}
+
+    def word(found: re.Match[str]) -> str:
+        names[f"own_code_{len(names)}"] = found["name"]
+        return f"own_code_{len(names) - 1}"
+
+    return (f"{key}={_OWN_CODE.sub(word, value)}", names) if value.startswith(("{", "[{")) else (text, names)
+
+
+def _with_names(value: Any, names: dict[str, str]) -> Any:
+    """A value with those words replaced by what they stand for."""
+    if isinstance(value, dict):
+        return {names.get(name, name): _with_names(entry, names) for name, entry in value.items()}
+    return [_with_names(entry, names) for entry in value] if isinstance(value, list) else value
 
 
 def _read_loosely(text: str) -> Assignment:
     """What Hydra's grammar refuses although the meaning is plain: ~/a.parquet, run (1), a=b in a value, Jinja text."""
     key, _, value = text.partition("=")
     bare = key.lstrip("+~")
+    if found := re.fullmatch(r"(reward\.functions)\.(\S+\.py:\w+)", bare):
+        shown = in_quotes(f"{found[1]}={{{found[2]}: {value}}}")
+        raise ValueError(f"{bare}: the name of a file cannot be a part of a key. Write {shown}.")
     if not all(part.isidentifier() for part in bare.replace("-", "_").split(".")):
         raise ValueError(f"{text!r}: {bare!r} is not a key. Keys look like trainer.device; write key=value.")
     if value[:1] in ("[", "{", "'", '"') and not value.startswith(("{%", "{{", "{#")):

@@ -30,6 +30,14 @@ class KeyBook:
                 return leaf, True
         return None, False
 
+    def true_name(self, key: str) -> str:
+        """The key that `key`, or the section or mapping that it is in, is a second name of; any other key as it is."""
+        parts = key.split(".")
+        for i in range(len(parts), 0, -1):
+            if name := self.aliases.get(".".join(parts[:i])):
+                return ".".join([name, *parts[i:]])
+        return key
+
     def is_ignored(self, key: str) -> bool:
         """Accepted without a field of its own."""
         return key in self.no_effect

@@ -173,7 +173,7 @@ class _Loading(Generic[ConfigT]):
 
     def _assign(self, a: Assignment) -> None:
         """Store one assignment, or report why it cannot be stored."""
-        key = self.book.aliases.get(a.key, a.key)
+        key = self.book.true_name(a.key)
         if a.value == MISSING and not a.delete:
             return
         if key in self.sections or (isinstance(a.value, dict) and a.value and key not in self.book.leaves):

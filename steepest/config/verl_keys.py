@@ -32,6 +32,7 @@ class Refusal:
 ALIASES = {
     "reward.custom_reward_function.path": "custom_reward_function.path",
     "reward.custom_reward_function.name": "custom_reward_function.name",
+    "reward.custom_reward_function.reward_kwargs": "custom_reward_function.reward_kwargs",
     "reward_model.enable": "reward.reward_model.enable",
     "reward_model.model.path": "reward.reward_model.model_path",
     "reward_model.model.trust_remote_code": "reward.reward_model.trust_remote_code",
@@ -88,7 +89,11 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     ("data.return_raw_chat", "Each response carries its data row, the messages included.", (True, False)),
     ("data.validation_shuffle", "Validation always takes the file's order, so that answers can be compared.", _OFF),
     ("data.{image_key,video_key,audio_key,image_patch_size,mm_processor_kwargs}", "Text only in this version.", ()),
-    ("data.custom_cls", "Data is read from parquet, jsonl or json: write your rows there (data.train_files).", (None,)),
+    (
+        "data.custom_cls",
+        "Data is read from files or a hub; docs/own_data.md has the columns (data.train_files).",
+        (None,),
+    ),
     ("data.sampler", "The order is data.shuffle with data.seed.", (None,)),
     # actor, reference, critic
     (f"{{{ACTOR},{REF},critic}}.strategy", f"{_ONE_PROCESS}; nothing is sharded.", ("fsdp", "fsdp2")),

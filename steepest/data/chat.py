@@ -35,6 +35,8 @@ class EncodeReport:
     truncation: str = "error"
     num_bos_removed: int = 0
     has_generation_prompt: bool = True
+    unread: tuple[str, ...] = ()
+    """Fields of messages that the chat template writes nothing of."""
     what: str = "prompts"
 
     def describe(self) -> str:
@@ -48,6 +50,8 @@ class EncodeReport:
             text += f" The chat template doubled the BOS token in {self.num_bos_removed:,}: one was kept."
         if not self.has_generation_prompt:
             text += " The chat template adds no generation prompt: normal for [INST] templates, wrong for most others."
+        if self.unread:
+            text += f" The chat template does not read these fields of messages: {', '.join(self.unread)}."
         return text
 
 
@@ -78,6 +82,7 @@ def encode_prompts(
         for prompt in prompts
     ]
     _check_template_reads_messages(prompts, texts)
+    unread = unread_parts([(prompt.uid, prompt.messages) for prompt in prompts], tokenizer, template_kwargs)
     ids, num_bos_removed = tokenize(texts, tokenizer)
     too_long = {place for place, row in enumerate(ids) if len(row) > max_prompt_length}
     report = EncodeReport(
@@ -88,6 +93,7 @@ def encode_prompts(
         max_length=max_prompt_length,
         truncation=truncation,
         num_bos_removed=num_bos_removed,
+        unread=unread,
         has_generation_prompt=not prompts or _has_generation_prompt(prompts[0], texts[0], tokenizer, template_kwargs),
     )
     if too_long and not filter_overlong and truncation == "error":
@@ -113,6 +119,57 @@ def _check_template_reads_messages(prompts: Sequence[Prompt], texts: Sequence[st
             f"the chat template makes the same text of all {len(prompts)} prompts, {texts[0][:80]!r}: it does not read "
             f"the messages. Give another with {setting('custom_chat_template')}."
         )
+
+
+def unread_parts(
+    rows: Sequence[tuple[str, list[dict[str, Any]]]], tokenizer: Any, template_kwargs: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    """Fields of messages (`name`, ...) that the template does not read, found by rendering the first row that has the
+    field without it. rows: (uid, messages).
+
+    Raises DataError where that loses content: `tool_calls`, or all messages of a role.
+    """
+    fields: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {}
+    roles: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {}
+    for uid, messages in rows:
+        for place, message in enumerate(messages):
+            for name in message:
+                if name not in ("role", "content") and name not in fields:
+                    bare = {key: value for key, value in message.items() if key != name}
+                    fields[name] = uid, messages, [*messages[:place], bare, *messages[place + 1 :]]
+            if message["role"] not in roles and message["content"].strip() and len(messages) > 1:
+                roles[message["role"]] = uid, messages, messages[:place] + messages[place + 1 :]
+    for role, case in roles.items():
+        if _same_text(*case, tokenizer, template_kwargs):
+            raise DataError(
+                f"row {case[0]}: the model's chat template writes nothing of a message of the role {role!r}, so the "
+                f"model would not see it. Write it as another role, or give a template with "
+                f"{setting('custom_chat_template')}."
+            )
+    unread = tuple(name for name, case in fields.items() if _same_text(*case, tokenizer, template_kwargs))
+    if "tool_calls" in unread:
+        raise DataError(
+            f"row {fields['tool_calls'][0]}: a message has tool_calls, and the model's chat template does not write "
+            f"them, so the model would not see them. Write them into its content, or give a template with "
+            f"{setting('custom_chat_template')}."
+        )
+    return unread
+
+
+def _same_text(
+    uid: str,
+    messages: list[dict[str, Any]],
+    less: list[dict[str, Any]],
+    tokenizer: Any,
+    template_kwargs: Mapping[str, Any] | None,
+) -> bool:
+    def text(some: list[dict[str, Any]]) -> str:
+        return render(some, tokenizer, where=uid, add_generation_prompt=False, template_kwargs=template_kwargs)
+
+    try:
+        return text(messages) == text(less)
+    except DataError:  # the template needs what was taken out
+        return False
 
 
 def _overlong(prompts: Sequence[Prompt], ids: list[list[int]], limit: int, num: int) -> DataError:

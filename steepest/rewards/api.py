@@ -44,7 +44,8 @@ def entry_for(data_source: str) -> Entry | None:
 
 
 class RewardFunction(Protocol):
-    """A reward function, built in or the user's; always called with these four keywords.
+    """A reward function with this project's keywords. A user's function may leave some out, or take TRL's instead
+    (`signatures.py`).
 
     Returns a number, a bool, or a mapping with "score" and other numbers. It may be `async def`.
     """
@@ -65,6 +66,7 @@ class RewardRequest:
     extra_info: dict[str, Any] = field(default_factory=dict)
     num_tokens: int | None = None  # of the response, in the policy's tokens, the end token included
     messages: Sequence[Mapping[str, Any]] = ()  # the conversation that the response answers
+    is_text: bool = False  # the row's prompt was a text, not messages
     opening: str = ""  # what the chat template has opened of the response at the end of the prompt, such as "<think>\n"
 
     @property

@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -39,6 +39,7 @@ class RewardPool:
 
     custom:         (path, name) of the user's function (`custom_reward_function.path`, `.name`); it then scores every
                     row, whatever its data_source. None: `functions`
+    custom_kwargs:  further keywords of that function
     functions:      the rewards of `reward.functions` that run here; their weighted sum is the score. Empty: the reward
                     that the row's data_source chooses
     mode:           `reward.mode` of the built-in functions that have modes
@@ -56,6 +57,7 @@ class RewardPool:
         self,
         *,
         custom: tuple[str, str] | None = None,
+        custom_kwargs: Mapping[str, Any] | None = None,
         functions: Sequence[WeightedFunction] = (),
         mode: str = "strict",
         num_workers: int | None = None,
@@ -84,6 +86,9 @@ class RewardPool:
         own = [one for one in functions if is_own_code(one.name) or "pattern" in one.options]
         self._built_in = custom is None and not own
         self._custom = (str(Path(custom[0]).expanduser().resolve()), custom[1]) if custom else None
+        self._custom_kwargs = dict(custom_kwargs or {})
+        self._has_own_code = custom is not None or any(is_own_code(function.name) for function in functions)
+        self._own: list[dict[str, Any]] = []  # how the user's functions are called, as the workers say
         self._sources: dict[str, list[str]] | None = None  # what the workers can score: data_source -> modes
         self._workers: list[WorkerProcess] = []
         self._lock = threading.RLock()
@@ -110,30 +115,45 @@ class RewardPool:
         with self._lock:
             self._start_workers(self.num_workers)
 
-    def check(self, data_sources: Iterable[str]) -> None:
-        """Start the workers and check that all rows can be scored, before the run starts.
+    def check(self, data_sources: Iterable[str], columns: Collection[str] | None = None) -> list[str]:
+        """Start the workers and check that all rows can be scored, before the run starts. `columns`: what every row
+        has in its extra_info. Returns how each function of the user's own is called, one sentence each.
 
         Raises ConfigError when the user's function cannot be imported or called, or `reward.mode` is not one of the
-        modes; DataError when a data_source has no reward.
+        modes; DataError when a data_source has no reward, or a function has a parameter that no column fills.
         """
         with self._lock, self._killing_on_error():
             self._start_workers(self.num_workers)
             while self._sources is None:
                 self._read_workers(None)
+        self._check_columns(columns)
+        notes = [str(one["how"]) for one in self._own]
         if self._custom is not None:
             if self.mode != "strict":
                 raise ConfigError(
                     f"{_MODE}={self.mode!r} has no effect with {_CUSTOM}, which scores "
                     "every row. Leave one of the two out."
                 )
-            return
+            return notes
         sources = sorted(set(data_sources))
         if not self._functions:
             self._check_sources(sources, self._sources)
-            return
+            return notes
         others = [function.name for function in self._functions if function.name in self._sources]
         by_source = any(function.name == GRADER for function in self._functions)
         self._check_sources([*others, *(sources if by_source else [])], self._sources)
+        return notes
+
+    def _check_columns(self, columns: Collection[str] | None) -> None:
+        if columns is None:
+            return
+        for one in self._own:
+            if missing := [name for name in one["columns"] if name not in columns]:
+                raise DataError(
+                    f"reward {one['label']}: nothing fills its parameter {', '.join(missing)}. It gets prompts, "
+                    f"completions, ground_truth, data_source, extra_info and the columns that every row has: "
+                    f"{', '.join(sorted(columns)) or 'none'}. Rename the parameter or the column, or give it a default."
+                )
 
     def _check_sources(self, data_sources: list[str], known: dict[str, list[str]]) -> None:
         names = {source: match_name(source, known) for source in data_sources}
@@ -167,7 +187,7 @@ class RewardPool:
         if os.getpid() != self._owner:
             raise RewardError("a RewardPool cannot be used in a fork of the process that made it; make one there")
         with self._lock, self._killing_on_error():
-            call = _Call(requests, allowed_failures(len(requests), self.max_error_rate))
+            call = _Call(requests, allowed_failures(len(requests), self.max_error_rate), self._has_own_code)
             self.error_rate = 0.0
             try:
                 while call.num_left and not call.hopeless:
@@ -212,7 +232,10 @@ class RewardPool:
             raise RewardError("this RewardPool is closed")
         while len(self._workers) < min(wanted, self.num_workers):
             import_path = tuple(entry for entry in sys.path if isinstance(entry, str))
-            setup = Setup(self._custom, self._functions, self.mode, import_path, os.environ.get("PYTHONPATH"))
+            python_path = os.environ.get("PYTHONPATH")
+            setup = Setup(
+                self._custom, self._functions, self.mode, import_path, python_path, custom_kwargs=self._custom_kwargs
+            )
             self._workers.append(WorkerProcess(setup))
 
     def _hand_out(self, call: _Call) -> None:
@@ -257,7 +280,7 @@ class RewardPool:
                 self._workers.remove(worker)
                 raise ConfigError(rest[0])
             if kind == "ready":
-                worker.ready, self._sources = True, rest[0]
+                worker.ready, self._sources, self._own = True, rest[0], rest[1]
             elif kind == "begun":
                 worker.begun = True
             elif call is not None:
@@ -298,7 +321,7 @@ class RewardPool:
 class _Call:
     """The state of one `score` call."""
 
-    def __init__(self, requests: Sequence[RewardRequest], allowed: int) -> None:
+    def __init__(self, requests: Sequence[RewardRequest], allowed: int, with_messages: bool) -> None:
         self.requests, self.allowed = requests, allowed
         self.results: list[RewardResult | None] = [None] * len(requests)
         self.num_left = len(requests)
@@ -308,7 +331,8 @@ class _Call:
         self.waiting: deque[int] = deque()
         for number, request in enumerate(requests):
             try:
-                self.payloads.append(pickle.dumps(replace(request, messages=()), protocol=pickle.HIGHEST_PROTOCOL))
+                sent = request if with_messages else replace(request, messages=())
+                self.payloads.append(pickle.dumps(sent, protocol=pickle.HIGHEST_PROTOCOL))
                 self.waiting.append(number)
             except Exception as error:  # pickling runs foreign code, which may raise anything
                 self.payloads.append(b"")

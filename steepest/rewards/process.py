@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Setup:
     mode: str  # reward.mode, for the functions that have modes
     import_path: tuple[str, ...]  # sys.path of the parent
     python_path: str | None  # PYTHONPATH as the user has it, for programs that a reward starts
+    custom_kwargs: Mapping[str, Any] = field(default_factory=dict)  # further keywords of the user's function
 
     def apply(self) -> None:
         """Set this process's import path to the parent's, and restore the user's PYTHONPATH for child processes."""

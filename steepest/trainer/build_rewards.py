@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -83,10 +83,9 @@ class Rewards:
         if self.pool is not None:
             self.pool.start()
 
-    def check(self, data_sources: Iterable[str]) -> None:
+    def check(self, data_sources: Iterable[str], columns: Collection[str] | None = None) -> list[str]:
         """See that all rows can be scored; raises ConfigError and DataError, see `RewardPool.check`."""
-        if self.pool is not None:
-            self.pool.check(data_sources)
+        return [] if self.pool is None else self.pool.check(data_sources, columns)
 
     def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         """Results in the order of the requests: the sum of all rewards. What one reward fails on has no score."""
@@ -127,6 +126,7 @@ def build_pool(config: Config, functions: Sequence[WeightedFunction], custom: tu
     reward = config.reward
     return RewardPool(
         custom=custom,
+        custom_kwargs=config.custom_reward_function.reward_kwargs,
         functions=functions,
         num_workers=reward.num_workers,
         timeout_s=reward.timeout_s,

@@ -421,9 +421,11 @@ RULES = [
      "reward.functions: no such reward: mth. Did you mean math? Known: grader, exact, format, gsm8k, length, math, "
      "multiple_choice, numeric, reward_model, judge, or file.py:function of your own."),
     (["reward.functions={math: {weigth: 2}}"],
-     "reward.functions.math={'weigth': 2}: expected its weight, a number, or a mapping {weight: 1.0, option: value}."),
+     "reward.functions.math={weigth: 2}: expected its weight, a number, or a mapping with it: "
+     "'reward.functions={math: {weight: 1.0, option: value}}'."),
     (["reward.functions={math: yes}"],
-     "reward.functions.math=yes: expected its weight, a number, or a mapping {weight: 1.0, option: value}."),
+     "reward.functions.math=yes: expected its weight, a number, or a mapping with it: "
+     "'reward.functions={math: {weight: 1.0, option: value}}'."),
     (["reward.functions={math: 0}"],
      "reward.functions.math: weight 0 changes nothing. Remove it, or give another weight."),
     (["reward.functions={grader: {weight: 1, mode: flexible}}"],
@@ -432,7 +434,7 @@ RULES = [
      "reward.functions: two rewards are called mine, so their scores could not be distinguished. Rename one."),
     (["custom_reward_function.path=/tmp/mine.py", "reward.functions={math: 1}"],
      "custom_reward_function.path=/tmp/mine.py: it scores every row, and reward.functions says otherwise. Remove one; "
-     "in a sum your function is {'/tmp/mine.py:compute_score': 1.0}."),
+     "in a sum your function is 'reward.functions={/tmp/mine.py:compute_score: 1.0}'."),
     (["reward_model.enable=True"],
      "reward.functions names reward_model: set reward.reward_model.model_path, the folder or hub id of the model."),
     (["reward.reward_model.enable=False", "reward.functions={reward_model: 1}"],

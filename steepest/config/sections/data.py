@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from steepest.config.checks import MODEL, Deriver, IsSet, Section
-from steepest.config.types import DERIVED, File, Mapping, MinusOneOr, Positive, RequiredFiles, Seed
+from steepest.config.types import DERIVED, File, Hub, Mapping, MinusOneOr, Positive, RequiredFiles, Seed
 
 if TYPE_CHECKING:
     from steepest.config.schema import Config, SFTConfig
@@ -20,9 +20,10 @@ class DataConfig:
     """`data`: the prompts."""
 
     train_files: RequiredFiles = ()
-    """One file or a list: parquet, jsonl or json."""
+    """What to train on, one name or a list: a file (parquet, jsonl, json, csv, tsv), or a data set on a hub
+    (`OWNER/NAME:CONFIG:SPLIT`)."""
     val_files: RequiredFiles = ()
-    """One file or a list: parquet, jsonl or json."""
+    """What to validate on, as `train_files`."""
     train_batch_size: Positive = 1024
     """Prompts a step. The last incomplete batch of an epoch is left out."""
     val_batch_size: Positive | None = None
@@ -36,9 +37,17 @@ class DataConfig:
     val_max_samples: Annotated[int, MinusOneOr(1)] = -1
     """Random subset of this many validation rows (seeded by `seed`); -1: all."""
     prompt_key: str = "prompt"
-    """Column with the chat messages."""
+    """Column with the prompt: a text, which becomes one message of the user, or a list of messages."""
+    answer_key: str | None = None
+    """Column with the ground truth; null: `reward_model.ground_truth`, else the column `ground_truth` or `answer`.
+    Ours, not verl's."""
     reward_fn_key: str = "data_source"
-    """Column that names the reward function."""
+    """Column that names the reward function; needed only where each row chooses its own."""
+    ignored_columns: tuple[str, ...] = ()
+    """Columns, such as `tools` or `images`, whose content need not reach the model; otherwise it stops the run. Ours,
+    not verl's."""
+    hub: Hub = DERIVED
+    """Hub of data sets that are no local files; null: the policy's. Ours, not verl's."""
     shuffle: bool = True
     """A new order of the training rows each epoch; off: the order of the file."""
     seed: Seed = 42

@@ -31,6 +31,7 @@ from steepest.config.types import (
     DeviceName,
     File,
     Files,
+    Hub,
     LoggerName,
     Mapping,
     MinusOneOr,
@@ -50,9 +51,10 @@ class SFTDataConfig:
     """`data`: conversations, or prompts with answers."""
 
     train_files: RequiredFiles = ()
-    """One file or a list: parquet, jsonl or json."""
+    """What to train on, one name or a list: a file (parquet, jsonl, json, csv, tsv), or a data set on a hub
+    (`OWNER/NAME:CONFIG:SPLIT`)."""
     val_files: Files = ()
-    """One file or a list; none: no validation."""
+    """What to validate on, as `train_files`; none: no validation."""
     train_batch_size: Positive = 256
     """Samples an optimizer step. The last incomplete batch of an epoch is left out."""
     max_length: Positive = 1024
@@ -66,7 +68,11 @@ class SFTDataConfig:
     prompt_key: str = "prompt"
     """Column with the prompt (text or messages), for files without `messages_key`."""
     response_key: str = "response"
-    """Column with the answer, for files without `messages_key`."""
+    """Column with the answer (text or messages), for files without `messages_key`."""
+    ignored_columns: tuple[str, ...] = ()
+    """Columns, such as `tools` or `images`, whose content need not reach the model; otherwise it stops the run."""
+    hub: Hub = DERIVED
+    """Hub of data sets that are no local files; null: the model's."""
     truncation: Literal["error", "left", "right"] = "error"
     """An overlong sample: stop the run, or cut tokens at its left or right."""
     shuffle: bool = True
@@ -118,6 +124,7 @@ class SFTTrainerConfig:
 @SECTION.null
 def resolve(d: Deriver) -> None:
     resolve_hub(d, "model.hub")
+    d.copy("model.hub", "data.hub")
     d.fill("model.tokenizer_path", d["model.path"] or None, "model.path")
     d.fill("data.max_token_len_per_gpu", max(TOKEN_BUDGET, d["data.max_length"]), "data.max_length")
     resolve_folder(d)

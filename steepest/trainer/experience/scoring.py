@@ -39,6 +39,7 @@ class Scorer:
                 num_tokens=length,
                 messages=sample.messages,
                 opening=self.writer.opening(sample.token_ids),
+                is_text=sample.is_text,
             )
             for sample, text, length in zip(batch.samples, texts, batch.response_lengths.tolist(), strict=True)
         ]

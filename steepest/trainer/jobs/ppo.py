@@ -19,10 +19,11 @@ from steepest.cluster.local import LocalCluster
 from steepest.config.key_names import PPO_KEYS
 from steepest.config.plan import Plan, make_plan
 from steepest.config.schema import Config
-from steepest.config.sections.reward import WeightedFunction, functions_of
+from steepest.config.sections.reward import WeightedFunction, functions_of, reads_data_source, reads_ground_truth
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import encode_prompts
+from steepest.data.hub_sets import FOR_VALIDATION, local_files
 from steepest.data.prompts import Prompt, load_prompts
 from steepest.data.sampler import PromptSampler
 from steepest.devices.api import Device
@@ -71,6 +72,11 @@ class Data:
     notes: tuple[str, ...] = ()
     """What tokenising has to say: how many were kept, dropped and cut."""
 
+    def sources_and_columns(self) -> tuple[set[str], set[str]]:
+        """The data sources of the rows, and the names that every row has in its extra_info."""
+        rows = [*self.train, *self.val]
+        return {row.data_source for row in rows}, set.intersection(*(set(row.extra_info) for row in rows))
+
 
 @key_names(PPO_KEYS)
 def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Observer] = ()) -> Result:
@@ -84,7 +90,8 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
     with adaptive_waiting(), build_rewards(config) as rewards:
         rewards.start()  # the workers import what they need while the rows are read
         rows = load_rows(config)
-        rewards.check({prompt.data_source for prompt in (*rows.train, *rows.val)})
+        for note in rewards.check(*rows.sources_and_columns()):
+            say(note)
         model = config.actor_rollout_ref.model
         sources, section = sources_of(config.trainer), "actor_rollout_ref.model"
         folders = {"actor": sources.folder(f"{section}.path", model.path, model.hub, model.revision)}
@@ -101,9 +108,32 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
 def load_rows(config: Config) -> Data:
     """Both files' rows, checked cell by cell."""
     data = config.data
-    load = partial(load_prompts, prompt_key=data.prompt_key, reward_fn_key=data.reward_fn_key, seed=data.seed, note=say)
-    train = load(data.train_files, max_samples=data.train_max_samples, key="data.train_files")
-    val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files")
+    load = partial(
+        load_prompts,
+        prompt_key=data.prompt_key,
+        answer_key=data.answer_key,
+        reward_fn_key=data.reward_fn_key,
+        ignored_columns=data.ignored_columns,
+        needs_source=reads_data_source(config),
+        needs_truth=reads_ground_truth(config),
+        seed=data.seed,
+        note=say,
+    )
+    fetch = partial(local_files, hub=data.hub, note=say)
+    train_files = fetch(data.train_files, key="data.train_files")
+    val_files = fetch(data.val_files, key="data.val_files", splits=FOR_VALIDATION)
+    found, problems = list[list[Prompt]](), list[str]()
+    for files, most, key in (
+        (train_files, data.train_max_samples, "data.train_files"),
+        (val_files, data.val_max_samples, "data.val_files"),
+    ):
+        try:
+            found.append(load(files, max_samples=most, key=key))
+        except DataError as error:
+            problems += [line for line in error.marked.splitlines() if line not in problems]
+    if problems:  # the right row, which ends the error of each file, once and last
+        raise DataError("\n".join(sorted(problems, key=lambda line: line.startswith("A right row: "))))
+    train, val = found
     if config.custom_reward_function.path is None:
         check_ground_truths([*train, *val], functions_of(config.reward.functions))
     return Data(train, val)

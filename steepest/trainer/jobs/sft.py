@@ -17,6 +17,7 @@ from steepest.config.key_names import SFT_KEYS
 from steepest.config.plan import SFTPlan, make_sft_plan
 from steepest.config.schema import SFTConfig
 from steepest.console import say
+from steepest.data.hub_sets import FOR_VALIDATION, local_files
 from steepest.data.sampler import PromptSampler
 from steepest.data.sft import SFTExample, encode_sft, load_sft_rows
 from steepest.devices.api import Device
@@ -109,11 +110,14 @@ def run_sft(config: SFTConfig) -> SFTResult:
         messages_key=data.messages_key,
         prompt_key=data.prompt_key,
         answer_key=data.response_key,
+        ignored_columns=data.ignored_columns,
         seed=data.seed,
         note=say,
     )
-    train = load(data.train_files, max_samples=data.train_max_samples)
-    val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files") if data.val_files else []
+    fetch = partial(local_files, hub=data.hub, note=say)
+    train = load(fetch(data.train_files, key="data.train_files"), max_samples=data.train_max_samples)
+    val_files = fetch(data.val_files, key="data.val_files", splits=FOR_VALIDATION)
+    val = load(val_files, max_samples=data.val_max_samples, key="data.val_files") if val_files else []
     sources = sources_of(config.trainer)
     folder = sources.folder("model.path", model.path, model.hub, model.revision)
     tokenizer = open_tokenizer(model, "model", folder, sources, trust_remote_code=model.trust_remote_code)
