@@ -228,11 +228,6 @@ def _check_critic_warmup(config: Config, total_steps: int) -> None:
 def _with_notes(plan: Plan, config: Config, num_samples: int, old_log_probs: str) -> Plan:
     actor = config.actor_rollout_ref.actor
     notes = [_kl_note(config)]
-    if config.trainer.save_freq < 0 and not config.trainer.val_only:
-        notes.append(
-            "No checkpoint is written (trainer.save_freq=-1): the trained model is not kept, and a killed run starts "
-            "again. To keep it: trainer.save_freq=N, which also saves at the end."
-        )
     if actor.use_kl_loss:
         notes.append(f"KL in the loss is on: {actor.kl_loss_type}, coefficient {actor.kl_loss_coef:g}.")
     at_one = plan.updates_per_step == 1 and plan.old_log_probs != "rollout"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from steepest.errors import ConfigError, SteepestError
+from steepest.process.stopping import STOP, Stopped, tell
 
 WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 SCHEDSTAT = Path("/proc/self/schedstat")
@@ -44,6 +45,8 @@ LOADED = time.perf_counter()
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+"""128 and the number of the signal, as a shell has it: 130 for Ctrl-C, 143 for SIGTERM."""
+RESUMES = "The same command resumes from the last checkpoint, or starts again if none was written."
 _MAX_PROBLEMS = 20
 """Number of problems shown in full, so that the message fits on a screen."""
 
@@ -54,8 +57,8 @@ def run_entry(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)` and return the exit code of the process: `sys.exit(run_entry(main))`.
 
     `argv` does not hold the program's name; None means the arguments of this process. None from `main` counts as 0. A
-    SteepestError is printed on standard error without traceback (exit code 2), Ctrl-C as one sentence (130). Any other
-    exception is a bug of ours and keeps its traceback.
+    SteepestError is printed on standard error without traceback (exit code 2), a signal as one sentence (128 and its
+    number). Any other exception is a bug of ours and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: main(arguments))
@@ -64,16 +67,16 @@ def run_entry(main: Main, argv: Sequence[str] | None = None) -> int:
 def guarded(call: Callable[[], int | None]) -> int:
     """`run_entry` for a function that takes no arguments."""
     try:
-        code = call()
+        with STOP.watch():
+            code = call()
     except SteepestError as error:
         print(_red(describe(error)), file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
+    except Stopped as stopped:
+        tell(f"Stopped by {stopped.name}. {stopped.note or RESUMES}")
+        return stopped.exit_code
     except KeyboardInterrupt:
-        print(
-            "\nInterrupted. The same command resumes from the last checkpoint, or starts again if none was written.",
-            file=sys.stderr,
-            flush=True,
-        )
+        tell(f"Interrupted. {RESUMES}")
         return EXIT_INTERRUPTED
     return EXIT_OK if code is None else code
 

@@ -33,6 +33,7 @@ from steepest.learner.rng import rng_state, set_rng_state
 from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.process.openmp_waiting import adaptive_waiting
 from steepest.process.start_timing import Laps
+from steepest.process.stopping import STOP
 from steepest.process.threads import describe_threads
 from steepest.rewards.weighted import ground_truth_problem
 from steepest.trainer import build_step
@@ -40,13 +41,13 @@ from steepest.trainer.build_rewards import Rewards, add_reward_model, build_rewa
 from steepest.trainer.experience.dynamic_sampling import PromptPosition
 from steepest.trainer.experience.scoring import Scorer
 from steepest.trainer.experience.single_turn import StepRollouts
-from steepest.trainer.loop import Schedule, run_steps
+from steepest.trainer.loop import BYTES_A_SECOND, Schedule, run_steps
 from steepest.trainer.ppo import Observer
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.run.health import Health, Limits
-from steepest.trainer.run.hooks import Run, validation_history, write_jsonl
+from steepest.trainer.run.hooks import Run, is_finished, owes_validation, validation_history, write_jsonl
 from steepest.trainer.run.model_sources import ModelSources, sources_of
-from steepest.trainer.run.resume import find_start, require_work
+from steepest.trainer.run.resume import find_start, finished_message
 from steepest.trainer.run.summary import end_summary, start_summary
 from steepest.trainer.run.validation import Evaluator
 
@@ -157,6 +158,8 @@ class Job:
             ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator).spec,
             half_precision=build_step.half_precision(config, device),
         )
+        trainer = config.trainer
+        self.schedule = Schedule(self.plan.total_steps, trainer.save_freq, trainer.test_freq, trainer.save_last)
         self.position = PromptPosition()
         self.controller = build_step.build_controller(config)
 
@@ -166,20 +169,33 @@ class Job:
         start = find_start(
             store, mode=config.trainer.resume_mode, resume_from_path=config.trainer.resume_from_path, say=say
         )
-        if not config.trainer.val_only:
-            require_work(start, self.plan.total_steps)
+        history = validation_history(self.folder / "metrics.jsonl", start)
+        if not config.trainer.val_only and is_finished(self.schedule, start, history):
+            say(finished_message(start.step, self.plan.total_steps))
+            return Result(self.folder, history)
         cluster = self._start_cluster(start, laps)
         roles = cluster.describe()
         for note in roles.engine_notes:
             say(note)
         limit = self._measure_limit(roles.compute, laps)
         machine = self._machine(limit, roles.compute, laps)
-        say(start_summary(config, self.plan, self.data.notes, self.device, roles, str(self.folder), machine=machine))
+        say(
+            start_summary(
+                config,
+                self.plan,
+                self.data.notes,
+                self.device,
+                roles,
+                str(self.folder),
+                schedule=None if config.trainer.val_only else self.schedule,
+                machine=machine,
+            )
+        )
         if start.checkpoint is not None:
             self.controller.load_state_dict(start.entry("kl_controller"))
             set_rng_state(start.entry("random"), self.device)
         self.position.restore(start.state.get("prompts"), start.step)
-        run = self._make_run(store, start, cluster, roles)
+        run = self._make_run(store, start, cluster, roles, history)
         try:
             if limit is None:
                 run.validate(start.step)
@@ -188,8 +204,8 @@ class Job:
         finally:
             run.close()
         steps = 0 if config.trainer.val_only else self.plan.total_steps - start.step
-        seconds = time.perf_counter() - laps.began
-        say(end_summary(run.history, seconds=seconds, steps=steps, folder=str(self.folder)))
+        seconds, kept = time.perf_counter() - laps.began, self.schedule.saves_anything
+        say(end_summary(run.history, seconds=seconds, steps=steps, folder=str(self.folder), kept=kept))
         return Result(self.folder, dict(run.history))
 
     def _start_cluster(self, start: Start, laps: Laps) -> LocalCluster:
@@ -214,10 +230,11 @@ class Job:
             rows.append(("limit", describe_rate(limit, getattr(torch, compute), self.device)))
         return [*rows, ("start-up", laps.describe())]
 
-    def _make_run(self, store: CheckpointStore, start: Start, cluster: LocalCluster, roles: Description) -> Run:
+    def _make_run(
+        self, store: CheckpointStore, start: Start, cluster: LocalCluster, roles: Description, history: dict[int, float]
+    ) -> Run:
         trainer = self.config.trainer
-        history = validation_history(self.folder / "metrics.jsonl")
-        kept = self._records_kept(start)
+        kept, owes = self._records_kept(start), owes_validation(self.schedule, start, history)
         total = self.plan.total_steps
         loggers = open_run_folder(self.config, trainer, self.folder, self.sources, total=total, start=kept)
         return Run(
@@ -233,14 +250,15 @@ class Job:
             },
             checkpoint_bytes=roles.checkpoint_bytes,
             evaluator=self._evaluator(cluster),
-            schedule=Schedule(total, trainer.save_freq, trainer.test_freq),
+            schedule=self.schedule,
             health=Health(Limits.for_dtype(roles.compute)),
             val_before_train=trainer.val_before_train or trainer.val_only,
             steps_per_epoch=self.plan.steps_per_epoch,
-            sample_log=SampleLog(self.folder / "samples.jsonl", start_step=kept),
+            sample_log=SampleLog(self.folder / "samples.jsonl", start_step=kept, redo=start.step if owes else None),
             num_logged_samples=trainer.log_val_generations,
             validation_data_dir=trainer.validation_data_dir,
-            history={step: score for step, score in history.items() if start.step > 0 and step <= start.step},
+            owes_validation=owes,
+            history=history,
         )
 
     def _records_kept(self, start: Start) -> int:
@@ -277,8 +295,9 @@ class Job:
             write=self._rollout_writer(),
         )
         learn = build_step.build_learn(config, self.plan, cluster, self.controller, device=self.device, limit=limit)
-        step = build_step.build_step(collect, learn, self.position, self.observers)
-        run_steps(step, learn.timed, run.schedule, run, start.step)
+        STOP.grace, STOP.reserve = config.trainer.grace_seconds, run.checkpoint_bytes / BYTES_A_SECOND
+        step = build_step.build_step(collect, learn, self.position, self.observers, STOP)
+        run_steps(step, learn.timed, run.schedule, run, start.step, STOP)
 
     def _rollout_writer(self) -> Callable[[int, list[dict[str, Any]]], None] | None:
         target = self.config.trainer.rollout_data_dir
