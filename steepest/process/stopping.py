@@ -123,6 +123,7 @@ class Stop:
             os.close(write)
             os.close(read)
             self._watched = False
+            self._reset()  # a program that runs another job is not stopped again
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         """Runs in the main thread, after a signal of the user's and after those of `_interrupt`."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from steepest.process.entry import RESUMES
 from steepest.process.stopping import Stop, Stopped
 
 START = """
@@ -32,9 +33,13 @@ def forever():
 
 
 @contextmanager
-def process(main: str, *, before: str = "", grace: float = 100.0, command: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+def process(
+    main: str, *, before: str = "", grace: float = 100.0, command: tuple[str, ...] = ()
+) -> Iterator[subprocess.Popen[str]]:
     """A command whose main function is `main`; `before` runs first. It is ready when the block begins."""
-    code = f"{START}{before}\ndef main():\n    STOP.grace = {grace}\n" + "".join(f"    {line}\n" for line in main.strip().splitlines())
+    code = f"{START}{before}\ndef main():\n    STOP.grace = {grace}\n" + "".join(
+        f"    {line}\n" for line in main.strip().splitlines()
+    )
     code += "sys.exit(guarded(main))\n"
     started = subprocess.Popen(
         [*command, sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -60,11 +65,9 @@ def process(main: str, *, before: str = "", grace: float = 100.0, command: tuple
 def test_before_training_a_signal_ends_at_once(signum: int, code: int, name: str) -> None:
     with process("ready()\nforever()") as run:
         run.send_signal(signum)
-        out, err = run.communicate()
+        _, err = run.communicate()
     assert run.returncode == code
-    assert err == (
-        f"\nStopped by {name}. The same command resumes from the last checkpoint, or starts again if none was written.\n"
-    )
+    assert err == f"\nStopped by {name}. {RESUMES}\n"
 
 
 STEP = """
@@ -94,7 +97,7 @@ def test_a_second_signal_ends_at_once() -> None:
         run.send_signal(signal.SIGTERM)
         assert run.stderr.readline() == "\n" and run.stderr.readline().startswith("SIGTERM: the run ends its step")
         run.send_signal(signal.SIGINT)
-        out, err = run.communicate()
+        _, err = run.communicate()
     assert run.returncode == 143 and "Stopped by SIGTERM." in err
 
 
@@ -104,7 +107,7 @@ def test_the_same_signal_twice_in_a_moment_is_one() -> None:
     with process(STEP, before=before) as run:
         run.send_signal(signal.SIGINT)
         run.send_signal(signal.SIGTERM)
-        out, err = run.communicate()
+        out, _ = run.communicate()
     assert out == "the step has ended\n" and run.returncode in (130, 143)
 
 
@@ -112,31 +115,33 @@ def test_a_step_that_has_no_time_left_is_interrupted() -> None:
     main = 'try:\n    with STOP.during("step"):\n        ready()\n        forever()\nexcept Stopped:\n    print(STOP.out_of_time, STOP.at_once)\n    raise'  # noqa: E501
     with process(main, grace=0.0) as run:
         run.send_signal(signal.SIGTERM)
-        out, err = run.communicate()
+        out, _ = run.communicate()
     assert (run.returncode, out) == (143, "True False\n")
 
 
 def test_saving_has_no_limit() -> None:
-    main = 'with STOP.during("hold"):\n    ready()\n    until(lambda: STOP.requested)\n    time.sleep(0.2)\n    print("saved")'
+    main = (
+        'with STOP.during("hold"):\n    ready()\n    until(lambda: STOP.requested)\n    time.sleep(0.2)\nprint("saved")'
+    )
     with process(main, grace=0.0) as run:
         run.send_signal(signal.SIGTERM)
-        out, err = run.communicate()
+        out, _ = run.communicate()
     assert (run.returncode, out) == (0, "saved\n")
 
 
 STUCK = """
 import ctypes
-signal.siginterrupt(signal.SIGTERM, False)  # a call of C code that no signal interrupts
 read, write = os.pipe()
-ready()
-ctypes.CDLL(None).read(read, ctypes.create_string_buffer(1), 1)
+os.set_inheritable(read, True)
+# C code that waits, whatever signals come, until this process ends
+ctypes.CDLL(None).system(f"echo ready; exec cat <&{read} >/dev/null 2>&1".encode())
 """
 
 
 def test_c_code_that_does_not_return_cannot_keep_the_process() -> None:
     with process(STUCK, before="stopping.UNWIND_SECONDS = 0.1") as run:
         run.send_signal(signal.SIGTERM)
-        out, err = run.communicate()
+        _, err = run.communicate()
     assert (run.returncode, err) == (143, "\nSIGTERM: the process does not answer and is ended.\n")
 
 
@@ -144,7 +149,7 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
     with process("ready()\nuntil(lambda: STOP.requested)", command=("nohup",)) as run:
         run.send_signal(signal.SIGHUP)
         run.send_signal(signal.SIGTERM)
-        out, err = run.communicate()
+        _, err = run.communicate()
     assert run.returncode == 143 and "Stopped by SIGTERM" in err
 
 

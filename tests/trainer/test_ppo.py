@@ -6,7 +6,6 @@ import dataclasses
 import time
 from functools import partial
 
-import pytest
 import torch
 
 from steepest.core.batch import Batch
@@ -14,7 +13,7 @@ from steepest.trainer.algorithm.critic_values import NoCritic, Values
 from steepest.trainer.algorithm.old_log_probs import FromUpdate, OldLogProbs
 from steepest.trainer.build_step import after_warmup
 from steepest.trainer.experience.api import Experience
-from steepest.trainer.loop import Schedule, Timer, run_steps
+from steepest.trainer.loop import Timer
 from steepest.trainer.ppo import Learn, PPOStep
 
 OPTIONAL = [item.name for item in dataclasses.fields(Batch) if item.default is None]

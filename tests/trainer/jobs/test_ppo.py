@@ -12,7 +12,7 @@ from steepest.config.load import load_config
 from steepest.config.sections.reward import functions_of
 from steepest.core.batch import Batch
 from steepest.data.prompts import Prompt
-from steepest.errors import CheckpointError, DataError
+from steepest.errors import DataError
 from steepest.loggers.jsonl import read_metrics
 from steepest.loggers.rows import read_rows
 from steepest.trainer.experience.api import Experience
