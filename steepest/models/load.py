@@ -27,13 +27,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from steepest.errors import ModelError, setting
 from steepest.hub import local_model
-from steepest.models.causal_lm import CausalLM
+from steepest.models.causal_lm import CausalLM, check_length
 from steepest.models.hf_logging import quiet_transformers
 from steepest.models.self_check import check_backbone, check_causal_lm
 from steepest.models.value_head import ValueModel, find_head
 from steepest.registry import nearest
 
-__all__ = ["check_vocabulary", "end_token_ids", "load_causal_lm", "load_tokenizer", "load_value_model"]
+__all__ = ["check_vocabulary", "check_window", "end_token_ids", "load_causal_lm", "load_tokenizer", "load_value_model"]
 
 _OVERRIDE_KEY = setting("override_config")
 _HEAD_PREFIXES = ("score.", "classifier.")
@@ -201,6 +201,14 @@ def _load_config(
             if _is_dropout(name) and isinstance(value, (int, float)):
                 setattr(part, name, 0.0)
     return config
+
+
+def check_window(
+    path: Path | str, length: int, *, trust_remote_code: bool = False, override_config: Mapping[str, Any] | None = None
+) -> None:
+    """`check_length` of the model of a folder, by its configuration alone: before its weights are loaded."""
+    source, extra = _source(Path(path))
+    check_length(_load_config(path, source, extra, trust_remote_code, override_config or {}), length)
 
 
 def _is_dropout(name: str) -> bool:

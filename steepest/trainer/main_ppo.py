@@ -11,14 +11,16 @@ import sys
 from collections.abc import Sequence
 
 from steepest.config.load import load_config
-from steepest.process.entry import LOADED, run_entry
+from steepest.process.entry import LOADED, leave, run_entry
 from steepest.process.start_timing import Laps
+from steepest.trainer.run.files_exist import check_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job that the overrides describe. Returns 0; raises SteepestError for what the user can fix."""
     laps = Laps(LOADED)
     config = load_config(list(sys.argv[1:] if argv is None else argv))
+    check_files(config)
     from steepest.devices import hide_unusable
 
     hide_unusable(config.trainer.device)  # before transformers is imported
@@ -30,4 +32,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_entry(main, sys.argv[1:]))
+    leave(run_entry(main, sys.argv[1:]))

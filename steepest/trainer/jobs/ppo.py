@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 import steepest
+from steepest.assembly.compute import overrides
 from steepest.assembly.description import Description
-from steepest.assembly.engine import frees_engine
+from steepest.assembly.engine import frees_engine, longest_sequence
 from steepest.assembly.roles import build_roles
 from steepest.cluster.local import LocalCluster
 from steepest.config.key_names import PPO_KEYS
@@ -31,7 +32,9 @@ from steepest.errors import DataError, key_names
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.loggers.jsonl import SampleLog, read_metrics
+from steepest.models.load import check_window
 from steepest.process.openmp_waiting import adaptive_waiting
+from steepest.process.patience import waiting_for
 from steepest.process.start_timing import Laps
 from steepest.process.stopping import STOP
 from steepest.process.threads import describe_threads
@@ -82,14 +85,17 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
     device = begin(config, seed=config.actor_rollout_ref.rollout.seed)
     with adaptive_waiting(), build_rewards(config) as rewards:
         rewards.start()  # the workers import what they need while the rows are read
-        rows = load_rows(config)
+        with waiting_for("the rows of the data to be read and checked"):
+            rows = load_rows(config)
         rewards.check({prompt.data_source for prompt in (*rows.train, *rows.val)})
         model = config.actor_rollout_ref.model
         sources, section = sources_of(config.trainer), "actor_rollout_ref.model"
         folders = {"actor": sources.folder(f"{section}.path", model.path, model.hub, model.revision)}
         trust = config.data.trust_remote_code
         tokenizer = open_tokenizer(model, section, folders["actor"], sources, trust_remote_code=trust)
-        data = encode_rows(config, rows, tokenizer)
+        with waiting_for("the prompts to become tokens"):
+            data = encode_rows(config, rows, tokenizer)
+        check_model(config, folders["actor"])
         laps.lap("data")
         add_reward_model(rewards, config, sources, device)
         job = Job(config, device, rewards, sources, folders, tokenizer, data, observers)
@@ -132,6 +138,17 @@ def encode_rows(config: Config, rows: Data, tokenizer: Any) -> Data:
     train, train_report = encode(rows.train)
     val, val_report = encode(rows.val)
     return Data(train, val, (f"train: {train_report.describe()}", f"validation: {val_report.describe()}"))
+
+
+def check_model(config: Config, folder: Path) -> None:
+    """What can be seen without weights: that the actor has positions for the longest sequence."""
+    model = config.actor_rollout_ref.model
+    check_window(
+        folder,
+        longest_sequence(config),
+        trust_remote_code=model.trust_remote_code,
+        override_config=overrides(model),
+    )
 
 
 class Job:
@@ -212,7 +229,8 @@ class Job:
         if self.plan.needs_critic:
             critic = self.config.critic.model
             self.folders["critic"] = self.sources.folder("critic.model.path", critic.path, critic.hub, critic.revision)
-        roles = build_roles(self.config, self.plan, start, self.folders, self.tokenizer, self.device, laps.lap)
+        with waiting_for("models and engine to be loaded"):
+            roles = build_roles(self.config, self.plan, start, self.folders, self.tokenizer, self.device, laps.lap)
         return LocalCluster(roles, self.device, frees_engine=frees_engine(self.config, self.device))
 
     def _measure_limit(self, compute: str, laps: Laps) -> float | None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import steepest
-from steepest.assembly.compute import SFT_MODEL, compute_settings, micro_batches
+from steepest.assembly.compute import SFT_MODEL, compute_settings, micro_batches, overrides
 from steepest.assembly.description import size_of
 from steepest.assembly.lora import load_policy
 from steepest.assembly.roles import optim_settings
@@ -25,8 +25,9 @@ from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.metrics import Metrics
 from steepest.learner.supervised import Supervised
 from steepest.loggers.api import Loggers
-from steepest.models.load import check_vocabulary, end_token_ids
+from steepest.models.load import check_vocabulary, check_window, end_token_ids
 from steepest.process.openmp_waiting import adaptive_waiting
+from steepest.process.patience import waiting_for
 from steepest.process.stopping import STOP
 from steepest.trainer.loop import BYTES_A_SECOND, Schedule, Timer, run_steps
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
@@ -125,7 +126,8 @@ def run_sft(config: SFTConfig) -> SFTResult:
         seed=data.seed,
         note=say,
     )
-    train = load(data.train_files, max_samples=data.train_max_samples)
+    with waiting_for("the rows of the data to be read and checked"):
+        train = load(data.train_files, max_samples=data.train_max_samples)
     val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files") if data.val_files else []
     sources = sources_of(config.trainer)
     folder = sources.folder("model.path", model.path, model.hub, model.revision)
@@ -138,11 +140,13 @@ def run_sft(config: SFTConfig) -> SFTResult:
         template_kwargs=data.apply_chat_template_kwargs,
         end_token_ids=end_token_ids(folder, tokenizer),
     )
-    train_examples, train_report = encode(train)
+    with waiting_for("the conversations to become tokens"):
+        train_examples, train_report = encode(train)
     say(f"train: {train_report.describe()}")
     val_examples, val_report = encode(val)
     if val:
         say(f"validation: {val_report.describe()}")
+    check_window(folder, data.max_length, trust_remote_code=model.trust_remote_code, override_config=overrides(model))
     with hold(Path(config.trainer.default_local_dir)), adaptive_waiting():
         result = _train(config, device, sources, folder, tokenizer, train_examples, val_examples)
     where = f"the model is in {result.model}" if result.model.is_dir() else "the model was not saved"
@@ -172,7 +176,8 @@ def _train(
     if is_finished(schedule, start, history):
         say(finished_message(start.step, total, can_validate=False))
         return result
-    model = _load(config, plan, device, start, folder)
+    with waiting_for("the model to be loaded"):
+        model = _load(config, plan, device, start, folder)
     check_vocabulary(model.model, tokenizer)
     model.model.check_length(data.max_length)
     say(_summary(config, plan, model, device, len(train), schedule))
