@@ -202,4 +202,4 @@ class _Steps:
         if self.saved == 0:
             return f"{cut}No checkpoint was written: the same command starts again."
         again = f", and does {lost} step(s) again" if lost else ""
-        return f"{cut}Step {self.saved} is saved; the same command goes on from it{again}."
+        return f"{cut}Step {self.saved} is saved; the same command resumes from it{again}."

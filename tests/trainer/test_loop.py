@@ -115,10 +115,10 @@ def test_a_failing_validation_comes_after_the_save():
 
 EARLY = [
     # what ends the run, saved afterwards, what is said
-    ("collect 3", ["save 2"], "Step 2 is saved; the same command goes on from it."),
+    ("collect 3", ["save 2"], "Step 2 is saved; the same command resumes from it."),
     ("learn 3", [], "Step 3 was cut off while the weights changed. No checkpoint was written: the same command starts again."),  # noqa: E501
-    ("log 2", ["save 2"], "Step 2 is saved; the same command goes on from it."),
-    ("validate 2", ["save 2"], "Step 2 is saved; the same command goes on from it."),
+    ("log 2", ["save 2"], "Step 2 is saved; the same command resumes from it."),
+    ("validate 2", ["save 2"], "Step 2 is saved; the same command resumes from it."),
     ("collect 1", [], "No checkpoint was written: the same command starts again."),
 ]  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_steps_after_the_last_checkpoint_are_counted_where_they_are_lost(capsys)
     with pytest.raises(RewardError):
         run(raise_at("learn 6", RewardError("broken")), total=9, save=3, start=1)
     assert "Step 6 was cut off" in (said := capsys.readouterr().out)
-    assert said.endswith("Step 3 is saved; the same command goes on from it, and does 2 step(s) again.\n")
+    assert said.endswith("Step 3 is saved; the same command resumes from it, and does 2 step(s) again.\n")
 
 
 @pytest.mark.parametrize(("save", "last"), [(0, True), (-1, False)])
@@ -196,7 +196,7 @@ def test_a_signal_waits_for_the_step_and_has_it_saved(where, calls):
     step = calls[-1].split()[1]
     assert (
         caught.value.exit_code == 143
-        and caught.value.note == f"Step {step} is saved; the same command goes on from it."
+        and caught.value.note == f"Step {step} is saved; the same command resumes from it."
     )
     assert sum("save" in call for call in run.calls) == 1
 
@@ -224,7 +224,7 @@ def test_a_step_that_fails_after_a_signal_ends_as_the_signal_asks():
     with pytest.raises(Stopped) as caught:
         run(act, total=9, save=-1, stop=stop)
     assert caught.value.note == (
-        "Then the step failed: the engine is gone Step 2 is saved; the same command goes on from it."
+        "Then the step failed: the engine is gone Step 2 is saved; the same command resumes from it."
     )
 
 

@@ -71,7 +71,7 @@ def test_a_signal_in_a_step_has_the_step_saved(toy, whole, tmp_path):
     act = lambda step, found: terminate() if step == 3 else None  # noqa: E731
     with pytest.raises(Stopped) as caught, STOP.watch():
         run_ppo(load_config(toy_overrides(toy, folder, *WORDS)), observers=[act])
-    assert (caught.value.exit_code, caught.value.note) == (143, "Step 3 is saved; the same command goes on from it.")
+    assert (caught.value.exit_code, caught.value.note) == (143, "Step 3 is saved; the same command resumes from it.")
     assert CheckpointStore(folder).steps() == [3]
     go_on(toy, folder, whole)
 
@@ -104,7 +104,7 @@ def test_a_reward_that_fails_leaves_the_steps_before_it(toy, whole, tmp_path, ca
             run_ppo(load_config(toy_overrides(toy, folder, *WORDS)), observers=[act])
     finally:
         flag.unlink()
-    assert "the run ends early. Step 1 is saved; the same command goes on from it." in capsys.readouterr().out
+    assert "the run ends early. Step 1 is saved; the same command resumes from it." in capsys.readouterr().out
     go_on(toy, folder, whole)
 
 
