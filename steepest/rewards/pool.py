@@ -20,6 +20,7 @@ from typing import Any
 from steepest.config.sections.reward import GRADER, WeightedFunction
 from steepest.errors import ConfigError, DataError, RewardError, setting
 from steepest.process.cores import usable_cores
+from steepest.process.patience import waiting_for
 from steepest.registry import is_own_code, nearest
 from steepest.rewards.api import RewardRequest, RewardResult, match_name
 from steepest.rewards.process import Setup, WorkerProcess, end_all
@@ -29,6 +30,7 @@ _RATE, _TIMEOUT = setting("max_error_rate", "reward"), setting("timeout_s", "rew
 _MODE, _CUSTOM = setting("mode", "reward"), setting("custom_reward_path")
 _MAX_CHUNK = 32
 _MAX_WORKERS = 8
+_WORKERS_A_CORE = 16  # more only wait for one another; each takes about 50 MB and a second of a core to start
 _SILENT_DEATHS = 3  # after so many workers died in one call with work that they had not begun, the call fails
 _HEARTBEAT_SECONDS = 0.5  # interval of checks for a dead worker whose child process keeps the wire open
 _ENDING_SECONDS = 0.5  # time for a process whose wire has ended to exit, so that its own exit code is reported
@@ -70,6 +72,11 @@ class RewardPool:
         if self.num_workers < 1:
             problems.append(
                 f"{setting('num_workers', 'reward')}={num_workers}: at least 1 is needed, or null for one a core."
+            )
+        if self.num_workers > (most := _WORKERS_A_CORE * usable_cores()):
+            problems.append(
+                f"{setting('num_workers', 'reward')}={num_workers}: at most {most} on this machine ({_WORKERS_A_CORE} "
+                f"for each of {usable_cores()} usable cores). Use less, or null for one a core."
             )
         if not timeout_s > 0:
             problems.append(f"{_TIMEOUT}={timeout_s}: a time limit in seconds above 0 is needed.")
@@ -122,7 +129,9 @@ class RewardPool:
         Raises ConfigError when the user's function cannot be imported or called, or `reward.mode` is not one of the
         modes; DataError when a data_source has no reward, or a function has a parameter that no column fills.
         """
-        with self._lock, self._killing_on_error():
+        what = f"the import of {_CUSTOM}={self._custom[0]}" if self._custom else "the reward workers to start"
+        patience = waiting_for(f"{what}, at most {self.start_seconds:g} s")
+        with self._lock, self._killing_on_error(), patience:
             self._start_workers(self.num_workers)
             while self._sources is None:
                 self._read_workers(None)

@@ -29,9 +29,11 @@ import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from steepest.errors import ConfigError, setting
+from steepest.process.stopping import SIGNALS
 from steepest.registry import Entry, load_file, nearest
 from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, data_source_names, read_outcome
 from steepest.rewards.process import Setup
@@ -191,6 +193,21 @@ def _end_with_parent(lifeline: int, parent: int) -> None:
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
+def _outlive_signals() -> None:
+    """Do nothing on the signals that stop the trainer: it ends its step first, and then this process.
+
+    A scheduler sends them to every process of a job. They are not ignored, which programs that a reward starts would
+    inherit, so that it could not terminate them.
+    """
+    for signum in SIGNALS:
+        signal.signal(signum, _do_nothing)
+    os.register_at_fork(after_in_child=lambda: [signal.signal(signum, signal.SIG_DFL) for signum in SIGNALS])
+
+
+def _do_nothing(signum: int, frame: FrameType | None) -> None:
+    pass
+
+
 def serve(wire: Connection) -> None:
     """Answer requests until the parent closes the wire."""
 
@@ -214,6 +231,7 @@ def serve(wire: Connection) -> None:
 
 
 def main() -> None:
+    _outlive_signals()
     wire_fd, lifeline, parent = (int(argument) for argument in sys.argv[1:4])
     for fd in (wire_fd, lifeline):
         os.set_inheritable(fd, False)  # programs that a reward starts must not hold our wire open

@@ -547,8 +547,8 @@ WARNINGS = [
       "for its value with a true gradient."]),
     ([f"{ACTOR}.clip_ratio=0.1", f"{ACTOR}.clip_ratio_low=0.2", f"{ACTOR}.clip_ratio_high=0.28"],
      [f"{ACTOR}.clip_ratio has no effect: clip_ratio_low and clip_ratio_high are both given."]),
-    (["trainer.max_actor_ckpt_to_keep=3"],
-     ["trainer.max_actor_ckpt_to_keep has no effect: trainer.save_freq=-1 writes no checkpoints."]),
+    (["trainer.max_actor_ckpt_to_keep=3", "trainer.save_freq=0"],
+     ["trainer.max_actor_ckpt_to_keep has no effect: no checkpoint is written."]),
     ([f"{ROLLOUT}.enforce_eager=True", f"{ROLLOUT}.engine_kwargs.vllm={{x:1}}"],
      [f"{ROLLOUT}.enforce_eager, {ROLLOUT}.engine_kwargs.vllm have no effect: they are vLLM's, and {ROLLOUT}.name is "
       "another engine."]),

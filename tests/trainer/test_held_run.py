@@ -17,6 +17,7 @@ from steepest.data.sampler import PromptSampler
 from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.checkpoint import FROM_NOTHING
 from steepest.models.load import load_tokenizer
+from steepest.process.stopping import Stop
 from steepest.rollout.weights import ModelDescription
 from steepest.trainer import build_step
 from steepest.trainer.experience.dynamic_sampling import PromptPosition
@@ -76,7 +77,7 @@ def train(toy, *words: str, held: bool) -> tuple[list[dict[str, float]], dict[st
     collect = build_step.build_collector(config, plan, cluster, rollouts, scorer, position, device=device)
     controller = build_step.build_controller(config)
     learn = build_step.build_learn(config, plan, cluster, controller, device=device, limit=1.0)
-    step = build_step.build_step(collect, learn, position, ())
+    step = build_step.build_step(collect, learn, position, (), Stop())
     numbers = [{k: v for k, v in step(n).items() if not k.startswith("perf/")} for n in (1, 2, 3)]
     trained = {"actor": roles.actor, "critic": roles.critic}
     tensors = {

@@ -14,7 +14,7 @@ import torch
 import steepest
 from steepest.assembly.compute import overrides
 from steepest.assembly.description import Description
-from steepest.assembly.engine import frees_engine
+from steepest.assembly.engine import frees_engine, longest_sequence
 from steepest.assembly.roles import build_roles
 from steepest.cluster.local import LocalCluster
 from steepest.config.key_names import PPO_KEYS
@@ -34,9 +34,11 @@ from steepest.errors import DataError, key_names
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.loggers.jsonl import SampleLog, read_metrics
-from steepest.models.load import end_token_ids, longest_sequence_of, text_ids
+from steepest.models.load import check_window, end_token_ids, longest_sequence_of, text_ids
 from steepest.process.openmp_waiting import adaptive_waiting
+from steepest.process.patience import waiting_for
 from steepest.process.start_timing import Laps
+from steepest.process.stopping import STOP
 from steepest.process.threads import describe_threads
 from steepest.progress import START
 from steepest.rewards.weighted import ground_truth_problem
@@ -46,13 +48,13 @@ from steepest.trainer.experience.dynamic_sampling import PromptPosition
 from steepest.trainer.experience.response_text import ResponseText
 from steepest.trainer.experience.scoring import Scorer
 from steepest.trainer.experience.single_turn import StepRollouts
-from steepest.trainer.loop import Schedule, run_steps
+from steepest.trainer.loop import BYTES_A_SECOND, Schedule, run_steps
 from steepest.trainer.ppo import Observer
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.run.health import Health, Limits
-from steepest.trainer.run.hooks import Run, validation_history, write_jsonl
+from steepest.trainer.run.hooks import Run, is_finished, owes_validation, validation_history, write_jsonl
 from steepest.trainer.run.model_sources import ModelSources, sources_of
-from steepest.trainer.run.resume import find_start, require_work
+from steepest.trainer.run.resume import find_start, finished_message
 from steepest.trainer.run.summary import end_summary, start_summary
 from steepest.trainer.run.validation import Evaluator
 
@@ -104,6 +106,7 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
         with START.activity("making tokens of the prompts"):
             data = encode_rows(config, rows, tokenizer)
         config, data = settle(config, data, device, folders["actor"])
+        check_model(config, folders["actor"])
         laps.lap("data")
         add_reward_model(rewards, config, sources, device)
         job = Job(config, device, rewards, sources, folders, tokenizer, data, observers)
@@ -189,6 +192,17 @@ def settle(config: Config, data: Data, device: Device, folder: Path) -> tuple[Co
     return config, Data(data.train, data.val, (*data.notes, *notes, *more))
 
 
+def check_model(config: Config, folder: Path) -> None:
+    """What can be seen without weights: that the actor has positions for the longest sequence."""
+    model = config.actor_rollout_ref.model
+    check_window(
+        folder,
+        longest_sequence(config),
+        trust_remote_code=model.trust_remote_code,
+        override_config=overrides(model),
+    )
+
+
 class Job:
     """The parts of one run, from its data to its end summary."""
 
@@ -216,6 +230,8 @@ class Job:
             ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator).spec,
             half_precision=build_step.half_precision(config, device),
         )
+        trainer = config.trainer
+        self.schedule = Schedule(self.plan.total_steps, trainer.save_freq, trainer.test_freq, trainer.save_last)
         self.position = PromptPosition()
         self.controller = build_step.build_controller(config)
 
@@ -225,8 +241,10 @@ class Job:
         start = find_start(
             store, mode=config.trainer.resume_mode, resume_from_path=config.trainer.resume_from_path, say=say
         )
-        if not config.trainer.val_only:
-            require_work(start, self.plan.total_steps)
+        history = validation_history(self.folder / "metrics.jsonl", start)
+        if not config.trainer.val_only and is_finished(self.schedule, start, history):
+            say(finished_message(start.step, self.plan.total_steps))
+            return Result(self.folder, history)
         with START.activity("loading the models and the engine"):
             cluster = self._start_cluster(start, laps)
         roles = cluster.describe()
@@ -234,12 +252,23 @@ class Job:
             say(note)
         limit = self._measure_limit(roles.compute, laps)
         machine = self._machine(limit, roles.compute, laps)
-        say(start_summary(config, self.plan, self.data.notes, self.device, roles, str(self.folder), machine=machine))
+        say(
+            start_summary(
+                config,
+                self.plan,
+                self.data.notes,
+                self.device,
+                roles,
+                str(self.folder),
+                schedule=None if config.trainer.val_only else self.schedule,
+                machine=machine,
+            )
+        )
         if start.checkpoint is not None:
             self.controller.load_state_dict(start.entry("kl_controller"))
             set_rng_state(start.entry("random"), self.device)
         self.position.restore(start.state.get("prompts"), start.step)
-        run = self._make_run(store, start, cluster, roles)
+        run = self._make_run(store, start, cluster, roles, history)
         try:
             if limit is None:
                 run.validate(start.step)
@@ -248,15 +277,16 @@ class Job:
         finally:
             run.close()
         steps = 0 if config.trainer.val_only else self.plan.total_steps - start.step
-        seconds = time.perf_counter() - laps.began
-        say(end_summary(run.history, seconds=seconds, steps=steps, folder=str(self.folder)))
+        seconds, kept = time.perf_counter() - laps.began, self.schedule.saves_anything
+        say(end_summary(run.history, seconds=seconds, steps=steps, folder=str(self.folder), kept=kept))
         return Result(self.folder, dict(run.history))
 
     def _start_cluster(self, start: Start, laps: Laps) -> LocalCluster:
         if self.plan.needs_critic:
             critic = self.config.critic.model
             self.folders["critic"] = self.sources.folder("critic.model.path", critic.path, critic.hub, critic.revision)
-        roles = build_roles(self.config, self.plan, start, self.folders, self.tokenizer, self.device, laps.lap)
+        with waiting_for("models and engine to be loaded"):
+            roles = build_roles(self.config, self.plan, start, self.folders, self.tokenizer, self.device, laps.lap)
         return LocalCluster(roles, self.device, frees_engine=frees_engine(self.config, self.device))
 
     def _measure_limit(self, compute: str, laps: Laps) -> float | None:
@@ -275,10 +305,11 @@ class Job:
             rows.append(("limit", describe_rate(limit, getattr(torch, compute), self.device)))
         return [*rows, ("start-up", laps.describe())]
 
-    def _make_run(self, store: CheckpointStore, start: Start, cluster: LocalCluster, roles: Description) -> Run:
+    def _make_run(
+        self, store: CheckpointStore, start: Start, cluster: LocalCluster, roles: Description, history: dict[int, float]
+    ) -> Run:
         trainer = self.config.trainer
-        history = validation_history(self.folder / "metrics.jsonl")
-        kept = self._records_kept(start)
+        kept, owes = self._records_kept(start), owes_validation(self.schedule, start, history)
         total = self.plan.total_steps
         loggers = open_run_folder(self.config, trainer, self.folder, self.sources, total=total, start=kept)
         return Run(
@@ -294,14 +325,15 @@ class Job:
             },
             checkpoint_bytes=roles.checkpoint_bytes,
             evaluator=self._evaluator(cluster),
-            schedule=Schedule(total, trainer.save_freq, trainer.test_freq),
+            schedule=self.schedule,
             health=Health(Limits.for_dtype(roles.compute)),
             val_before_train=trainer.val_before_train or trainer.val_only,
             steps_per_epoch=self.plan.steps_per_epoch,
-            sample_log=SampleLog(self.folder / "samples.jsonl", start_step=kept),
+            sample_log=SampleLog(self.folder / "samples.jsonl", start_step=kept, redo=start.step if owes else None),
             num_logged_samples=trainer.log_val_generations,
             validation_data_dir=trainer.validation_data_dir,
-            history={step: score for step, score in history.items() if start.step > 0 and step <= start.step},
+            owes_validation=owes,
+            history=history,
         )
 
     def _records_kept(self, start: Start) -> int:
@@ -338,8 +370,9 @@ class Job:
             write=self._rollout_writer(),
         )
         learn = build_step.build_learn(config, self.plan, cluster, self.controller, device=self.device, limit=limit)
-        step = build_step.build_step(collect, learn, self.position, self.observers)
-        run_steps(step, learn.timed, run.schedule, run, start.step)
+        STOP.grace, STOP.reserve = config.trainer.grace_seconds, run.checkpoint_bytes / BYTES_A_SECOND
+        step = build_step.build_step(collect, learn, self.position, self.observers, STOP)
+        run_steps(step, learn.timed, run.schedule, run, start.step, STOP)
 
     def _rollout_writer(self) -> Callable[[int, list[dict[str, Any]]], None] | None:
         target = self.config.trainer.rollout_data_dir
