@@ -14,6 +14,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from steepest.config import written
+
 COMMAND_LINE = "command line"
 PRESETS = Path(__file__).parent / "presets"
 _FLAGS = {
@@ -35,6 +37,8 @@ class Assignment:
     key: str
     value: Any
     source: str
+    written: Any = None
+    """`value` with the text of every number, truth value and null in it; see written.py."""
     delete: bool = False
     check_value: bool = False
     """With `delete`: only if the value is the present one (`~key=value`)."""
@@ -115,7 +119,9 @@ def read_override(text: str) -> Assignment:
             f"{key}={value}: several values for one key make a sweep, and Steepest makes one run a command. "
             f"A list is written '{key}=[{value}]'."
         )
-    return Assignment(key, override.value(), COMMAND_LINE, override.is_delete(), "=" in text)
+    return Assignment(
+        key, override.value(), COMMAND_LINE, written.override_text(text), override.is_delete(), "=" in text
+    )
 
 
 def _read_loosely(text: str) -> Assignment:
@@ -126,13 +132,14 @@ def _read_loosely(text: str) -> Assignment:
         raise ValueError(f"{text!r}: {bare!r} is not a key. Keys look like trainer.device; write key=value.")
     if value[:1] in ("[", "{", "'", '"') and not value.startswith(("{%", "{{", "{#")):
         try:
-            return Assignment(bare, yaml.safe_load(value), COMMAND_LINE, key.startswith("~"), True)
+            read, as_written = written.read_yaml(value)
+            return Assignment(bare, read, COMMAND_LINE, as_written, key.startswith("~"), True)
         except yaml.YAMLError:
             raise ValueError(
                 f"{bare}={value}: cannot be read. Lists are written '[a,b]', mappings '{{a: b}}', "
                 "and the whole setting goes in single quotes in the shell."
             ) from None
-    return Assignment(bare, value, COMMAND_LINE, key.startswith("~"), True)
+    return Assignment(bare, value, COMMAND_LINE, value, key.startswith("~"), True)
 
 
 def _read_file(out: Arguments) -> None:
@@ -151,12 +158,12 @@ def _read_file(out: Arguments) -> None:
     is_preset = path.parent == PRESETS
     source = f"preset {path.stem}" if is_preset else f"file {path}"
     try:
-        tree = compose_file(path)
+        tree, texts = compose_file(path)
     except _composition_errors() as error:
         reason = " ".join(str(error).split())
         out.problems.append(f"--config-name={name}: {path} cannot be read: {reason}")
         return
-    out.assignments.extend(Assignment(key, value, source) for key, value in tree.items())
+    out.assignments.extend(Assignment(key, value, source, texts[key]) for key, value in tree.items())
 
 
 def _locate(name: str, folder: str | None) -> Path:
@@ -174,14 +181,22 @@ def _composition_errors() -> tuple[type[Exception], ...]:
     return HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError
 
 
-def compose_file(path: Path) -> dict[str, Any]:
-    """The file's tree, its `defaults:` list followed, as nested plain dicts; interpolations are left as text."""
-    from hydra import compose, initialize_config_dir
+def compose_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The file's tree, its `defaults:` list followed, as nested plain dicts, and the same with what was written in
+    place of what was read; interpolations are left as text."""
+    from hydra import initialize_config_dir
 
     _store_base_names()
     with initialize_config_dir(config_dir=str(path.parent), version_base=None):
-        config = compose(config_name=path.stem)
-    tree = OmegaConf.to_container(config, resolve=False)
+        read = _compose(path.stem)
+    with written.written_folder(path.parent):
+        return read, _compose(path.stem)
+
+
+def _compose(name: str) -> dict[str, Any]:
+    from hydra import compose
+
+    tree = OmegaConf.to_container(compose(config_name=name), resolve=False)
     if not isinstance(tree, dict):
         raise OSError("the file is not a mapping of keys")
     return {str(key): value for key, value in tree.items()}

@@ -193,8 +193,9 @@ class _Loading(Generic[ConfigT]):
                 if leaf.key.startswith(f"{key}."):
                     self._reset(leaf, Assignment(leaf.key, None, a.source, delete=True))
         elif isinstance(a.value, dict):
+            written = a.written if isinstance(a.written, dict) else {}
             for name, value in a.value.items():
-                self._assign(Assignment(f"{key}.{name}", value, a.source))
+                self._assign(Assignment(f"{key}.{name}", value, a.source, written.get(name, value)))
         elif a.value is not None:
             inner = [k.removeprefix(f"{key}.").split(".")[0] for k in self.book.leaves if k.startswith(f"{key}.")]
             self._blame(
@@ -210,9 +211,9 @@ class _Loading(Generic[ConfigT]):
 
     def _reset(self, leaf: tree.Leaf, a: Assignment) -> None:
         """`~key`: back to the default. `~key=value` only if that is the value."""
-        present = OmegaConf.select(self.node, leaf.key)
-        if a.check_value and present != a.value:
-            self._blame(leaf.key, a, f"~{leaf.key}={a.value}: the value is {present}.")
+        present, wanted = OmegaConf.select(self.node, leaf.key), tree.text_of(leaf, a.value, a.written)
+        if a.check_value and present != wanted:
+            self._blame(leaf.key, a, f"~{leaf.key}={wanted}: the value is {present}.")
             return
         default = list(leaf.default) if isinstance(leaf.default, tuple) else copy.deepcopy(leaf.default)
         OmegaConf.update(self.node, leaf.key, default, merge=False)
@@ -220,12 +221,13 @@ class _Loading(Generic[ConfigT]):
         self.bad.discard(leaf.key)
 
     def _store(self, leaf: tree.Leaf, key: str, inside: bool, a: Assignment) -> None:
+        value = a.value if inside else tree.text_of(leaf, a.value, a.written)
         try:
-            if not inside and "${" not in str(a.value):
-                tree.fit(leaf, a.value)
-            OmegaConf.update(self.node, key, a.value, merge=False)
+            if not inside and "${" not in str(value):
+                tree.fit(leaf, value)
+            OmegaConf.update(self.node, key, value, merge=False)
         except (ValueError, OmegaConfBaseException) as error:
-            self._blame(leaf.key, a, _unfit(leaf, key, a.value, error))
+            self._blame(leaf.key, a, _unfit(leaf, key, value, error))
             return
         self.sources[leaf.key] = a.source
 

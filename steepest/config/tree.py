@@ -112,6 +112,18 @@ def sections(schema: type) -> set[str]:
     return {".".join(key.split(".")[:i]) for key in leaves(schema) for i in range(1, key.count(".") + 1)}
 
 
+def text_of(leaf: Leaf, value: Any, written: Any) -> Any:
+    """What the leaf is given: for a text what was written, else `value`, which was read. See written.py.
+
+    null stays null where it is a value, in a list and for a required key, which reports it.
+    """
+    if leaf.base is not str or isinstance(value, dict):
+        return value
+    if isinstance(value, list):
+        return [None if one is None else text for one, text in zip(value, written, strict=True)]
+    return None if value is None and (leaf.optional or leaf.is_list or leaf.required) else written
+
+
 def fit(leaf: Leaf, value: Any) -> Any:
     """Convert a parsed value to the leaf's type and shape: a lone value into a list, 1e3 or '1000' to 1000.
 
