@@ -10,6 +10,7 @@ import typer
 
 from steepest import __version__
 from steepest.process.entry import guarded, run_entry
+from steepest.process.streams import protect_streams
 
 if TYPE_CHECKING:
     from steepest.data.files import WrittenFile
@@ -231,6 +232,7 @@ def doctor(
 
 def main() -> None:
     """The console script."""
+    protect_streams()  # before typer prints a help
     app(prog_name="steepest")
 
 

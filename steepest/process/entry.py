@@ -6,6 +6,7 @@ An entry point (`main_ppo`, `main_sft`, ...) imports this module first and torch
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from steepest.errors import ConfigError, SteepestError
+from steepest.process.streams import protect_streams
 
 WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 SCHEDSTAT = Path("/proc/self/schedstat")
@@ -47,6 +49,12 @@ EXIT_INTERRUPTED = 130
 _MAX_PROBLEMS = 20
 """Number of problems shown in full, so that the message fits on a screen."""
 
+_OF_THE_MACHINE = frozenset(
+    {errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP}
+    | {errno.ENOTDIR, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
+)
+"""Faults of a disk, a folder or a limit: a traceback says nothing more about them."""
+
 Main = Callable[[list[str]], "int | None"]
 
 
@@ -54,8 +62,9 @@ def run_entry(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run `main(argv)` and return the exit code of the process: `sys.exit(run_entry(main))`.
 
     `argv` does not hold the program's name; None means the arguments of this process. None from `main` counts as 0. A
-    SteepestError is printed on standard error without traceback (exit code 2), Ctrl-C as one sentence (130). Any other
-    exception is a bug of ours and keeps its traceback.
+    SteepestError, and what the system refuses (a full disk, a folder without permission), is printed on standard error
+    without traceback (exit code 2), Ctrl-C as one sentence (130). Any other exception is a bug of ours and keeps its
+    traceback. What the command prints cannot end it: see streams.py.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: main(arguments))
@@ -63,10 +72,16 @@ def run_entry(main: Main, argv: Sequence[str] | None = None) -> int:
 
 def guarded(call: Callable[[], int | None]) -> int:
     """`run_entry` for a function that takes no arguments."""
+    protect_streams()
     try:
         code = call()
     except SteepestError as error:
         print(_red(describe(error)), file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        print(_red(f"error: {describe_fault(error)}"), file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(
@@ -88,6 +103,15 @@ def describe(error: SteepestError) -> str:
     if len(shown) < len(error.problems):
         lines.append(f"  and {len(error.problems) - len(shown)} more; fix these first.")
     return "\n".join(lines)
+
+
+def describe_fault(error: OSError) -> str:
+    """The message of what the system refused: file, reason, remedy."""
+    where = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{where}{error.strerror}. Make room, or see to the file or folder and its permissions, then start the same "
+        "command again."
+    )
 
 
 def _red(text: str) -> str:
