@@ -10,7 +10,6 @@ Nothing here imports torch or opens a data file.
 from __future__ import annotations
 
 import copy
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,7 @@ from steepest.config.sections import (
     trainer,
 )
 from steepest.errors import ConfigError
+from steepest.process.files import replace_text
 
 ConfigT = TypeVar("ConfigT", Config, SFTConfig)
 DEFAULT = "default"
@@ -102,9 +102,7 @@ def save_config(config: Config | SFTConfig, path: Path) -> None:
     `--config-name path` loads it again. It is written under another name and renamed, so it is whole or not there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(describe.to_yaml(config, with_sources=True), encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, describe.to_yaml(config, with_sources=True))
 
 
 def _load(job: Job[ConfigT], argv: list[str]) -> ConfigT:
@@ -265,7 +263,7 @@ class _Loading(Generic[ConfigT]):
             self._blame(leaf.key, source, f"{leaf.key}={_shown(value)}: {problem}")
             return leaf.default
         if value is not None and tree.is_path(leaf):
-            return [os.path.expanduser(v) for v in value] if leaf.is_list else os.path.expanduser(value)
+            return [tree.expand(v) for v in value] if leaf.is_list else tree.expand(value)
         return value
 
     def _check_required(self, values: dict[str, Any]) -> None:

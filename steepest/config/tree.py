@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from steepest.config.types import Bounds, IsPath, MinusOneOr, ModuleOf, NameOf, Required
+from steepest.config.types import Bounds, IsPath, MinusOneOr, ModuleOf, NameOf, Required, text_problem
 from steepest.registry import is_own_code, nearest
 
 ConfigT = TypeVar("ConfigT")
@@ -183,7 +184,11 @@ def value_problem(leaf: Leaf, value: Any) -> str | None:
     """Why a value of the right type is not allowed (choices, bounds, names), or None."""
     if value is None:
         return None
+    if problem := text_problem(value):
+        return f"{problem}."
     for one in value if leaf.is_list else [value]:
+        if (path := leaf.mark(IsPath)) and (problem := path.problem(one)):
+            return f"{problem}."
         if leaf.choices and one not in leaf.choices:
             return f"must be {leaf.expected}.{_guess(one, leaf.choices)}"
         bounds = leaf.mark(Bounds) or leaf.mark(MinusOneOr)
@@ -242,6 +247,11 @@ def _thaw_value(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return thaw(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def expand(path: str) -> str:
+    """`~` and `$NAME` in a path. A variable that is not set stays as it is written."""
+    return os.path.expandvars(os.path.expanduser(path))
 
 
 def is_path(leaf: Leaf) -> bool:

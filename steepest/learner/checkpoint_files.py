@@ -5,36 +5,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from steepest.process.files import sync
+
 MANIFEST = "manifest.json"
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_RUST_ERROR = re.compile(r"(?:\(os error |Os \{ code: )(\d+)")
 
 
 def files_under(folder: Path) -> Iterator[Path]:
     """Every file below `folder` but its manifest, in sorted order."""
     yield from (p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / MANIFEST)
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace a small file: a reader and a kill see the old text or the new, never a part."""
-    beside = path.with_name(f".tmp-{path.name}")
-    beside.write_text(text, encoding="utf-8")
-    sync(beside)
-    os.replace(beside, path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
@@ -61,7 +46,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest, or None when it is missing or is none."""
     try:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else None
 
@@ -103,18 +88,24 @@ def sha256(file: Path) -> str:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception, or one that it came from, says that the disk, a quota or a size limit is reached.
+    """Whether an exception, or one that it came from, says that the disk, a quota or a size limit is reached."""
+    return any(number in _DISK_FULL for number, _ in _system_errors(error))
 
-    safetensors raises an error of its own that carries the system's number in its text only.
-    """
+
+def system_reason(error: BaseException) -> str | None:
+    """What the system said in an exception, or in one that it came from; None where no call of the system failed."""
+    return next((text for _, text in _system_errors(error)), None)
+
+
+def _system_errors(error: BaseException) -> Iterator[tuple[int, str]]:
+    """Number and text of each. safetensors raises an error of its own that carries the number in its text only."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _DISK_FULL:
-            return True
-        if any(f"os error {number})" in str(seen) or f"code: {number}," in str(seen) for number in _DISK_FULL):
-            return True
+        if isinstance(seen, OSError) and seen.errno is not None:
+            yield seen.errno, str(seen)
+        elif found := _RUST_ERROR.search(str(seen)):
+            yield int(found[1]), str(seen)
         seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def _check_length(file: Path) -> None:

@@ -78,7 +78,7 @@ class RunHooks(Protocol):
     """What `run_steps` calls around the steps; see `trainer.run.hooks.Run`."""
 
     def before_training(self, start_step: int) -> None: ...
-    def save(self, step: int) -> None: ...
+    def save(self, step: int, metrics: Metrics) -> None: ...
     def log(self, step: int, metrics: Metrics) -> None: ...
     def validate(self, step: int) -> None: ...
 
@@ -87,11 +87,11 @@ def run_steps(step_fn: Callable[[int], Metrics], timed: Timer, schedule: Schedul
     """Steps `start + 1` to the last. A step is saved before it is validated: a failing validation costs nothing."""
     hooks.before_training(start)
     for step in range(start + 1, schedule.total_steps + 1):
-        metrics: dict[str, Any] = step_fn(step)
+        metrics: dict[str, Any] = step_fn(step) | timed.flush()
         try:
             if schedule.saves(step):
                 with timed("save_checkpoint"):
-                    hooks.save(step)
+                    hooks.save(step, metrics)  # with them: a kill before the next line loses no row
         finally:
             hooks.log(step, metrics | timed.flush())
         if schedule.tests(step):

@@ -383,6 +383,13 @@ RULES = [
     (["algorithm.mask_equal_groups=True"],
      f"algorithm.mask_equal_groups=True with {ROLLOUT}.n=1: a group of one never differs, so nothing would be left. "
      f"Use {ROLLOUT}.n >= 2."),
+    (["trainer.experiment_name=a/../b"],
+     "trainer.experiment_name='a/../b': has an empty part, . or .. between slashes, and it names a folder. Choose "
+     "another."),
+    (["trainer.project_name="],
+     "trainer.project_name='': is empty, and it names a folder. Choose another."),
+    ([f"trainer.project_name={'n' * 250}"],
+     f"trainer.project_name='{'n' * 60}': is longer than 242 bytes, and it names a folder. Choose another."),
     ([f"{CORRECTION}.rollout_is=token", f"{CORRECTION}.rollout_is_threshold=0.5_0.9"],
      f"{CORRECTION}.rollout_is_threshold=0.5_0.9: 1, the ratio of two policies that agree, must be within."),
     ([f"{CORRECTION}.rollout_is=token", f"{CORRECTION}.rollout_is_threshold=0.5_2_0"],

@@ -294,7 +294,7 @@ class RecordingHooks:
     def before_training(self, start_step: int) -> None:
         self._call(f"before {start_step}")
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, metrics: dict[str, float]) -> None:
         self._call(f"save {step}")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

@@ -44,7 +44,7 @@ from steepest.trainer.loop import Schedule, run_steps
 from steepest.trainer.ppo import Observer
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.run.health import Health, Limits
-from steepest.trainer.run.hooks import Run, validation_history, write_jsonl
+from steepest.trainer.run.hooks import Run, unlogged_row, validation_history, write_jsonl
 from steepest.trainer.run.model_sources import ModelSources, sources_of
 from steepest.trainer.run.resume import find_start, require_work
 from steepest.trainer.run.summary import end_summary, start_summary
@@ -219,7 +219,10 @@ class Job:
         history = validation_history(self.folder / "metrics.jsonl")
         kept = self._records_kept(start)
         total = self.plan.total_steps
+        lost = unlogged_row(self.folder / "metrics.jsonl", start)
         loggers = open_run_folder(self.config, trainer, self.folder, self.sources, total=total, start=kept)
+        if lost is not None:
+            loggers.log(start.step, lost)
         return Run(
             folder=self.folder,
             loggers=loggers,

@@ -29,6 +29,7 @@ from steepest.models.load import check_vocabulary, end_token_ids
 from steepest.process.openmp_waiting import adaptive_waiting
 from steepest.trainer.loop import Schedule, Timer, run_steps
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
+from steepest.trainer.run.hooks import GLOBAL_STEP, METRICS, kept_row, unlogged_row
 from steepest.trainer.run.metrics import memory_metrics
 from steepest.trainer.run.model_sources import ModelSources, sources_of
 from steepest.trainer.run.resume import find_start, require_work
@@ -77,16 +78,21 @@ class SFTRun:
     def before_training(self, start_step: int) -> None:
         pass
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, metrics: Metrics) -> None:
         writers = {"actor": partial(self.model.save, tokenizer=self.tokenizer)}
-        state = {"step": step, "version": steepest.__version__}
+        state = {"step": step, "version": steepest.__version__, METRICS: kept_row(self._row(step, metrics))}
         self.store.save(step, writers, state, expected_bytes=self.model.checkpoint_bytes())
 
     def log(self, step: int, metrics: Metrics) -> None:
-        metrics["training/global_step"] = float(step)
-        metrics["training/epoch"] = float((step - 1) // self.steps_per_epoch)
-        metrics["perf/throughput"] = metrics["perf/total_num_tokens"] / metrics["timing_s/step"]
-        self.loggers.log(step, metrics)
+        self.loggers.log(step, self._row(step, metrics))
+
+    def _row(self, step: int, metrics: Metrics) -> Metrics:
+        return {
+            **metrics,
+            GLOBAL_STEP: float(step),
+            "training/epoch": float((step - 1) // self.steps_per_epoch),
+            "perf/throughput": metrics["perf/total_num_tokens"] / metrics["timing_s/step"],
+        }
 
     def validate(self, step: int) -> None:
         if not self.val:
@@ -159,7 +165,10 @@ def _train(
     say(_summary(config, plan, model, device, len(train)))
     # Without a frequency the model is saved once, at the end: a fine-tuned model that is not written is no result.
     schedule = Schedule(total, trainer.save_freq if trainer.save_freq > 0 else total, trainer.test_freq)
+    lost = unlogged_row(run_folder / "metrics.jsonl", start)
     with open_run_folder(config, trainer, run_folder, sources, total=total, start=start.step) as loggers:
+        if lost is not None:
+            loggers.log(start.step, lost)
         run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, schedule, {})
         step = SFTStep(model, train, sampler, Timer(device.synchronize), device)
         run_steps(step, step.timed, schedule, run, start.step)

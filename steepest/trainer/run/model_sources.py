@@ -17,6 +17,7 @@ from steepest.config.types import Hub
 from steepest.console import say
 from steepest.errors import CheckpointError
 from steepest.hub import MODEL_FILES, Found, Pin, Source, find
+from steepest.process.files import replace_text
 
 FILE = "models.json"
 
@@ -60,9 +61,7 @@ class ModelSources:
             }
             for key, pin in self.pins.items()
         }
-        beside = folder / f".{FILE}.tmp"
-        beside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        beside.replace(folder / FILE)
+        replace_text(folder / FILE, json.dumps(rows, indent=1) + "\n")
 
 
 def sources_of(trainer: TrainerConfig | SFTTrainerConfig) -> ModelSources:
@@ -87,7 +86,7 @@ def read_pins(folder: Path) -> dict[str, Pin]:
             str(key): Pin(row["path"], row["hub"], row["revision"], row["commit"], tuple(row["files"].items()))
             for key, row in rows.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder / FILE} says which models this run began with, and it cannot be read ({error!r}). Restore it, or "
             "delete it: then the models are looked up again, and the reference may be another one."
