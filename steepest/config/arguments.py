@@ -178,7 +178,7 @@ def _locate(name: str, folder: str | None) -> Path:
 def _composition_errors() -> tuple[type[Exception], ...]:
     from hydra.errors import HydraException
 
-    return HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError
+    return HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError
 
 
 def compose_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from codecs import BOM_UTF8
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,12 @@ def read_tables(files: str | Sequence[str], *, key: str, columns: Collection[str
 
 def _read_table(name: str, stem: str, key: str, columns: Collection[str] | None) -> Table:
     path = Path(name).expanduser()
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that holds NUL
+        pass
+    except OSError as error:  # too long, a loop of links, a folder without permission
+        raise DataError(f"{key}={name!r}: cannot be read: {error.strerror}.") from error
     if path.is_dir():
         raise DataError(f"{key}={name!r} is a folder; name the {', '.join(SUFFIXES)} files in it.")
     if not path.is_file():
@@ -104,29 +111,28 @@ def _parquet_rows(
 
 def _jsonl_rows(path: Path, name: str) -> list[dict[str, Any]]:
     rows = []
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
+    with path.open("rb") as lines:
+        for number, read in enumerate(lines, start=1):
+            where = f"{name}, line {number} (counted from 1)"
+            line = _text(read.removeprefix(BOM_UTF8) if number == 1 else read, where)
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = _json(line, where)
             except json.JSONDecodeError as error:
                 raise DataError(
-                    f"{name}, line {number} (counted from 1): not JSON: {error.msg} at character {error.colno}; "
+                    f"{where}: not JSON: {error.msg} at character {error.colno}; "
                     f"found {shown(line.strip())}. A .jsonl file holds one JSON object a line."
                 ) from error
             if not isinstance(row, dict):
-                raise DataError(
-                    f"{name}, line {number} (counted from 1): found {shown(row)}; expected a JSON object with named "
-                    f"columns."
-                )
+                raise DataError(f"{where}: found {shown(row)}; expected a JSON object with named columns.")
             rows.append(row)
     return rows
 
 
 def _json_rows(path: Path, name: str) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = _json(_text(path.read_bytes().removeprefix(BOM_UTF8), name), name)
     except json.JSONDecodeError as error:
         remedy = "One JSON object a line is a .jsonl file: rename it." if error.msg == "Extra data" else ""
         raise DataError(
@@ -139,6 +145,37 @@ def _json_rows(path: Path, name: str) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise DataError(f"{name}, row {index} (counted from 0): found {shown(row)}; expected a JSON object.")
     return rows
+
+
+def _text(read: bytes, where: str) -> str:
+    try:
+        return read.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = read[error.start]
+        raise DataError(
+            f"{where}: not UTF-8: byte 0x{byte:02x} at position {error.start}. Save the file as UTF-8, for example by "
+            "`iconv -t UTF-8`."
+        ) from error
+
+
+def _json(text: str, where: str) -> Any:
+    """Raises JSONDecodeError for what is no JSON, DataError for JSON that no row can be made of."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise DataError(f"{where}: not readable as JSON: {error}.") from error
+    if "\\ud" in text.lower():  # an escape, perhaps of one half of a pair
+        try:
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise DataError(
+                f"{where}: {half} is one half of a surrogate pair, and no character: no tokenizer reads it. Write the "
+                "text as UTF-8 with what cannot be read replaced."
+            ) from error
+    return found
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from steepest.process.files import sync
+from steepest.process.files import sync, system_errno
 
 MANIFEST = "manifest.json"
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_RUST_ERROR = re.compile(r"(?:\(os error |Os \{ code: )(\d+)")
 
 
 def files_under(folder: Path) -> Iterator[Path]:
@@ -89,22 +87,18 @@ def sha256(file: Path) -> str:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an exception, or one that it came from, says that the disk, a quota or a size limit is reached."""
-    return any(number in _DISK_FULL for number, _ in _system_errors(error))
+    return any(system_errno(one) in _DISK_FULL for one in _chain(error))
 
 
 def system_reason(error: BaseException) -> str | None:
     """What the system said in an exception, or in one that it came from; None where no call of the system failed."""
-    return next((text for _, text in _system_errors(error)), None)
+    return next((str(one) for one in _chain(error) if system_errno(one) is not None), None)
 
 
-def _system_errors(error: BaseException) -> Iterator[tuple[int, str]]:
-    """Number and text of each. safetensors raises an error of its own that carries the number in its text only."""
+def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno is not None:
-            yield seen.errno, str(seen)
-        elif found := _RUST_ERROR.search(str(seen)):
-            yield int(found[1]), str(seen)
+        yield seen
         seen = seen.__cause__ or seen.__context__
 
 

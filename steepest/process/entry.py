@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from steepest.errors import ConfigError, SteepestError
+from steepest.process.files import system_errno
 from steepest.process.streams import protect_streams
 
 WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
@@ -78,8 +79,8 @@ def guarded(call: Callable[[], int | None]) -> int:
     except SteepestError as error:
         print(_red(describe(error)), file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
-    except OSError as error:
-        if error.errno not in _OF_THE_MACHINE:
+    except Exception as error:
+        if system_errno(error) not in _OF_THE_MACHINE:
             raise
         print(_red(f"error: {describe_fault(error)}"), file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
@@ -105,12 +106,13 @@ def describe(error: SteepestError) -> str:
     return "\n".join(lines)
 
 
-def describe_fault(error: OSError) -> str:
+def describe_fault(error: Exception) -> str:
     """The message of what the system refused: file, reason, remedy."""
-    where = f"{error.filename}: " if error.filename else ""
+    name = getattr(error, "filename", None)
+    reason = getattr(error, "strerror", None) or str(error)
     return (
-        f"{where}{error.strerror}. Make room, or see to the file or folder and its permissions, then start the same "
-        "command again."
+        f"{f'{name}: ' if name else ''}{reason}. Make room, or see to the file or folder and its permissions, then "
+        "start the same command again."
     )
 
 

@@ -6,11 +6,13 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+_RUST_ERROR = re.compile(r"(?:\(os error |Os \{ code: )(\d+)")
 _NOT_DONE_HERE = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
 """A call that the file system does not know. EBADF: one that syncs only what is open for writing."""
 _NO_LOCKS = frozenset(
@@ -18,6 +20,15 @@ _NO_LOCKS = frozenset(
 )
 _NO_FOLDERS = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR})
 """What opening a folder answers on a file system that gives no handle to one."""
+
+
+def system_errno(error: BaseException) -> int | None:
+    """The number of the system's error; None for another kind of exception. safetensors raises an error of its own that
+    carries the number in its text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _RUST_ERROR.search(str(error))
+    return None if found is None else int(found[1])
 
 
 def replace_text(path: Path, text: str, *, synced: bool = False) -> None:

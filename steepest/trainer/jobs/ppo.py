@@ -45,6 +45,7 @@ from steepest.trainer.ppo import Observer
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.run.health import Health, Limits
 from steepest.trainer.run.hooks import Run, unlogged_row, validation_history, write_jsonl
+from steepest.trainer.run.inputs import Inputs, inputs_of
 from steepest.trainer.run.model_sources import ModelSources, sources_of
 from steepest.trainer.run.resume import find_start, require_work
 from steepest.trainer.run.summary import end_summary, start_summary
@@ -84,14 +85,16 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
         rows = load_rows(config)
         rewards.check({prompt.data_source for prompt in (*rows.train, *rows.val)})
         model = config.actor_rollout_ref.model
-        sources, section = sources_of(config.trainer), "actor_rollout_ref.model"
+        sources, inputs, section = sources_of(config.trainer), inputs_of(config.trainer), "actor_rollout_ref.model"
         folders = {"actor": sources.folder(f"{section}.path", model.path, model.hub, model.revision)}
         trust = config.data.trust_remote_code
         tokenizer = open_tokenizer(model, section, folders["actor"], sources, trust_remote_code=trust)
-        data = encode_rows(config, rows, tokenizer)
+        data = encode_rows(config, rows, tokenizer, inputs)
+        inputs.add_code(config)
+        inputs.add_machine(device.describe())
         laps.lap("data")
         add_reward_model(rewards, config, sources, device)
-        job = Job(config, device, rewards, sources, folders, tokenizer, data, observers)
+        job = Job(config, device, rewards, sources, inputs, folders, tokenizer, data, observers)
         with hold(job.folder):
             return job.run(laps)
 
@@ -118,18 +121,24 @@ def check_ground_truths(prompts: Sequence[Prompt], functions: Sequence[WeightedF
             )
 
 
-def encode_rows(config: Config, rows: Data, tokenizer: Any) -> Data:
+def encode_rows(config: Config, rows: Data, tokenizer: Any, inputs: Inputs) -> Data:
+    """The prompts as the model reads them. `inputs` is told what they are, before and after."""
     data = config.data
+    inputs.add_tokenizer(tokenizer)
     encode = partial(
         encode_prompts,
         tokenizer=tokenizer,
         max_prompt_length=data.max_prompt_length,
         truncation=data.truncation,
         filter_overlong=data.filter_overlong_prompts,
-        template_kwargs=data.apply_chat_template_kwargs,
+        template_kwargs=inputs.template_kwargs(data.apply_chat_template_kwargs, tokenizer),
     )
     train, train_report = encode(rows.train)
     val, val_report = encode(rows.val)
+    for key, prompts, encoded in (("train", rows.train, train), ("val", rows.val, val)):
+        told = ([p.messages, p.data_source, p.ground_truth, p.extra_info] for p in prompts)
+        inputs.add(f"data.{key}_files", told, f"{len(prompts)} rows")
+        inputs.add(f"tokens of data.{key}_files", (p.token_ids for p in encoded), f"{len(encoded)} prompts")
     return Data(train, val, (f"train: {train_report.describe()}", f"validation: {val_report.describe()}"))
 
 
@@ -142,12 +151,13 @@ class Job:
         device: Device,
         rewards: Rewards,
         sources: ModelSources,
+        inputs: Inputs,
         folders: dict[str, Path],
         tokenizer: Any,
         data: Data,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.sources, self.observers = sources, observers
+        self.sources, self.inputs, self.observers = sources, inputs, observers
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
         self.scorer = Scorer(rewards, tokenizer, rewards.costs)
         self.folder = Path(str(config.trainer.default_local_dir))
@@ -220,7 +230,8 @@ class Job:
         kept = self._records_kept(start)
         total = self.plan.total_steps
         lost = unlogged_row(self.folder / "metrics.jsonl", start)
-        loggers = open_run_folder(self.config, trainer, self.folder, self.sources, total=total, start=kept)
+        sources, inputs = self.sources, self.inputs
+        loggers = open_run_folder(self.config, trainer, self.folder, sources, inputs, total=total, start=kept)
         if lost is not None:
             loggers.log(start.step, lost)
         return Run(

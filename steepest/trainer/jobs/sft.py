@@ -30,6 +30,7 @@ from steepest.process.openmp_waiting import adaptive_waiting
 from steepest.trainer.loop import Schedule, Timer, run_steps
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.run.hooks import GLOBAL_STEP, METRICS, kept_row, unlogged_row
+from steepest.trainer.run.inputs import Inputs, inputs_of
 from steepest.trainer.run.metrics import memory_metrics
 from steepest.trainer.run.model_sources import ModelSources, sources_of
 from steepest.trainer.run.resume import find_start, require_work
@@ -120,7 +121,7 @@ def run_sft(config: SFTConfig) -> SFTResult:
     )
     train = load(data.train_files, max_samples=data.train_max_samples)
     val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files") if data.val_files else []
-    sources = sources_of(config.trainer)
+    sources, inputs = sources_of(config.trainer), inputs_of(config.trainer)
     folder = sources.folder("model.path", model.path, model.hub, model.revision)
     tokenizer = open_tokenizer(model, "model", folder, sources, trust_remote_code=model.trust_remote_code)
     encode = partial(
@@ -128,7 +129,7 @@ def run_sft(config: SFTConfig) -> SFTResult:
         tokenizer=tokenizer,
         max_length=data.max_length,
         truncation=data.truncation,
-        template_kwargs=data.apply_chat_template_kwargs,
+        template_kwargs=inputs.template_kwargs(data.apply_chat_template_kwargs, tokenizer),
         end_token_ids=end_token_ids(folder, tokenizer),
     )
     train_examples, train_report = encode(train)
@@ -136,8 +137,13 @@ def run_sft(config: SFTConfig) -> SFTResult:
     val_examples, val_report = encode(val)
     if val:
         say(f"validation: {val_report.describe()}")
+    inputs.add_tokenizer(tokenizer)
+    inputs.add_machine(device.describe())
+    for key, examples in (("train", train_examples), ("val", val_examples)):
+        told = ([example.token_ids, example.loss_mask] for example in examples)
+        inputs.add(f"tokens of data.{key}_files", told, f"{len(examples)} samples")
     with hold(Path(config.trainer.default_local_dir)), adaptive_waiting():
-        result = _train(config, device, sources, folder, tokenizer, train_examples, val_examples)
+        result = _train(config, device, sources, inputs, folder, tokenizer, train_examples, val_examples)
     say(f"finished in {duration(time.perf_counter() - began)}; the model is in {result.model}")
     return result
 
@@ -146,6 +152,7 @@ def _train(
     config: SFTConfig,
     device: Device,
     sources: ModelSources,
+    inputs: Inputs,
     folder: Path,
     tokenizer: object,
     train: Sequence[SFTExample],
@@ -166,7 +173,7 @@ def _train(
     # Without a frequency the model is saved once, at the end: a fine-tuned model that is not written is no result.
     schedule = Schedule(total, trainer.save_freq if trainer.save_freq > 0 else total, trainer.test_freq)
     lost = unlogged_row(run_folder / "metrics.jsonl", start)
-    with open_run_folder(config, trainer, run_folder, sources, total=total, start=start.step) as loggers:
+    with open_run_folder(config, trainer, run_folder, sources, inputs, total=total, start=start.step) as loggers:
         if lost is not None:
             loggers.log(start.step, lost)
         run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, schedule, {})

@@ -29,6 +29,7 @@ from steepest.process.files import lock
 from steepest.process.threads import set_threads
 from steepest.rollout import ROLLOUT_ENGINES
 from steepest.trainer.run.hooks import changed_values
+from steepest.trainer.run.inputs import Inputs
 from steepest.trainer.run.model_sources import ModelSources
 
 
@@ -140,12 +141,13 @@ def open_run_folder(
     trainer: TrainerConfig | SFTTrainerConfig,
     folder: Path,
     sources: ModelSources,
+    inputs: Inputs,
     *,
     total: int,
     start: int,
 ) -> Loggers:
-    """The loggers of the run, `config.yaml` and `models.json`. A run that goes on says what changed since its last
-    start.
+    """The loggers of the run, `config.yaml`, `models.json` and `inputs.json`. A run that goes on says what changed
+    since its last start.
 
     Raises CheckpointError for a folder that cannot be written, a full disk for example.
     """
@@ -157,6 +159,8 @@ def open_run_folder(
         folder.mkdir(parents=True, exist_ok=True)
         save_config(config, path)
         sources.save(folder)
+        inputs.add_models(sources.local)
+        inputs.save(folder)
         return make_loggers(
             trainer.logger,
             folder,

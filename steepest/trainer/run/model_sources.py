@@ -28,6 +28,8 @@ class ModelSources:
     def __init__(self, earlier: Mapping[str, Pin] | None = None) -> None:
         self.earlier = dict(earlier or {})
         self.pins: dict[str, Pin] = {}
+        self.local: dict[str, Path] = {}
+        """Configuration key -> what was found for it on this machine, without a pin."""
         self._found: dict[tuple[Source, tuple[str, ...], Pin | None], Found] = {}
 
     def folder(
@@ -45,6 +47,8 @@ class ModelSources:
         found = self._found[asked]
         if found.pin is not None:
             self.pins[key] = found.pin
+        else:
+            self.local[key] = found.path
         return found.path
 
     def save(self, folder: Path) -> None:
@@ -69,13 +73,16 @@ def sources_of(trainer: TrainerConfig | SFTTrainerConfig) -> ModelSources:
 
     Raises CheckpointError for a `models.json` that cannot be read: without it the reference might be another model.
     """
-    folder = Path(str(trainer.default_local_dir))
+    folder = folder_that_goes_on(trainer)
+    return ModelSources(read_pins(folder) if folder is not None and (folder / FILE).exists() else None)
+
+
+def folder_that_goes_on(trainer: TrainerConfig | SFTTrainerConfig) -> Path | None:
+    """The folder of the run that this start goes on from, or None."""
     if trainer.resume_mode == "resume_path":
-        folder = Path(str(trainer.resume_from_path)).parent
-    goes_on = trainer.resume_mode == "resume_path" or any(folder.glob("global_step_*"))
-    if trainer.resume_mode == "disable" or not goes_on or not (folder / FILE).exists():
-        return ModelSources()
-    return ModelSources(read_pins(folder))
+        return Path(str(trainer.resume_from_path)).parent
+    folder = Path(str(trainer.default_local_dir))
+    return folder if trainer.resume_mode == "auto" and any(folder.glob("global_step_*")) else None
 
 
 def read_pins(folder: Path) -> dict[str, Pin]:
