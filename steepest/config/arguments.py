@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from steepest.config import written
+from steepest.config.types import text_problem
 
 COMMAND_LINE = "command line"
 PRESETS = Path(__file__).parent / "presets"
@@ -108,6 +109,8 @@ def read_override(text: str) -> Assignment:
         raise ValueError(f"{text!r}: not a setting. Write key=value, e.g. trainer.device=cpu.")
     if not bare.partition("=")[0].strip():
         raise ValueError(f"{text!r}: no key before the equals sign. Write key=value, without spaces around it.")
+    if problem := text_problem(text):
+        raise ValueError(f"{text}: {problem}.")
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
