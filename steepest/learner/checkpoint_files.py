@@ -91,7 +91,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def system_reason(error: BaseException) -> str | None:
-    """What the system said in an exception, or in one that it came from; None where no call of the system failed."""
+    """The system's reason in an exception, or in one that it came from; None where no call of the system failed."""
     return next((str(one) for one in _chain(error) if system_errno(one) is not None), None)
 
 

@@ -33,7 +33,7 @@ def system_errno(error: BaseException) -> int | None:
 
 def replace_text(path: Path, text: str, *, synced: bool = False) -> None:
     """Replace a small file: a reader and a kill see the old text or the new, never a part. An OSError leaves the old
-    one, and nothing beside it. `synced`: it is on the disk when this returns."""
+    one, and nothing next to it. `synced`: it is on the disk when this returns."""
     beside = path.with_name(f".{path.name}.tmp")
     try:
         beside.write_text(text, encoding="utf-8")
@@ -119,5 +119,5 @@ class LineFile:
         return os.fstat(self._file.fileno()).st_nlink == 0
 
     def close(self) -> None:
-        """Raises OSError where the file system tells only now that it could not keep what it took."""
+        """Raises OSError where the file system reports only now that it could not keep what it took."""
         self._file.close()

@@ -89,7 +89,7 @@ def names_make_a_folder(c: Config | SFTConfig, is_set: IsSet) -> Iterator[str]:
 
 
 _LONGEST_NAME = NAME_BYTES - len(".old-999") - len(".lock")
-"""Of a run folder: its lock and an earlier run set aside stand next to it."""
+"""Longest name of a run folder: its lock and an earlier run set aside stand next to it."""
 
 
 def _no_folder_name(value: str) -> str | None:

@@ -122,7 +122,7 @@ def check_ground_truths(prompts: Sequence[Prompt], functions: Sequence[WeightedF
 
 
 def encode_rows(config: Config, rows: Data, tokenizer: Any, inputs: Inputs) -> Data:
-    """The prompts as the model reads them. `inputs` is told what they are, before and after."""
+    """The prompts as the model reads them. `inputs` gets what they are, before and after."""
     data = config.data
     inputs.add_tokenizer(tokenizer)
     encode = partial(
@@ -136,8 +136,8 @@ def encode_rows(config: Config, rows: Data, tokenizer: Any, inputs: Inputs) -> D
     train, train_report = encode(rows.train)
     val, val_report = encode(rows.val)
     for key, prompts, encoded in (("train", rows.train, train), ("val", rows.val, val)):
-        told = ([p.messages, p.data_source, p.ground_truth, p.extra_info] for p in prompts)
-        inputs.add(f"data.{key}_files", told, f"{len(prompts)} rows")
+        rows_of = ([p.messages, p.data_source, p.ground_truth, p.extra_info] for p in prompts)
+        inputs.add(f"data.{key}_files", rows_of, f"{len(prompts)} rows")
         inputs.add(f"tokens of data.{key}_files", (p.token_ids for p in encoded), f"{len(encoded)} prompts")
     return Data(train, val, (f"train: {train_report.describe()}", f"validation: {val_report.describe()}"))
 

@@ -140,8 +140,8 @@ def run_sft(config: SFTConfig) -> SFTResult:
     inputs.add_tokenizer(tokenizer)
     inputs.add_machine(device.describe())
     for key, examples in (("train", train_examples), ("val", val_examples)):
-        told = ([example.token_ids, example.loss_mask] for example in examples)
-        inputs.add(f"tokens of data.{key}_files", told, f"{len(examples)} samples")
+        parts = ([example.token_ids, example.loss_mask] for example in examples)
+        inputs.add(f"tokens of data.{key}_files", parts, f"{len(examples)} samples")
     with hold(Path(config.trainer.default_local_dir)), adaptive_waiting():
         result = _train(config, device, sources, inputs, folder, tokenizer, train_examples, val_examples)
     say(f"finished in {duration(time.perf_counter() - began)}; the model is in {result.model}")

@@ -43,7 +43,7 @@ def kept_row(metrics: Metrics) -> dict[str, Any]:
 
 
 def unlogged_row(metrics_file: Path, start: Start) -> Metrics | None:
-    """The metrics of the step that a run goes on from, if a kill fell between its checkpoint and its row.
+    """The metrics of the step that a run resumes from, if a kill fell between its checkpoint and its row.
 
     None where the checkpoint is another run's: the record of this one begins with its own first step.
     """

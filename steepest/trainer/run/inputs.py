@@ -30,14 +30,14 @@ from steepest.versions import installed
 FILE = "inputs.json"
 _DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 """How a chat template asks for the date. A call in another form gives today's: then the prompts differ, and that is
-said."""
+reported."""
 _SAMPLE = 1 << 16
 """Bytes of a weight file that are compared at its start, middle and end; smaller files are compared whole."""
 
 
 @dataclass
 class Inputs:
-    """The inputs of this start, by name, and those of the start that it goes on from."""
+    """The inputs of this start, by name, and those of the start that it continues."""
 
     began: datetime = field(default_factory=datetime.now)
     """When the run first started."""
@@ -108,7 +108,7 @@ class Inputs:
 
 
 def inputs_of(trainer: TrainerConfig | SFTTrainerConfig) -> Inputs:
-    """The inputs of this start, still empty, with those of the run that it goes on from, if it does."""
+    """The inputs of this start, still empty, with those of the run that it resumes, if it does."""
     folder = folder_that_goes_on(trainer)
     if folder is None or not (folder / FILE).exists():
         return Inputs()

@@ -78,7 +78,7 @@ def sources_of(trainer: TrainerConfig | SFTTrainerConfig) -> ModelSources:
 
 
 def folder_that_goes_on(trainer: TrainerConfig | SFTTrainerConfig) -> Path | None:
-    """The folder of the run that this start goes on from, or None."""
+    """The folder of the run that this start resumes, or None."""
     if trainer.resume_mode == "resume_path":
         return Path(str(trainer.resume_from_path)).parent
     folder = Path(str(trainer.default_local_dir))
