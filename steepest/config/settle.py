@@ -1,7 +1,8 @@
 """Values of keys that the user left open and that follow from device, rows and model: known once data is read.
 They replace the schema's defaults, are printed, and stand in the run's `config.yaml`.
 
-All are functions of what does not change between two starts of a run, so that a resumed run has the same.
+A start that goes on with a run may find another device or other rows; the batch sizes are then those of the run's
+`config.yaml`.
 """
 
 from __future__ import annotations
@@ -39,10 +40,18 @@ def with_values(config: ConfigT, values: Mapping[str, Any], origin: str) -> Conf
     return tree.freeze(type(config), plain, provenance=dataclasses.replace(config.provenance, sources=sources))
 
 
-def settle_batch(config: Config, num_rows: int, *, on_card: bool) -> tuple[Config, list[str]]:
-    """The prompts of a step, and of an update, where the user gave none; and sentences that say so."""
+def settle_batch(
+    config: Config, num_rows: int, *, on_card: bool, earlier: Mapping[str, Any] | None = None
+) -> tuple[Config, list[str]]:
+    """The prompts of a step, and of an update, where the user gave none; and sentences that say so.
+
+    earlier: the values of the run that goes on, by key. They are kept where they fit what the user gave now.
+    """
     if not is_open(config, BATCH) or num_rows == 0:
         return config, []
+    if kept := _sizes_of_the_run(config, num_rows, earlier or {}):
+        said = ", ".join(f"{key}={value}" for key, value in kept.items())
+        return with_values(config, kept, "the run's config.yaml"), [f"{said}: as at the run's last start."]
     n, responses = config.actor_rollout_ref.rollout.n, CARD_RESPONSES if on_card else CPU_RESPONSES
     sizes = {MINI: config.actor_rollout_ref.actor.ppo_mini_batch_size, CRITIC_MINI: config.critic.ppo_mini_batch_size}
     given = {key: size for key, size in sizes.items() if not is_open(config, key)}
@@ -58,6 +67,16 @@ def settle_batch(config: Config, num_rows: int, *, on_card: bool) -> tuple[Confi
         f"{actor} prompts an update. Give the key for another size."
     )
     return with_values(config, values, "device and rows"), [note]
+
+
+def _sizes_of_the_run(config: Config, num_rows: int, earlier: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes that the user left open as they were in `earlier`; empty where they do not fit rows and given sizes."""
+    given = {MINI: config.actor_rollout_ref.actor.ppo_mini_batch_size, CRITIC_MINI: config.critic.ppo_mini_batch_size}
+    found = {key: earlier.get(key) for key in (BATCH, *given) if is_open(config, key)}
+    sizes = {key: size for key, size in found.items() if type(size) is int and size > 0}
+    batch = sizes.get(BATCH, 0)
+    fits = sizes.keys() == found.keys() and batch <= num_rows
+    return sizes if fits and all(batch % size == 0 for size in {**given, **sizes}.values()) else {}
 
 
 def settle_sft_batch(config: SFTConfig, num_rows: int) -> tuple[SFTConfig, list[str]]:

@@ -60,6 +60,33 @@ def test_a_chosen_batch_is_told_and_stands_in_the_saved_configuration(tmp_path) 
     assert settle_batch(again, 7473, on_card=False) == (again, [])  # of the file: the user's
 
 
+MINI, CRITIC_MINI = f"{ACTOR}.ppo_mini_batch_size", "critic.ppo_mini_batch_size"
+OF_A_CARD = {"data.train_batch_size": 512, MINI: 128, CRITIC_MINI: 128}
+
+
+@pytest.mark.parametrize(
+    ("words", "rows", "earlier", "want"),
+    [
+        ([], 7473, OF_A_CARD, (512, 128, 128)),  # begun on a card, goes on on a CPU
+        ([f"{N}=8"], 7473, OF_A_CARD, (512, 128, 128)),
+        ([f"{MINI}=64"], 7473, OF_A_CARD, (512, 64, 128)),
+        ([f"{MINI}=48"], 7473, OF_A_CARD, (96, 48, 48)),  # 48 does not divide 512: chosen afresh
+        ([], 300, OF_A_CARD, (128, 32, 32)),  # fewer rows than a batch has
+        (["data.train_batch_size=256"], 7473, OF_A_CARD, (256, 256, 256)),
+        ([], 7473, {"data.train_batch_size": 512}, (128, 32, 32)),  # a damaged file
+        ([], 7473, {**OF_A_CARD, "data.train_batch_size": "many"}, (128, 32, 32)),
+        ([], 7473, {**OF_A_CARD, MINI: 0}, (128, 32, 32)),
+    ],
+)
+def test_a_run_that_goes_on_keeps_its_batch(
+    words: list[str], rows: int, earlier: dict[str, object], want: tuple[int, int, int]
+) -> None:
+    config, notes = settle_batch(load_config([*REQUIRED, *words]), rows, on_card=False, earlier=earlier)
+    assert sizes(config) == want
+    if not words and want[0] == 512:
+        assert notes == [f"data.train_batch_size=512, {MINI}=128, {CRITIC_MINI}=128: as at the run's last start."]
+
+
 def test_the_reference_command_keeps_its_sizes() -> None:
     config = load_config(REFERENCE)
     assert settle_batch(config, 7473, on_card=False) == (config, [])

@@ -56,12 +56,13 @@ from steepest.trainer.run.hooks import (
     Run,
     is_finished,
     owes_validation,
+    saved_values,
     unlogged_row,
     validation_history,
     write_jsonl,
 )
 from steepest.trainer.run.inputs import Inputs, inputs_of
-from steepest.trainer.run.model_sources import ModelSources, sources_of
+from steepest.trainer.run.model_sources import ModelSources, folder_that_goes_on, sources_of
 from steepest.trainer.run.resume import find_start, finished_message
 from steepest.trainer.run.summary import end_summary, start_summary
 from steepest.trainer.run.validation import Evaluator
@@ -204,7 +205,9 @@ def settle(config: Config, data: Data, device: Device, folder: Path) -> tuple[Co
     )
     longest = max(len(prompt.token_ids) for prompt in (*data.train, *data.val))
     config, notes = settle_lengths(config, limit, longest)
-    config, more = settle_batch(config, len(data.train), on_card=isinstance(device, Accelerator))
+    run = folder_that_goes_on(config.trainer)
+    earlier = None if run is None else saved_values(run / "config.yaml")
+    config, more = settle_batch(config, len(data.train), on_card=isinstance(device, Accelerator), earlier=earlier)
     return config, Data(data.train, data.val, (*data.notes, *notes, *more))
 
 

@@ -151,12 +151,19 @@ def changed_values(path: Path, new: Any) -> list[str]:
     """Values of a `config.yaml` that differ from `new`, as `key: old -> new`; none where no file can be read."""
     if not path.exists():
         return []
-    try:
-        before, after = flatten(OmegaConf.to_container(OmegaConf.load(path))), flatten(new)
-    except UNREADABLE:
+    before, after = saved_values(path), flatten(new)
+    if before is None:
         say(f"{path} cannot be read, so what changed since the run's last start is not known; it is written again.")
         return []
     return [f"{key}: {before.get(key)} -> {value}" for key, value in after.items() if before.get(key, value) != value]
+
+
+def saved_values(path: Path) -> dict[str, Any] | None:
+    """Key -> value of a `config.yaml`; None where there is none that can be read."""
+    try:
+        return flatten(OmegaConf.to_container(OmegaConf.load(path)))
+    except UNREADABLE:
+        return None
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
