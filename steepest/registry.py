@@ -155,9 +155,9 @@ _LOADED_FILES: dict[Path, ModuleType] = {}
 
 
 def load_object(target: str, key: str) -> Any:
-    """Import `module:name` or `file.py:name`. `key` is the setting named in errors."""
+    """Import `module:name`, `pkg://module:name` or `file.py:name`. `key` is the setting named in errors."""
     where, _, name = target.rpartition(":")
-    module = load_file(where, key) if where.endswith(".py") else _load_module(where, key)
+    module = load_file(where, key) if where.endswith(".py") else load_module(where, key)
     if not hasattr(module, name):
         guess = nearest(name, vars(module))
         hint = f" Did you mean {guess!r}?" if guess else ""
@@ -188,7 +188,13 @@ def load_file(path: str, key: str) -> ModuleType:
     return module
 
 
-def _load_module(name: str, key: str) -> ModuleType:
+PACKAGE = "pkg://"
+"""How verl marks a module that Python finds, where a file may stand too."""
+
+
+def load_module(name: str, key: str) -> ModuleType:
+    """Import a module that Python finds, with or without PACKAGE before its name."""
+    name = name.removeprefix(PACKAGE)
     try:
         return importlib.import_module(name)
     except Exception as error:  # the user's own code may raise anything

@@ -172,11 +172,12 @@ def _no_such_option(word: str, left: list[str], answer: Callable[[str], str | No
     problem = f"{word}: no such option. There are {', '.join(OPTIONS)}."
     if has_value:
         problem += f" Keys are written without dashes: {word.lstrip('-')}"
-    if foreign(key) is None:
+    found = answer(key) or problem
+    if foreign(key) is None and not found.endswith(f".{key}?"):  # the last part of a key of ours
         return problem
     if not has_value and left and "=" not in left[0] and not left[0].startswith("--"):
         left.pop(0)
-    return f"{answer(key) or problem} Settings are written key=value, without dashes."
+    return f"{found} Settings are written key=value, without dashes."
 
 
 def read_override(text: str) -> Assignment:

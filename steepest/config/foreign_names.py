@@ -60,7 +60,7 @@ _TABLE: list[tuple[str, str, str, str]] = [
     ("lora_dropout", "An adapter has no dropout: log-probs of two passes would differ. Leave it out.", "", ""),
     ("use_rslora use_dora", "Adapters are plain LoRA; leave it out.", "", ""),
     ("load_in_4bit load_in_8bit bnb_4bit_quant_type",
-     "Models are loaded in 16 or 32 bit; a LoRA adapter (model.lora_rank) needs the least memory.", "", ""),
+     "Models are loaded in 16 or 32 bit; a LoRA adapter (lora_rank of the model) needs the least memory.", "", ""),
     ("gradient_checkpointing use_gradient_checkpointing", f"{MODEL}.enable_gradient_checkpointing",
      "model.enable_gradient_checkpointing", ""),
     # optimizer
@@ -72,7 +72,7 @@ _TABLE: list[tuple[str, str, str, str]] = [
     ("max_grad_norm max_norm gradient_clipping", f"{ACTOR}.optim.clip_grad", "optim.clip_grad", ""),
     ("adam_beta1 adam_beta2 adam_betas", f"{ACTOR}.optim.betas", "optim.betas", "[0.9,0.999]"),
     ("l2", f"{ACTOR}.optim.weight_decay", "optim.weight_decay", ""),
-    ("optim_args adam_offload", "The optimizer is torch's AdamW, on the device; leave it out.", "", ""),
+    ("optim optim_args adam_offload", "The optimizer is torch's AdamW, on the device; leave it out.", "", ""),
     ("adam_epsilon", "AdamW's epsilon is torch's 1e-8; leave it out.", "", ""),
     # batches and lengths
     ("rollout_batch_size generation_batch_size", "data.train_batch_size", "", "prompts a step"),
@@ -97,6 +97,8 @@ _TABLE: list[tuple[str, str, str, str]] = [
     ("dataset dataset_name prompt_data dataset_path train_dataset", "data.train_files", "data.train_files", ""),
     ("eval_dataset", "data.val_files", "data.val_files", ""),
     ("input_key dataset_text_field", "data.prompt_key", "data.prompt_key", ""),
+    ("label_key answer_column", "data.answer_key", "data.response_key", ""),
+    ("apply_chat_template", "Prompts always go through the chat template of the model; leave it out.", "", ""),
     ("output_key", "data.prompt_key", "data.response_key", ""),
     ("max_samples max_train_samples", "data.train_max_samples", "data.train_max_samples", ""),
     ("remove_unused_columns", _COLUMNS, "", ""),

@@ -78,7 +78,11 @@ def _fetch(
         local_option=f"{key}=FILE",
         noun="data set",
     )
-    paths = paths_of(source, kind="dataset")
+    try:
+        paths = paths_of(source, kind="dataset")
+    except DataError as error:  # a name with one slash may have been meant as a file
+        looked = Path(name).expanduser().absolute()
+        raise DataError(f"{error.marked} There is no file of this name either (looked for {looked}).") from error
     readme = {}
     if "README.md" in paths:
         folder = find(source, kind="dataset", files=("README.md",), note=lambda _: None).path

@@ -115,5 +115,5 @@ def definitions(name: str) -> str:
     """How a function may be defined."""
     return (
         f"Define it as def {name}(data_source, solution_str, ground_truth, extra_info=None), or, as for TRL, "
-        f"def {name}(completions, answer, **kwargs)"
+        f"def {name}(completions, ground_truth, **kwargs)"
     )

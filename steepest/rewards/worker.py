@@ -35,7 +35,7 @@ from typing import Any
 from steepest.errors import ConfigError, setting
 from steepest.process.stopping import SIGNALS
 from steepest.process.streams import protect_streams
-from steepest.registry import Entry, load_file, nearest
+from steepest.registry import PACKAGE, Entry, load_file, load_module, nearest
 from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, data_source_names, read_outcome
 from steepest.rewards.process import Setup
 from steepest.rewards.signatures import OURS, definitions, read_signature
@@ -119,9 +119,11 @@ class Scorer:
 
 def load_custom(path: str, name: str, kwargs: Mapping[str, Any] | None = None) -> BoundFunction:
     """Import the user's function and see how it is called, with `kwargs` as further keywords. Raises ConfigError."""
-    sys.path.append(str(Path(path).parent))  # for helper modules in the same folder
+    is_module = path.startswith(PACKAGE)
+    if not is_module:
+        sys.path.append(str(Path(path).parent))  # for helper modules in the same folder
     try:
-        module = load_file(path, _PATH)
+        module = load_module(path, _PATH) if is_module else load_file(path, _PATH)
     except ConfigError:
         raise
     except BaseException as error:

@@ -85,6 +85,19 @@ def test_answers(word: str, text: str) -> None:
     assert problem(word) == text
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--label_key", "answer"), "label_key: no such key. Here it is data.answer_key."),
+        (("--gamma", "1"), "gamma: no such key. Did you mean algorithm.gamma?"),
+        (("--apply_chat_template",), "apply_chat_template: no such key. Prompts always go through the chat template of "
+         "the model; leave it out."),
+    ],
+)  # fmt: skip
+def test_options_of_openrlhf(words: tuple[str, ...], text: str) -> None:
+    assert problem(*words) == f"{text} Settings are written key=value, without dashes."
+
+
 def test_the_value_of_an_option_of_another_library_is_no_second_problem() -> None:
     assert problem("--max-epochs", "3") == (
         "max_epochs: no such key. Here it is trainer.total_epochs. Settings are written key=value, without dashes."

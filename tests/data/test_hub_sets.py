@@ -126,6 +126,7 @@ def test_names_of_files_without_a_readme(hub: FakeHub) -> None:
         ("owner/plain:dev", "no split 'dev' in config 'default'. There are default:train, default:"),
         ("owner/script", "no file that is read (.parquet, .jsonl, .json, .csv, .tsv); it holds load.py, README.md."),
         ("owner/nowhere", "data.train_files=owner/nowhere"),
+        ("owner/rows.txt", f"There is no file of this name either (looked for {Path('owner/rows.txt').absolute()})."),
     ],
 )
 def test_what_is_not_there_is_named_with_what_is(hub: FakeHub, name: str, message: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from steepest.errors import ConfigError
+from steepest.registry import load_object
 from steepest.rewards.api import RewardRequest
 from steepest.rewards.process import Setup
 from steepest.rewards.weighted import prepare_once
@@ -65,6 +66,15 @@ def test_every_kind_of_callable_with_the_four_keywords_will_do(tmp_path, text):
     (tmp_path / "mine.py").write_text(text)
     scorer = Scorer(Setup((str(tmp_path / "mine.py"), "f"), (), "strict", tuple(sys.path), None))
     assert scorer.score(pickle.dumps(RewardRequest("id", "d", "s", "t")), begin) == ["scored", 1.0, {}, {}]
+
+
+def test_a_module_by_verls_name(tmp_path, monkeypatch):
+    (tmp_path / "scores_of_mine.py").write_text("def f(solution_str):\n    return 0.25\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_custom("pkg://scores_of_mine", "f").entry.value("x") == 0.25
+    assert load_object("pkg://scores_of_mine:f", "reward.functions")("x") == 0.25
+    with pytest.raises(ConfigError, match="importing 'no_scores_here' raised ModuleNotFoundError"):
+        load_custom("pkg://no_scores_here", "f")
 
 
 def test_an_error_names_the_innermost_line_of_the_functions_own_file():

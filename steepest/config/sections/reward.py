@@ -48,7 +48,7 @@ class CustomRewardConfig:
     """`custom_reward_function` (also under `reward.`): your own scorer."""
 
     path: File | None = None
-    """Python file; null: the reward registered for each row's data source."""
+    """Python file, or `pkg://module`; null: the reward registered for each row's data source."""
     name: str = "compute_score"
     """Function in that file: f(data_source, solution_str, ground_truth, extra_info) to a number or a dict, or TRL's
     f(completions, **columns) to a list with one number. The names of its parameters say which."""

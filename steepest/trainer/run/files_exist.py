@@ -9,7 +9,7 @@ from steepest.config.schema import Config, SFTConfig
 from steepest.config.sections.reward import functions_of
 from steepest.errors import ConfigError
 from steepest.hub.local import looks_like_a_path
-from steepest.registry import is_own_code
+from steepest.registry import PACKAGE, is_own_code
 
 DATA = (".parquet", ".json", ".jsonl", ".csv", ".tsv", ".gz")
 
@@ -47,7 +47,9 @@ def _models(config: Config | SFTConfig) -> Iterator[tuple[str, str]]:
 def _rewards(config: Config | SFTConfig) -> Iterator[tuple[str, str]]:
     if isinstance(config, SFTConfig):
         return
-    yield "custom_reward_function.path", config.custom_reward_function.path or ""
+    path = config.custom_reward_function.path or ""
+    if not path.startswith(PACKAGE):  # a module is looked for by the process that imports it
+        yield "custom_reward_function.path", path
     for function in functions_of(config.reward.functions):
         file = function.name.rpartition(":")[0]
         if is_own_code(function.name) and file.endswith(".py"):
