@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -22,7 +22,7 @@ from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.optim import Optimizer, OptimSettings, load_optimizer, save_optimizer
 from steepest.learner.update_plan import Cut, plan_passes
 from steepest.models.packing import Packed, pack_batch, pack_nothing, pack_shared
-from steepest.models.varlen import Attention, check_varlen
+from steepest.models.varlen import OWN_FORWARD, Attention, attention_of, check_varlen
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 RecordT = TypeVar("RecordT", Batch, Packed)
@@ -63,7 +63,9 @@ class Trainable(Generic[ModelT]):
 
     def __init__(self, model: ModelT, *, compute: ComputeSettings, optim: OptimSettings | None) -> None:
         self.device = torch.device(compute.device)
-        self.compute = compute
+        attention = attention_of(model.hf, compute.attention)
+        shares = compute.shares_prompts and attention.name != OWN_FORWARD
+        self.compute = compute = replace(compute, attention=attention, shares_prompts=shares)
         self._flops = 0.0
         with self._memory("weights, on their way to the device", _SMALLER):
             self.model = model.to(self.device).eval()

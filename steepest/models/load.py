@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from steepest.errors import ModelError, setting
 from steepest.hub import local_model
+from steepest.models.architectures import text_config
 from steepest.models.causal_lm import CausalLM
 from steepest.models.hf_logging import quiet_transformers
 from steepest.models.self_check import check_backbone, check_causal_lm
@@ -196,6 +197,7 @@ def _load_config(
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise ModelError(f"{_OVERRIDE_KEY}.{name}: {type(config).__name__} has no such entry.{hint}")
         setattr(config, name, value)
+    config = text_config(path, config)
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         for name, value in part.to_dict().items():
             if _is_dropout(name) and isinstance(value, (int, float)):
