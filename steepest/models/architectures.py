@@ -14,6 +14,8 @@ TRAINED = (
     "docs/models.md has a table"
 )
 
+TRIAL_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, NotImplementedError, AssertionError)
+"""What a model's own code raises for a call that it was not written for."""
 _OTHER_PARTS = ("audio", "vision", "image", "vq", "encoder")
 """In the names of sub-configurations: parts for something else than text."""
 
@@ -31,11 +33,12 @@ def text_config(path: Path | str, config: PretrainedConfig) -> PretrainedConfig:
         text = config.get_text_config()
     except ValueError:  # there are several
         text = None
-    parts = ", ".join(name for name in config.sub_configs if any(word in name for word in _OTHER_PARTS))
+    held = {*config.sub_configs, *(name for name, part in vars(config).items() if isinstance(part, PretrainedConfig))}
+    parts = ", ".join(sorted(name for name in held if any(word in name for word in _OTHER_PARTS)))
     if text is config and not parts:
         return config
     accepted = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].config_class
-    if text is not None and accepted is type(text):
+    if text is not None and text is not config and accepted is type(text):
         return text
     other = f"it reads or writes more than text ({parts})" if parts else "it has other parts around its text model"
     raise ModelError(refusal(path, config.model_type, other))
@@ -46,3 +49,9 @@ def refusal(path: Path | str, kind: str, why: str) -> str:
     return (
         f"{path}: a {kind} model cannot be trained here: {why}. Name another model with {setting('path')}. {TRAINED}."
     )
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its text, for the middle of a sentence."""
+    text = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {text}".rstrip(": ")

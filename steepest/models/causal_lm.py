@@ -282,5 +282,5 @@ def logit_transform(config: PretrainedConfig) -> tuple[float, float | None]:
     text = config.get_text_config()
     scale = float(getattr(text, "logit_scale", None) or 1.0)
     scale /= float(getattr(text, "logits_scaling", None) or 1.0)
-    softcap = getattr(text, "final_logit_softcapping", None)
+    softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
     return scale, None if softcap is None else float(softcap)

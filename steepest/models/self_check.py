@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from steepest.core.log_probs import token_log_probs
 from steepest.errors import ModelError, setting
-from steepest.models.architectures import refusal
+from steepest.models.architectures import TRIAL_ERRORS, first_line, refusal
 from steepest.models.attention import CannotPack, RecordingContext, attention_implementation
 from steepest.models.causal_lm import CausalLM, logit_transform, run_backbone
 from steepest.models.packing import Packed, pack_sequences
@@ -26,8 +26,6 @@ from steepest.models.rows import RowsContext, rows_reason, use_rows
 TOLERANCE = {torch.float32: 1e-4}
 """Largest accepted difference of log-probs; 1e-3 for other dtypes of weights."""
 _LENGTHS = (5, 7)
-TRIAL_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, NotImplementedError, AssertionError)
-"""What a model's own code raises for a call that it was not written for."""
 
 
 @torch.no_grad()
@@ -132,12 +130,6 @@ def _plain(hf: PreTrainedModel) -> Iterator[None]:
 
 def _refusal(hf: PreTrainedModel, why: str) -> str:
     return refusal(hf.config.name_or_path or setting("path"), type(hf).__name__, why)
-
-
-def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of its text, for the middle of a sentence."""
-    text = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -73,6 +73,7 @@ def test_every_family_runs_or_is_refused_in_a_sentence(model_type, tmp_path):
         ("t5", "a t5 model cannot be trained here: it is an encoder-decoder model"),
         ("gemma3", r"it reads or writes more than text \(vision_config\)"),
         ("musicgen", "it is an encoder-decoder model"),
+        ("moshi", r"it reads or writes more than text \(audio_encoder_config\)"),
         ("vit", "transformers has no causal language model of this type"),
     ],
 )

@@ -50,7 +50,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 1},
     "codegen": {"rotary_dim": 4}, "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
-    "cwm": {"bos_token_id": 0}, "modernbert-decoder": {"pad_token_id": 0, "bos_token_id": 0, "cls_token_id": 0, "sep_token_id": 1},
+    "cwm": {"bos_token_id": 0}, 
+    "modernbert-decoder": {"pad_token_id": 0, "bos_token_id": 0, "cls_token_id": 0, "sep_token_id": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"]}, "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "zaya": {"num_experts_per_tok": 1}, "xlnet": {"d_head": 8},
     "qwen2": {"use_sliding_window": True, "max_window_layers": 1},
@@ -244,6 +245,7 @@ def verdict(model_type: str, folder: Path, *, thorough: bool = True) -> Verdict:
 
 def run(model: CausalLM, hf: PreTrainedModel, found: Verdict) -> None:
     """Rollout, passes and one update."""
+    model.eval()  # as the trainer runs it
     reason = rows_reason(model.hf)
     found.way, found.reason = ("packed", "") if reason is None else ("rows", reason)
     engine, batch = generated(model)

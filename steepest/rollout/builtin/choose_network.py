@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from steepest.models.architectures import TRIAL_ERRORS
 from steepest.models.attention import PackedContext
 from steepest.models.causal_lm import CausalLM
 from steepest.models.rows import rows_reason
-from steepest.models.self_check import TRIAL_ERRORS
 from steepest.rollout.builtin.kv_cache import DecodeContext, KVCache, PrefillContext
 from steepest.rollout.builtin.layout import Layout, UnknownLayout, read_layout
 from steepest.rollout.builtin.linear import can_pack

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from steepest.errors import ModelError, setting
+from steepest.models.architectures import TRIAL_ERRORS, first_line
 from steepest.models.attention import set_own_attention
 from steepest.models.causal_lm import CausalLM
 from steepest.models.hf_logging import quiet_transformers
 from steepest.models.rows import RowsContext, rows_reason
-from steepest.models.self_check import TRIAL_ERRORS, first_line
 from steepest.rollout.api import Completion, SamplingParams
 from steepest.rollout.builtin.generation import RolloutStats, refuse_damaged
 from steepest.rollout.builtin.network import ModelNetwork
