@@ -206,7 +206,7 @@ def _load_config(
 
 
 def _is_dropout(name: str) -> bool:
-    return "dropout" in name or "jitter" in name or name.endswith("_pdrop") or name == "layerdrop"
+    return "dropout" in name or name.endswith("_pdrop") or name == "layerdrop"
 
 
 def _finish(hf: PreTrainedModel) -> PreTrainedModel:

@@ -83,7 +83,7 @@ REASONS = {
 REFUSALS = {
     "encoder-decoder": "encoder-decoder",
     "more than text": "more than text",
-    "around its text model": "more than text",
+    "other parts": "more than text",
     "see the tokens after": "reads in both directions",
     "forward pass fails": "does not run on token ids alone",
     "output projection": "more than a product between last hidden state and logits",
