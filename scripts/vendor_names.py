@@ -70,7 +70,7 @@ def problems(package: Path) -> list[str]:
         relative = file.relative_to(package).as_posix()
         if not relative.startswith(HOMES):
             found += [
-                f"{package.name}/{relative}:{line}: {name!r} is a vendor's name; it belongs into {HOMES[0]}"
+                f"{package.name}/{relative}:{line}: {name!r} is a vendor's name; move the code to {HOMES[0]}"
                 for line, name in vendor_names(file.read_text(encoding="utf-8"))
             ]
     return found

@@ -70,3 +70,21 @@ def requirement(package: str, on: str) -> str | None:
         if canonicalize_name(found.name) == canonicalize_name(on) and applies:
             return ",".join(sorted(map(str, found.specifier), reverse=True)) or None
     return None
+
+
+def pip_install(extra: str) -> str:
+    """The command that installs the packages of one of our extras: "pip install 'wandb>=0.19'".
+
+    It names the packages, since Steepest itself is on no package index. Where our own metadata is missing, as in a copy
+    of the sources that nobody installed, the command installs the extra from the clone.
+    """
+    try:
+        lines = metadata.requires("steepest") or []
+    except metadata.PackageNotFoundError:
+        lines = []
+    wanted = [
+        found for line in lines if (found := Requirement(line)).marker and found.marker.evaluate({"extra": extra})
+    ]
+    if not wanted:
+        return f"pip install -e '.[{extra}]' in a clone of Steepest"
+    return "pip install " + " ".join(f"'{str(found).partition(';')[0].strip()}'" for found in wanted)

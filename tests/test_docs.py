@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,40 @@ def test_make_targets_of_the_documents_exist() -> None:
     targets = {line[1] for page in PAGES for line in commands(page) if line[0] == "make"}
     assert {"quickstart", "test"} <= targets
     assert [target for target in targets if not re.search(rf"^{target}:", makefile, flags=re.M)] == []
+
+
+def test_both_languages_of_the_readme_have_the_same_blocks() -> None:
+    english, chinese = (
+        re.findall(r"```.*?```", (ROOT / file).read_text("utf-8"), re.S) for file in ("README.md", "README.zh.md")
+    )
+    assert len(english) == 8 and chinese == english
+
+
+def test_the_ascend_page_installs_what_its_image_lacks() -> None:
+    """vLLM's image has torch and what vLLM itself requires; `--no-deps` brings nothing of the rest."""
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    needed = re.findall(r'"([^"]+)"', project.partition("\ndependencies = [")[2].partition("\n]")[0])
+    of_image = r"torch|transformers|pyyaml|safetensors|tokenizers|huggingface_hub|numpy|packaging"
+    lacking = sorted(need for need in needed if not re.match(rf"({of_image})\b", need))
+    for language in ("en", "zh"):
+        found = commands(ROOT / "docs" / language / "ascend_install.md")
+        after = found[found.index(["pip", "install", "-e", ".", "--no-deps"]) + 1]
+        assert after[:2] == ["pip", "install"] and sorted(after[2:]) == lacking
+
+
+def test_the_dockerfile_copies_what_the_build_reads() -> None:
+    lines = (ROOT / "Dockerfile").read_text("utf-8").splitlines()
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert copied == ["pyproject.toml", "README.md", "LICENSE", "steepest"]
+    assert all((ROOT / file).exists() for file in copied)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode != 0,
+    reason="needs a running Docker daemon",
+)
+def test_the_image_builds_and_runs() -> None:
+    subprocess.run(["docker", "build", "--tag", "steepest-test", str(ROOT)], check=True, timeout=3000)
+    done = subprocess.run(["docker", "run", "--rm", "steepest-test", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("steepest "), done.stderr

@@ -8,6 +8,7 @@ of the environment, or a real file.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,26 @@ def test_a_planted_offence_is_found_with_its_line(code: str, line: int) -> None:
 )
 def test_what_is_allowed_is_let_through(code: str) -> None:
     assert offences(code) == []
+
+
+CLOCKS = r"\btime\.(?:time|monotonic|perf_counter|process_time|thread_time)(?:_ns)?\("
+MAY_READ_A_CLOCK = {
+    "process/test_openmp_waiting.py": "gives up waiting",
+    "trainer/run/test_resume.py": "kills a run at a random moment",
+    "trainer/test_real.py": "kills a run at a random moment",
+    "trainer/test_speed.py": "a run is said to have begun some seconds ago",
+    "hub/test_find.py": "sets the time of a file",
+    "loggers/test_jsonl.py": "a time lies between two others",
+    "bench/test_results.py": "has two moments looked up in a list of samples",
+    "support/processes.py": "gives up waiting",
+    "support/work.py": "processor seconds of its own thread, at a hundred times of what they should be",
+}
+"""Files whose result does not depend on how fast the machine is, although they read a clock."""
+
+
+def test_no_test_measures_how_long_something_takes() -> None:
+    reading = {str(file.relative_to(TESTS)) for file in files() if re.search(CLOCKS, file.read_text("utf-8"))}
+    assert reading == set(MAY_READ_A_CLOCK)
 
 
 def test_every_way_to_patch_is_counted() -> None:

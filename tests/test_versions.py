@@ -9,7 +9,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from steepest.versions import UNKNOWN, build, installed, public, release, requirement, satisfies
+from steepest.versions import UNKNOWN, build, installed, pip_install, public, release, requirement, satisfies
 from tests.support.installs import package
 
 VERSIONS = ["1.9", "2.0", "2.10", "2.10.0", "2.10.1", "2.13.0+cpu", "2.14.0", "3", "10.2.1"]
@@ -55,3 +55,13 @@ def test_what_is_installed_and_what_it_asks(tmp_path: Path, monkeypatch: pytest.
     asked = {name: requirement("steep-a", name) for name in ("torch", "other.name", "torchx", "bare", "absent")}
     assert asked == {"torch": "==2.13.0", "other.name": ">=1,<2", "torchx": None, "bare": None, "absent": None}
     assert requirement("steep-none", "torch") is None
+
+
+def test_the_command_for_an_extra_names_its_packages_since_ours_is_on_no_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ("torch>=2", 'b>=1.5 ; extra == "some"', 'a[x]>=1,<2 ; extra == "some"', 'c ; extra == "more"')
+    package(tmp_path, "steepest", "9.9", requires=lines)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert pip_install("some") == "pip install 'b>=1.5' 'a[x]<2,>=1'" and pip_install("more") == "pip install 'c'"
+    assert pip_install("other") == "pip install -e '.[other]' in a clone of Steepest"

@@ -16,6 +16,7 @@ from steepest.checks import Check
 from steepest.devices.checks import DEV
 from steepest.errors import ConfigError, DeviceError, render, setting
 from steepest.registry import ModuleRegistry, Registry
+from steepest.versions import pip_install
 
 DEVICES = ModuleRegistry("device", setting("device"), package="steepest.devices.backends")
 
@@ -74,7 +75,7 @@ class Device(ABC):
     """The environment variable that tunes torch's allocator for this device."""
     sleep_level: ClassVar[int | None] = None
     """The sleep level of vLLM that works on this device; None if it has no sleep mode."""
-    vllm_install: ClassVar[str] = "pip install 'steepest[vllm]'"
+    vllm_install: ClassVar[str] = pip_install("vllm")
     """The instruction that installs vLLM for this device."""
     fused_adamw: ClassVar[bool] = False
     """True if torch's fused AdamW works on this device and is deterministic to the bit; else torch chooses a kernel."""

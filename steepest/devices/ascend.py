@@ -13,7 +13,7 @@ from pathlib import Path
 
 from steepest.checks import Check
 from steepest.devices import hide_torch_npu
-from steepest.versions import UNKNOWN, build, installed, public, release, satisfies
+from steepest.versions import UNKNOWN, build, installed, pip_install, public, release, satisfies
 
 PACKAGES = ("torch", "torch-npu", "vllm", "vllm-ascend", "triton-ascend", "transformers")
 ASCEND_ONLY = ("torch-npu", "vllm-ascend", "triton-ascend", "CANN")
@@ -146,7 +146,7 @@ def _pair(found: Mapping[str, str]) -> list[Check]:
     torch, npu = found.get("torch"), found.get("torch-npu")
     if npu is None:
         text = f"not installed, but {', '.join(name for name in ASCEND_ONLY if name in found)} is"
-        return [Check("torch-npu", "warning", text, "pip install 'steepest[npu]', for your torch and CANN versions")]
+        return [Check("torch-npu", "warning", text, f"{pip_install('npu')}, for your torch and CANN versions")]
     if torch is None:
         return []  # the list of packages reports it
     checks = []

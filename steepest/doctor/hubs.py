@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from steepest.checks import Check
 from steepest.doctor.machine import folder_line
 from steepest.doctor.report import ok, problem, warning
-from steepest.versions import installed
+from steepest.versions import installed, pip_install
 
 _YES = ("1", "true", "yes", "on")
 
@@ -24,7 +24,7 @@ def hub() -> list[Check]:
     name, why = hub_from_environment()
     if name == "modelscope" and installed("modelscope-hub", "modelscope") is None:
         text = f"{name} ({why}), whose package is not installed"
-        return [problem("hub", text, "pip install 'steepest[modelscope]'")]
+        return [problem("hub", text, pip_install("modelscope"))]
     return [ok("hub", f"{name} ({why or 'the default'})")]
 
 

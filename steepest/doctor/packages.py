@@ -12,7 +12,7 @@ from steepest.checks import Check
 from steepest.doctor.probe_client import Answers
 from steepest.doctor.report import ok, problem, warning
 from steepest.rollout.vllm_versions import DISTRIBUTIONS
-from steepest.versions import UNKNOWN, build, installed, public, release, requirement, satisfies
+from steepest.versions import UNKNOWN, build, installed, pip_install, public, release, requirement, satisfies
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
 @dataclass(frozen=True)
 class Extra:
-    """An optional extra: `pip install 'steepest[...]'`."""
+    """An optional extra of the package."""
 
     name: str
     packages: dict[str, str]
@@ -186,7 +186,7 @@ def extras() -> list[Check]:
 
 
 def _extra(extra: Extra) -> Check:
-    pip = f"pip install 'steepest[{extra.name}]'"
+    pip = pip_install(extra.name)
     found = {name: installed(name) for name in extra.packages}
     other = next((f"{name} {version}" for name in extra.others if (version := installed(name))), None)
     if not any(found.values()):

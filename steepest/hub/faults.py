@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from steepest.config.types import Hub
 from steepest.errors import setting
+from steepest.versions import pip_install
 
 What = Literal[
     "missing", "revision", "login", "gated", "forbidden", "limit", "server", "network", "offline", "space", "cache",
@@ -48,7 +49,7 @@ NAMES: dict[Hub, HubNames] = {
     "huggingface": HubNames("Hugging Face", "modelscope", "hf auth login", "HF_TOKEN", "HF_ENDPOINT", "HF_HOME"),
     "modelscope": HubNames(
         "ModelScope", "huggingface", "ms login", "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT", "MODELSCOPE_CACHE",
-        "pip install 'steepest[modelscope]'",
+        pip_install("modelscope"),
     ),
 }  # fmt: skip
 

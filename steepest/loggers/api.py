@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from steepest.errors import ConfigError, SteepestError, setting
 from steepest.registry import ModuleRegistry
+from steepest.versions import pip_install
 
 LOGGERS = ModuleRegistry("logger", setting("logger"), package="steepest.loggers.outputs")
 """Values are factories `f(LoggerContext) -> Logger`. The fact `package` names the module that must be importable;
@@ -146,7 +147,7 @@ def check_loggers(names: Sequence[str]) -> list[str]:
         if package and not _is_installed(package):
             problems.append(
                 f"{setting('logger')}: {name!r} needs the package {package}, which is not installed. "
-                f"Run `pip install 'steepest[{name}]'`, or take {name} out of {setting('logger')}."
+                f"Run `{pip_install(name)}`, or take {name} out of {setting('logger')}."
             )
     return problems
 

@@ -33,6 +33,7 @@ from steepest.models.hf_logging import quiet_transformers
 from steepest.models.self_check import check_backbone, check_causal_lm
 from steepest.models.value_head import ValueModel, find_head
 from steepest.registry import nearest
+from steepest.versions import pip_install
 
 __all__ = ["check_vocabulary", "end_token_ids", "load_causal_lm", "load_tokenizer", "load_value_model"]
 
@@ -243,9 +244,7 @@ def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
         yield
     except ImportError as error:
         if str(path).endswith(".gguf"):
-            raise ModelError(
-                f"{path}: reading GGUF needs more packages: pip install 'steepest[gguf]' ({error})"
-            ) from error
+            raise ModelError(f"{path}: reading GGUF needs more packages: {pip_install('gguf')} ({error})") from error
         raise ModelError(f"{path}: loading the {what} needs a package that is missing: {error}") from error
     except SafetensorError as error:  # a plain Exception
         raise ModelError(

@@ -18,7 +18,7 @@ import torch
 
 from steepest.devices import select_device
 from steepest.errors import DeviceError
-from steepest.versions import public
+from steepest.versions import pip_install, public
 from tests.support.toy_run import make_toy, toy_overrides
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_the_package_is_missing(reason) -> None:
     assert reason() == (
         "device=npu: the package torch-npu is not installed; install it for your torch and CANN versions "
-        "(pip install 'steepest[npu]'), or use device=cpu."
+        f"({pip_install('npu')}), or use device=cpu."
     )
 
 

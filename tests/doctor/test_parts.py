@@ -331,7 +331,7 @@ def test_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {line.status for line in lines.values()} == {"ok"}
     assert (lines["wandb"].text, lines["wandb"].remedy) == (
         "not installed: trainer.logger=[wandb]",
-        "pip install 'steepest[wandb]'",
+        "pip install -e '.[wandb]' in a clone of Steepest",
     )
     found = {"wandb": "0.18.0", "gguf": "0.19.0", "modelscope": "1.40.2", "tensorboard": "2.21.0"}
     for name, version in found.items():
@@ -427,7 +427,8 @@ def test_the_default_hub(clean: pytest.MonkeyPatch, tmp_path: Path) -> None:
     only_installed(clean, tmp_path / "site")
     assert hubs.hub()[0].text == "modelscope (VERL_USE_MODELSCOPE=True)"
     only_installed(clean, tmp_path / "none")
-    assert (hubs.hub()[0].status, hubs.hub()[0].remedy) == ("problem", "pip install 'steepest[modelscope]'")
+    [absent] = hubs.hub()
+    assert (absent.status, absent.remedy) == ("problem", "pip install -e '.[modelscope]' in a clone of Steepest")
     clean.setenv("STEEPEST_USE_MODELSCOPE", "maybe")
     assert hubs.hub()[0].status == "problem" and "STEEPEST_USE_MODELSCOPE='maybe'" in hubs.hub()[0].text
 

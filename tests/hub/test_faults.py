@@ -34,7 +34,7 @@ WORDS = {
     "cache not writable": "the cache cannot be written ([Errno 13] Permission denied",
     "damaged on the way": "a file arrived damaged and was thrown away (model.safetensors: ",
     "not an id": "neither a folder here nor a hub id (owner/name) of {title}. A revision has its own key: revision=...",
-    "client not installed": "fetching from ModelScope needs its package. Install it: pip install 'steepest[modelscope]",
+    "client not installed": "fetching from ModelScope needs its package. Install it: pip install ",
     "no files of a model": "without the files of a model (it holds q4.gguf, q8.gguf)",
 }
 WORDS["connection breaks off again and again"] = WORDS["no network"]

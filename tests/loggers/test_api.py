@@ -45,7 +45,7 @@ def test_all_wrong_names_are_told_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         make_loggers(["wandbb", "mlflow"], tmp_path / "run", "p", "e", {})
     unknown, missing = caught.value.problems
     assert unknown.startswith("logger='wandbb': no such logger. Did you mean 'wandb'? Known: brief, console, jsonl, ")
-    assert "needs the package mlflow" in missing and "pip install 'steepest[mlflow]'" in missing
+    assert "needs the package mlflow" in missing and "pip install -e '.[mlflow]'" in missing
     assert not (tmp_path / "run").exists()
 
 

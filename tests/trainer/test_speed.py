@@ -38,12 +38,11 @@ def finished(toy, tmp_path_factory):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_parts_of_a_step_add_up_to_it(finished):
+def test_the_parts_of_a_step_fit_into_it(finished):
     assert len(finished) == 3
     for row in finished:
         assert {name for name in row if name.startswith("timing_s/")} == {f"timing_s/{p}" for p in [*PARTS, "step"]}
-        parts = sum(row[f"timing_s/{part}"] for part in PARTS)
-        assert parts == pytest.approx(row["timing_s/step"], rel=0.02) and parts <= row["timing_s/step"]
+        assert 0 < sum(row[f"timing_s/{part}"] for part in PARTS) <= row["timing_s/step"]
 
 
 def test_tokens_a_second_are_those_of_the_timings(finished):
@@ -61,7 +60,6 @@ def test_the_share_of_the_limit_counts_every_pass(finished):
         assert {n for n in row if n.startswith("perf/mfu")} >= {"perf/mfu", "perf/mfu/actor", "perf/mfu/critic"}
         of_updates = sum(row[f"perf/mfu/{r}"] * row[f"timing_s/update_{r}"] for r in ("actor", "critic"))
         assert 0 < of_updates < row["perf/mfu"] * row["timing_s/step"] < 4 * of_updates
-        assert row["perf/mfu"] < 1
 
 
 def test_shares_by_hand_and_none_of_what_did_not_run():
@@ -116,14 +114,15 @@ def test_the_timer_adds_what_another_one_measured():
     assert timer.flops == {"gen": 8.0} and timer.seconds == {"gen": other.seconds["gen"] + 1.0, "reward": 0.5}
 
 
-def test_the_limit_is_that_of_products_and_quickly_found():
-    began = time.perf_counter()
-    rate = gemm_rate(CPUDevice(), torch.float32, seconds=0.1)
-    assert time.perf_counter() - began < 2
-    a = torch.ones(256, 256)
-    start = time.perf_counter()
-    torch.mm(a, a)
-    assert rate > 2 * 256**3 / (time.perf_counter() - start) / 4
+def test_the_limit_is_the_best_rate_of_products_and_measuring_ends_at_its_deadline():
+    # read at the start, around the product that warms up, then around three products and before the next three
+    now = iter([0.0, 1.0, 2.0, 3.0, 3.0001, 4.0, 5.0, 5.25, 6.0, 7.0, 7.5, 10.0])
+    rate = gemm_rate(CPUDevice(), torch.float32, seconds=10.0, clock=lambda: next(now))
+    # 0.1 ms for 3 products of 256 rows is short, so the next ones have 512 rows; 0.25 s is long enough to stay there
+    assert rate == pytest.approx(3 * 2 * 256**3 / 0.0001) and next(now, None) is None
+    now = iter([0.0, 0.1, 0.2, 0.3, 0.8, 1.9, 2.0, 2.25, 99.0])
+    rate = gemm_rate(CPUDevice(), torch.float32, seconds=2.0, clock=lambda: next(now))
+    assert rate == pytest.approx(3 * 2 * 256**3 / 0.25)
     with_threads = f"measured with {torch.get_num_threads()} thread(s)"
     assert describe_rate(81.25e9, torch.float32, CPUDevice()).startswith(
         f"81.2 GFLOP/s in float32 matrix products, {with_threads}"

@@ -18,7 +18,7 @@ from steepest.devices.ascend import CPU_INDEX, cann_version, source_command
 from steepest.devices.checks import DEV, device_files, waits_for_every_kernel
 from steepest.devices.hide_torch_npu import PACKAGE
 from steepest.errors import setting
-from steepest.versions import installed, public, release
+from steepest.versions import installed, pip_install, public, release
 
 _CPU_RUN = f"or use {setting('device')}=cpu."
 _DEVICE_FILES = "davinci[0-9]*"
@@ -55,7 +55,7 @@ class NPUDevice(Accelerator):
         if not hide_torch_npu.present():
             return (
                 "the package torch-npu is not installed; install it for your torch and CANN versions "
-                f"(pip install 'steepest[npu]'), {_CPU_RUN}"
+                f"({pip_install('npu')}), {_CPU_RUN}"
             )
         mismatch = _wrong_version()
         if mismatch is not None:

@@ -37,7 +37,7 @@ class Meeting(EchoEngine):
         with self.lock:
             waits, self.waiting = self.waiting > 0, self.waiting - 1
         if waits:
-            self.barrier.wait(timeout=20)
+            self.barrier.wait(timeout=120)
         return super().generate(requests)
 
 
@@ -168,7 +168,7 @@ def test_a_step_is_learnt_while_the_next_one_is_collected():
     with ThreadPoolExecutor(1) as collecting:
         ahead = [collecting.submit(collect, step) for step in (1, 2, 3)]
         for future, one in zip(ahead, wanted, strict=True):
-            found = future.result(timeout=20)
+            found = future.result(timeout=120)
             position.learn(found.prompts_taken)
             assert contents(found) == contents(one)
             assert position.state_dict() == {"taken": one.prompts_taken}
