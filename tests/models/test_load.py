@@ -151,6 +151,22 @@ def test_a_model_that_cannot_be_packed_runs_in_rows(tmp_path, family, changes, r
     assert rows_reason(load_value_model(tmp_path).hf) == reason
 
 
+_GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "model.layers.": "blk.",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
 def write_gguf(file, model):
     """A Qwen2 model as an F32 GGUF file."""
     import gguf
