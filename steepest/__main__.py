@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from steepest import __version__
-from steepest.process.entry import guarded, run_entry
+from steepest.process.entry import guarded, leave, run_entry
 
 if TYPE_CHECKING:
     from steepest.data.files import WrittenFile
 
-PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+# --help too is the job's: it knows the keys
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 app = typer.Typer(
     name="steepest",
@@ -73,7 +74,8 @@ def ppo(context: typer.Context) -> None:
     Example: [bold]steepest ppo data.train_files=gsm8k/train.parquet data.val_files=gsm8k/test.parquet
     actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B-Instruct trainer.total_training_steps=10[/bold]
 
-    [bold]steepest ppo --cfg job[/bold] prints every key with its default.
+    [bold]steepest ppo --help[/bold] prints the important keys, [bold]--help-all[/bold] all of them;
+    [bold]--config my.yaml[/bold] takes them from a file.
     """
 
     def call(argv: list[str]) -> int | None:
@@ -90,7 +92,8 @@ def sft(context: typer.Context) -> None:
 
     Example: [bold]steepest sft data.train_files=gsm8k/train.parquet model.path=Qwen/Qwen2.5-0.5B-Instruct[/bold]
 
-    [bold]steepest sft --cfg job[/bold] prints every key with its default.
+    [bold]steepest sft --help[/bold] prints the important keys, [bold]--help-all[/bold] all of them;
+    [bold]--config my.yaml[/bold] takes them from a file.
     """
 
     def call(argv: list[str]) -> int | None:
@@ -108,6 +111,10 @@ def export(
     adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, not merged.")] = False,
     base: Annotated[str | None, typer.Option(help="The adapter's base model, if it was moved.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run Python code that comes with the base model.")] = False,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None,
+        typer.Option(help="dtype of the weights; default: that of the model that the run began with."),
+    ] = None,
 ) -> None:
     """Write a trained policy as a Hugging Face folder that other programs load. A LoRA adapter is merged.
 
@@ -119,7 +126,8 @@ def export(
     def call() -> None:
         from steepest.trainer.jobs.export import export as run
 
-        typer.echo(f"wrote {run(source, to, as_adapter=adapter, base=base, trust_remote_code=trust_remote_code)}")
+        made = run(source, to, as_adapter=adapter, base=base, trust_remote_code=trust_remote_code, dtype=dtype)
+        typer.echo(f"wrote {made}")
 
     raise typer.Exit(guarded(call))
 
@@ -231,7 +239,12 @@ def doctor(
 
 def main() -> None:
     """The console script."""
-    app(prog_name="steepest")
+    try:
+        app(prog_name="steepest")
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            leave(end.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ LAYERS = {
     "errors": 0.1,
     "registry": 0.2,
     "console": 0.2,
+    "progress": 0.2,
     "versions": 0.2,
     "checks": 0.2,
     "process": 0.25,
@@ -88,6 +89,7 @@ WITHOUT_TORCH_AT_IMPORT = (
     "errors",
     "registry",
     "console",
+    "progress",
 )
 """Places that may import torch inside a function only."""
 

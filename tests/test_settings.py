@@ -21,7 +21,8 @@ from tests.test_architecture import LAYERS, PACKAGE
 LOWER = [name for name, layer in LAYERS.items() if layer < LAYERS["assembly"] and name not in ("config", "__init__")]
 
 ONLY_PPO = {
-    "core": "all", "rewards": "all", "rollout": "all", "data/prompts.py": {"reward_fn_key"},
+    "core": "all", "rewards": "all", "rollout": "all",
+    "data/prompts.py": {"reward_fn_key", "answer_key", "reward_functions"},
     "data/sampler.py": {"val_batch_size", "filter_overlong_prompts"},
     "data/chat.py": {"max_prompt_length", "filter_overlong_prompts"},
     "models/lora_models.py": {"share_base"}, "learner/checkpoint.py": {"adv_estimator"},

@@ -26,6 +26,7 @@ from steepest.config.plan import Plan
 from steepest.config.schema import Config
 from steepest.config.sections.critic import CriticConfig
 from steepest.config.sections.model import OptimConfig
+from steepest.console import say
 from steepest.devices.api import Device
 from steepest.errors import key_names
 from steepest.learner.actor import Actor, ActorLossSettings
@@ -118,7 +119,9 @@ def _check_models(config: Config, models: Models, tokenizer: Any) -> None:
     for key, part in ((ACTOR_MODEL, models.actor), (CRITIC_MODEL, models.critic)):
         if part is not None:
             with key_names(model_keys(key)):
-                check_vocabulary(part.model, tokenizer)
+                note = check_vocabulary(part.model, tokenizer)
+                if note is not None and part is models.actor:
+                    say(note)
                 part.model.check_length(longest)
 
 

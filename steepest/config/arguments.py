@@ -6,6 +6,9 @@ interpolations work. No Hydra app is started: no outputs folder, no change of di
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from steepest.config.foreign_names import foreign
+
 COMMAND_LINE = "command line"
 PRESETS = Path(__file__).parent / "presets"
+OPTIONS = ("--help", "--help-all", "--cfg job", "--config FILE", "--config-name NAME", "--config-path FOLDER")
 _FLAGS = {
     "--config-name": "config_name",
     "-cn": "config_name",
@@ -23,9 +29,12 @@ _FLAGS = {
     "-cp": "config_path",
     "--config-dir": "config_path",
     "-cd": "config_path",
+    "--config": "config_file",
     "--cfg": "cfg",
     "-c": "cfg",
 }
+
+_VALUES = {"cfg": "job", "config_file": "my.yaml", "config_path": "FOLDER"}
 
 
 @dataclass(frozen=True)
@@ -47,17 +56,24 @@ class Arguments:
     assignments: list[Assignment] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     help: bool = False
+    help_all: bool = False
     cfg: str | None = None
+    config_file: str | None = None
     config_name: str | None = None
     config_path: str | None = None
 
 
-def read_arguments(argv: list[str]) -> Arguments:
-    """Flags, then the YAML file if one is named, then `key=value` in order. Never raises: see `problems`."""
+def read_arguments(argv: list[str], answer: Callable[[str], str | None] = lambda key: None) -> Arguments:
+    """Flags, then the preset or file of `--config-name`, then the file of `--config`, then `key=value` in order. Never
+    raises: see `problems`.
+
+    `answer` says what is wrong with a key, or None; it is asked about words that look like options.
+    """
     out = Arguments()
-    overrides = _read_flags(argv, out)
-    _read_file(out)
-    for text in overrides:
+    overrides = _read_flags(argv, out, answer)
+    _read_named_file(out)
+    _read_given_file(out)
+    for text in _whole_settings(overrides, out):
         try:
             out.assignments.append(read_override(text))
         except ValueError as error:
@@ -65,17 +81,20 @@ def read_arguments(argv: list[str]) -> Arguments:
     return out
 
 
-def _read_flags(argv: list[str], out: Arguments) -> list[str]:
+def _read_flags(argv: list[str], out: Arguments, answer: Callable[[str], str | None]) -> list[str]:
     rest: list[str] = []
-    words = iter(argv)
-    for word in words:
+    left = list(argv)
+    while left:
+        word = left.pop(0)
         name, has_value, value = word.partition("=")
         if word in ("--help", "-h", "--hydra-help"):
             out.help = True
+        elif word == "--help-all":
+            out.help_all = True
         elif name in _FLAGS:
-            found = value if has_value else next(words, None)
+            found = value if has_value else left.pop(0) if left else None
             if not found or found.startswith("-"):
-                out.problems.append(f"{name}: needs a value, e.g. {name} {'job' if 'c' in name[:3] else 'NAME'}.")
+                out.problems.append(f"{name}: needs a value, e.g. {name} {_VALUES.get(_FLAGS[name], 'NAME')}.")
             else:
                 setattr(out, _FLAGS[name], found)
         elif word in ("-m", "--multirun"):
@@ -83,15 +102,75 @@ def _read_flags(argv: list[str], out: Arguments) -> list[str]:
         elif word in ("--resolve", "--run", "-r"):
             continue
         elif word.startswith("-"):
-            hint = f" Keys are written without dashes: {word.lstrip('-')}" if has_value else ""
-            out.problems.append(
-                f"{word}: no such option. There are --help, --cfg job, --config-name, --config-path.{hint}"
-            )
+            out.problems.append(_no_such_option(word, left, answer))
         else:
             rest.append(word)
     if out.cfg not in (None, "job", "all"):
         out.problems.append(f"--cfg {out.cfg}: must be job.")
     return rest
+
+
+_PIECE = re.compile(r"[^\s{}\[\]]+:[-+]?[\d.]+(e[-+]?\d+)?")
+"""`name:number`: one entry of a mapping from which a shell has taken the braces."""
+
+
+def _whole_settings(words: list[str], out: Arguments) -> list[str]:
+    """The words without those that a shell has made of one setting: cut at its spaces, or at the commas of its braces.
+    Each such setting is one problem, which shows how to write it."""
+    whole: list[str] = []
+    while words:
+        first, rest = words[0], words[1:]
+        key, _, value = first.partition("=")
+        if _open_brackets(value) > 0:
+            pieces = [first]
+            while rest and _open_brackets(" ".join(pieces).partition("=")[2]) > 0:
+                pieces.append(rest.pop(0))
+            joined = " ".join(pieces)
+            if len(pieces) > 1 and _open_brackets(joined.partition("=")[2]) == 0:
+                out.problems.append(f"{key}: the shell has cut this setting at its spaces. Write {in_quotes(joined)}")
+                words = rest
+                continue
+        end = next((i for i, word in enumerate(words) if word.partition("=")[0] != key), len(words))
+        pieces = words[:end]
+        values = [piece.partition("=")[2] for piece in pieces]
+        if len(pieces) > 1 and all(one.count(":") for one in values) and any(map(_PIECE.fullmatch, values)):
+            entries = ", ".join(": ".join(one.rsplit(":", 1)) for one in values)
+            out.problems.append(
+                f"{key}: given {len(pieces)} times, which is what a shell makes of braces without quotes. Write "
+                + in_quotes(f"{key}={{{entries}}}")
+            )
+            words = words[len(pieces) :]
+            continue
+        whole.append(first)
+        words = words[1:]
+    return whole
+
+
+def _open_brackets(value: str) -> int:
+    """How many brackets are not closed, where the value is a list or a mapping."""
+    if not value.startswith(("[", "{")):
+        return 0
+    return sum(value.count(mark) for mark in "[{") - sum(value.count(mark) for mark in "]}")
+
+
+def in_quotes(setting: str) -> str:
+    """A setting as a shell has to get it."""
+    return shlex.quote(setting)
+
+
+def _no_such_option(word: str, left: list[str], answer: Callable[[str], str | None]) -> str:
+    """The problem of a word with dashes that is no option. The value that follows another library's setting is taken
+    off `left`."""
+    name, has_value, _ = word.lstrip("-").partition("=")
+    key = name.replace("-", "_")
+    problem = f"{word}: no such option. There are {', '.join(OPTIONS)}."
+    if has_value:
+        problem += f" Keys are written without dashes: {word.lstrip('-')}"
+    if foreign(key) is None:
+        return problem
+    if not has_value and left and "=" not in left[0] and not left[0].startswith("--"):
+        left.pop(0)
+    return f"{answer(key) or problem} Settings are written key=value, without dashes."
 
 
 def read_override(text: str) -> Assignment:
@@ -100,12 +179,15 @@ def read_override(text: str) -> Assignment:
     from hydra.errors import HydraException
 
     bare = text.lstrip("+~")
+    if text.endswith((".yaml", ".yml")) and "=" not in text:
+        raise ValueError(f"{text!r}: not a setting. A file of settings is given by --config {text}.")
     if "=" not in text and not text.startswith("~"):
         raise ValueError(f"{text!r}: not a setting. Write key=value, e.g. trainer.device=cpu.")
     if not bare.partition("=")[0].strip():
         raise ValueError(f"{text!r}: no key before the equals sign. Write key=value, without spaces around it.")
+    named, names = _name_own_code(text)
     try:
-        override = OverridesParser.create().parse_override(text)
+        override = OverridesParser.create().parse_override(named)
     except HydraException:
         return _read_loosely(text)
     key = override.get_key_element().lstrip("+~")
@@ -115,13 +197,40 @@ def read_override(text: str) -> Assignment:
             f"{key}={value}: several values for one key make a sweep, and Steepest makes one run a command. "
             f"A list is written '{key}=[{value}]'."
         )
-    return Assignment(key, override.value(), COMMAND_LINE, override.is_delete(), "=" in text)
+    return Assignment(key, _with_names(override.value(), names), COMMAND_LINE, override.is_delete(), "=" in text)
+
+
+_OWN_CODE = re.compile(r"""(?P<quote>['"]?)(?P<name>[^\s{}\[\],:='"]+:[A-Za-z_]\w*)(?P=quote)(?=\s*:)""")
+"""`my_reward.py:f` before the colon of a mapping, with or without quotes of its own. Hydra takes the name up to its own
+colon as the name, and quotes for an error."""
+
+
+def _name_own_code(text: str) -> tuple[str, dict[str, str]]:
+    """The override with words that Hydra reads in place of `file.py:function` in mappings, and what they stand for."""
+    key, _, value = text.partition("=")
+    names: dict[str, str] = {}
+
+    def word(found: re.Match[str]) -> str:
+        names[f"own_code_{len(names)}"] = found["name"]
+        return f"own_code_{len(names) - 1}"
+
+    return (f"{key}={_OWN_CODE.sub(word, value)}", names) if value.startswith(("{", "[{")) else (text, names)
+
+
+def _with_names(value: Any, names: dict[str, str]) -> Any:
+    """A value with those words replaced by what they stand for."""
+    if isinstance(value, dict):
+        return {names.get(name, name): _with_names(entry, names) for name, entry in value.items()}
+    return [_with_names(entry, names) for entry in value] if isinstance(value, list) else value
 
 
 def _read_loosely(text: str) -> Assignment:
     """What Hydra's grammar refuses although the meaning is plain: ~/a.parquet, run (1), a=b in a value, Jinja text."""
     key, _, value = text.partition("=")
     bare = key.lstrip("+~")
+    if found := re.fullmatch(r"(reward\.functions)\.(\S+\.py:\w+)", bare):
+        shown = in_quotes(f"{found[1]}={{{found[2]}: {value}}}")
+        raise ValueError(f"{bare}: the name of a file cannot be a part of a key. Write {shown}.")
     if not all(part.isidentifier() for part in bare.replace("-", "_").split(".")):
         raise ValueError(f"{text!r}: {bare!r} is not a key. Keys look like trainer.device; write key=value.")
     if value[:1] in ("[", "{", "'", '"') and not value.startswith(("{%", "{{", "{#")):
@@ -135,7 +244,36 @@ def _read_loosely(text: str) -> Assignment:
     return Assignment(bare, value, COMMAND_LINE, key.startswith("~"), True)
 
 
-def _read_file(out: Arguments) -> None:
+def _read_given_file(out: Arguments) -> None:
+    """Append the values of `--config FILE`; the name of a preset stands for its file."""
+    given = out.config_file
+    if given is None:
+        return
+    path = Path(given).expanduser().absolute()
+    if not path.exists() and "/" not in given and (PRESETS / f"{given}.yaml").is_file():
+        path = PRESETS / f"{given}.yaml"
+    if not path.is_file():
+        what = "this is a folder" if path.is_dir() else "there is no such file"
+        out.problems.append(f"--config={given}: {what}. Give a YAML file, or the name of a preset: {_presets()}.")
+        return
+    _append_file(out, path, f"--config={given}", _read_yaml)
+
+
+def _presets() -> str:
+    return ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A file of any name; Hydra's composition, which is particular about names, only where the file asks for it."""
+    tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    if isinstance(tree, dict) and "defaults" in tree:
+        return compose_file(path)
+    if not isinstance(tree, dict):
+        raise OSError("the file is not a mapping of keys")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _read_named_file(out: Arguments) -> None:
     """Compose the user's YAML (or a preset) with Hydra and append its values as assignments."""
     name, folder = out.config_name, out.config_path
     if name is None:
@@ -148,13 +286,17 @@ def _read_file(out: Arguments) -> None:
         there = f"There are: {', '.join(known)}." if known else "The folder has no .yaml file, or is not there."
         out.problems.append(f"--config-name={name}: no file {path}. {there}")
         return
+    _append_file(out, path, f"--config-name={name}", compose_file)
+
+
+def _append_file(out: Arguments, path: Path, option: str, read: Callable[[Path], dict[str, Any]]) -> None:
     is_preset = path.parent == PRESETS
     source = f"preset {path.stem}" if is_preset else f"file {path}"
     try:
-        tree = compose_file(path)
+        tree = read(path)
     except _composition_errors() as error:
         reason = " ".join(str(error).split())
-        out.problems.append(f"--config-name={name}: {path} cannot be read: {reason}")
+        out.problems.append(f"{option}: {path} cannot be read: {reason}")
         return
     out.assignments.extend(Assignment(key, value, source) for key, value in tree.items())
 

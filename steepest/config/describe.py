@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import re
 import sys
 import textwrap
 import typing
@@ -28,7 +29,7 @@ BEGIN, END = "<!-- begin {} keys: generated -->", "<!-- end {} keys -->"
 def to_yaml(config: Config | SFTConfig, *, with_sources: bool = False) -> str:
     """The effective values as YAML, one key a line; with where each came from as a comment unless it is a default.
 
-    `--config-path` and `--config-name` load the text again.
+    `--config FILE` loads the text again.
     """
     sources = config.provenance.sources if with_sources else {}
     return "".join(f"{line}\n" for line in _yaml_lines(tree.thaw(config), sources, ""))
@@ -133,33 +134,86 @@ def fill_tables(page: str) -> str:
     return page
 
 
-def help_text(schema: type, module: str) -> str:
-    """What `--help` prints: usage, a command that works, options, every key with its default."""
+IMPORTANT = """
+    data.train_files data.val_files data.prompt_key data.response_key data.messages_key data.train_batch_size
+    data.max_prompt_length data.max_response_length data.max_length data.filter_overlong_prompts data.truncation
+    data.micro_batch_size_per_gpu
+    actor_rollout_ref.model.path actor_rollout_ref.model.lora_rank
+    actor_rollout_ref.model.enable_gradient_checkpointing
+    model.path model.lora_rank model.enable_gradient_checkpointing
+    actor_rollout_ref.actor.optim.lr actor_rollout_ref.actor.ppo_mini_batch_size actor_rollout_ref.actor.ppo_epochs
+    actor_rollout_ref.actor.clip_ratio actor_rollout_ref.actor.entropy_coeff actor_rollout_ref.actor.use_kl_loss
+    actor_rollout_ref.actor.kl_loss_coef actor_rollout_ref.actor.ppo_max_token_len_per_gpu
+    actor_rollout_ref.rollout.name actor_rollout_ref.rollout.n actor_rollout_ref.rollout.temperature
+    actor_rollout_ref.rollout.gpu_memory_utilization
+    critic.model.path critic.optim.lr
+    algorithm.adv_estimator algorithm.gamma algorithm.lam algorithm.use_kl_in_reward algorithm.kl_ctrl.kl_coef
+    reward.functions custom_reward_function.path custom_reward_function.name
+    optim.lr optim.lr_scheduler_type optim.lr_warmup_steps engine.dtype
+    trainer.total_epochs trainer.total_training_steps trainer.save_freq trainer.test_freq trainer.log_freq
+    trainer.logger trainer.device trainer.default_local_dir
+"""
+"""Keys of either job that `--help` explains; `--help-all` lists every key."""
+
+
+def help_text(schema: type, module: str, *, every_key: bool = False) -> str:
+    """What `--help` prints: usage, a command that works, options, the important keys with defaults and what they do;
+    with `every_key` (`--help-all`) every key with its default."""
+    lines = [*_usage(schema, module)]
+    docs, important = field_docs(schema), IMPORTANT.split()
+    for section, inner in _by_section(schema).items():
+        shown = {name: leaf for name, leaf in inner.items() if every_key or leaf.key in important}
+        if shown:
+            lines += ["", f"{section}:"]
+        for name, leaf in shown.items():
+            choices = f"  ({' | '.join(leaf.choices)})" if leaf.choices else ""
+            begin = f"  {name}: {_default_text(leaf)}{choices}"
+            lines += [begin] if every_key else _with_doc(begin, docs[leaf.key])
+    if not every_key:
+        lines += ["", f"These are the most important of {len(tree.leaves(schema))} keys; --help-all lists all."]
+    return "\n".join(lines)
+
+
+def _with_doc(begin: str, doc: str) -> Iterator[str]:
+    """A key, and next to it or beneath it the first sentence of what it does."""
+    sentence = re.split(r"(?<!e\.g)\. ", doc)[0].removesuffix(".")
+    if len(begin) < _COLUMN:
+        begin = f"{begin:<{_COLUMN}}"
+    else:
+        yield begin
+        begin = " " * _COLUMN
+    first, *rest = textwrap.wrap(sentence, 118 - _COLUMN)
+    yield begin + first
+    yield from (" " * _COLUMN + line for line in rest)
+
+
+_COLUMN = 46
+"""Where the explanations of `--help` begin."""
+
+
+def _usage(schema: type, module: str) -> Iterator[str]:
     required = [leaf.key for leaf in tree.leaves(schema).values() if leaf.required]
     example = " \\\n".join(f"    {key}={'MODEL' if key.endswith('path') else 'FILE.parquet'}" for key in required)
-    lines = [
-        f"usage: python -m {module} [options] key=value ...",
+    command = "steepest sft" if schema is SFTConfig else "steepest ppo"
+    yield from (
+        f"usage: {command} [options] key=value ...    (or python -m {module})",
         "",
-        "Only these keys are required:",
+        "Example: only these keys are required.",
         "",
-        f"  python -m {module} \\",
+        f"  {command} \\",
         example,
         "",
         "options:",
-        "  --cfg job             print the effective configuration as YAML and exit",
-        "  --config-name NAME    start from NAME.yaml: a preset, or a file of --config-path",
+        "  --config FILE         start from the settings of this YAML file",
+        "  --config-name NAME    start from a preset: grpo, rloo, dapo, ...; or from NAME.yaml of --config-path",
         "  --config-path FOLDER  folder of that file",
+        "  --cfg job             print the effective configuration as YAML and exit",
         "  --help                this text",
+        "  --help-all            every key with its default",
         "",
         "settings: key=value (also +key=value, ++key=value); ~key goes back to the default;",
         "  null means derived or off; lists are '[a,b]'. What each key does: docs/configuration.md",
-    ]
-    for section, inner in _by_section(schema).items():
-        lines += ["", f"{section}:"]
-        for name, leaf in inner.items():
-            choices = f"  ({' | '.join(leaf.choices)})" if leaf.choices else ""
-            lines.append(f"  {name}: {_default_text(leaf)}{choices}")
-    return "\n".join(lines)
+    )
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ _OF_BOTH_JOBS = _by_last_part(
     "data.val_max_samples",
     "data.train_batch_size",
     "data.prompt_key",
+    "data.ignored_columns",
     "data.truncation",
     "data.apply_chat_template_kwargs",
     "trainer.device",
@@ -56,15 +57,19 @@ _OF_BOTH_JOBS = _by_last_part(
     "trainer.resume_mode",
 )
 
+_DATA_HUB = {"data_hub": "data.hub"}
+
 PPO_KEYS: Mapping[str, str] = {
     **model_keys("actor_rollout_ref.model"),
     **_OF_BOTH_JOBS,
+    **_DATA_HUB,
     **_by_last_part(
         "data.val_batch_size",
         "data.max_prompt_length",
         "data.max_response_length",
         "data.filter_overlong_prompts",
         "data.reward_fn_key",
+        "data.answer_key",
         "actor_rollout_ref.rollout.n",
         "actor_rollout_ref.rollout.temperature",
         "actor_rollout_ref.rollout.max_num_seqs",
@@ -87,6 +92,7 @@ PPO_KEYS: Mapping[str, str] = {
     "reward_functions": "reward.functions",
     "custom_reward_path": "custom_reward_function.path",
     "custom_reward_name": "custom_reward_function.name",
+    "custom_reward_kwargs": "custom_reward_function.reward_kwargs",
     **_by_last_part("actor_rollout_ref.rollout.dtype", owner="rollout"),
     **_by_last_part(
         "actor_rollout_ref.actor.optim.lr", "actor_rollout_ref.model.enable_gradient_checkpointing", owner="actor"
@@ -117,6 +123,7 @@ PPO_KEYS: Mapping[str, str] = {
 SFT_KEYS: Mapping[str, str] = {
     **model_keys("model"),
     **_OF_BOTH_JOBS,
+    **_DATA_HUB,
     **_by_last_part("data.max_length", "data.messages_key", "data.response_key", "trainer.max_ckpt_to_keep"),
     **_passes("model.update", "data", ""),
 }

@@ -1,4 +1,5 @@
-"""What a key is: one of ours, one of verl's that is answered by name, or a misspelt one with its nearest neighbour."""
+"""What a key is: one of ours, one of verl's or of another library that is answered by name, or a misspelt one with its
+nearest neighbour."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from steepest.config.foreign_names import Foreign, foreign
 from steepest.config.tree import Leaf
 from steepest.config.verl_keys import Refusal, find
 
@@ -30,12 +32,27 @@ class KeyBook:
                 return leaf, True
         return None, False
 
+    def true_name(self, key: str) -> str:
+        """The key that `key`, or the section or mapping that it is in, is a second name of; any other key as it is."""
+        parts = key.split(".")
+        for i in range(len(parts), 0, -1):
+            if name := self.aliases.get(".".join(parts[:i])):
+                return ".".join([name, *parts[i:]])
+        return key
+
     def is_ignored(self, key: str) -> bool:
-        """Accepted without a field of its own."""
+        """Accepted without a field of its own, whatever its value."""
         return key in self.no_effect
 
-    def harmless(self, key: str) -> str | None:
-        return self.no_effect.get(key)
+    def without_effect(self, key: str, value: object) -> str | None:
+        """Why a key that is not one of ours is accepted and changes nothing; None when it asks for what is so anyway,
+        and when it is not accepted."""
+        if self.is_ignored(key):
+            return self.no_effect[key]
+        name = find(dict(self.refused), key)
+        if name is None or not self.refused[name].harmless or self.refused[name].accepts(value):
+            return None
+        return self.refused[name].reason
 
     def problem_of(self, key: str, value: object) -> str | None:
         """Why a key that is not one of ours cannot be given; None when it may be."""
@@ -45,7 +62,7 @@ class KeyBook:
         if name is None:
             return self.unknown(key)
         refusal = self.refused[name]
-        if refusal.accepts(value):
+        if refusal.harmless or refusal.accepts(value):
             return None
         if refusal.agrees and name == key:
             return f"{key}={_text(value)}: {_only(refusal)}. {refusal.reason}"
@@ -55,11 +72,40 @@ class KeyBook:
         """The answer to a key that neither Steepest nor verl has; None when one of them has it."""
         if self.is_ignored(key) or find(dict(self.refused), key) is not None:
             return None
-        guess = self.suggest(key)
-        return f"{key}: no such key." + (f" Did you mean {guess}?" if guess else " --help lists all keys.")
+        if "@" in key:
+            return (
+                f"{key}: a choice of verl's configuration groups. Steepest has one form of each section: leave it out, "
+                "and set the section's keys."
+            )
+        guess, other = self.suggest(key), self._foreign(key)
+        if other is not None and guess is None and (sentence := other.sentence()):
+            return f"{key}: no such key. {sentence}"
+        if other is not None and guess is not None and guess == self._key_of_other_library(key):
+            return f"{key}: no such key. Here it is {guess}" + (f" ({other.note})." if other.note else ".")
+        return f"{key}: no such key." + (f" Did you mean {guess}?" if guess else " --help-all lists all keys.")
+
+    def _foreign(self, key: str) -> Foreign | None:
+        """What another library's setting corresponds to. A name that is ours too, written in a section, is one whose
+        section is misspelt."""
+        section, _, name = key.rpartition(".")
+        return None if section and any(k.endswith(f".{name}") for k in self.leaves) else foreign(key)
+
+    def _key_of_other_library(self, key: str) -> str | None:
+        """Our key for a setting of another library; the critic's for one that is written in its section."""
+        other = self._foreign(key)
+        found = other.key(self.leaves) if other is not None else None
+        if found is not None and key.startswith("critic."):
+            for section in ("actor_rollout_ref.actor.", "actor_rollout_ref."):
+                critics = f"critic.{found.removeprefix(section)}"
+                if found.startswith(section) and critics in self.leaves:
+                    return critics
+        return found
 
     def suggest(self, key: str) -> str | None:
-        """The known key most like `key`: one with the same ending (a forgotten section), else by name and section."""
+        """The known key that `key` stands for: by its name in another library, else one with the same ending (a
+        forgotten section), else the most similar by name and section."""
+        if self._foreign(key) is not None:
+            return self._key_of_other_library(key)
         known = list(self.leaves)
         same_end = [k for k in known if k.endswith(f".{key}")]
         if same_end:

@@ -73,7 +73,7 @@ PPO_JOB = Job(
 SFT_JOB = Job(
     SFTConfig,
     "steepest.trainer.main_sft",
-    KeyBook(tree.leaves(SFTConfig), verl_keys.SFT_REFUSED, verl_keys.SFT_NO_EFFECT),
+    KeyBook(tree.leaves(SFTConfig), verl_keys.SFT_REFUSED, verl_keys.SFT_NO_EFFECT, verl_keys.SFT_ALIASES),
     tuple(subject.SECTION for subject in SFT),
 )
 
@@ -81,7 +81,7 @@ SFT_JOB = Job(
 def load_config(overrides: list[str]) -> Config:
     """The PPO job's Config from `key=value` words and options.
 
-    `--help` and `--cfg job` print and raise SystemExit(0). Raises ConfigError with all problems at once.
+    `--help`, `--help-all` and `--cfg job` print and raise SystemExit(0). Raises ConfigError with all problems at once.
     """
     return _load(PPO_JOB, overrides)
 
@@ -99,7 +99,7 @@ def config_dict(config: Config | SFTConfig) -> dict[str, Any]:
 def save_config(config: Config | SFTConfig, path: Path) -> None:
     """Write the effective values as YAML; a comment says where a value that is not the default came from.
 
-    `--config-name path` loads it again. It is written under another name and renamed, so it is whole or not there.
+    `--config path` loads it again. It is written under another name and renamed, so it is whole or not there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -108,9 +108,9 @@ def save_config(config: Config | SFTConfig, path: Path) -> None:
 
 
 def _load(job: Job[ConfigT], argv: list[str]) -> ConfigT:
-    arguments = read_arguments(argv)
-    if arguments.help:
-        print(describe.help_text(job.schema, job.module))
+    arguments = read_arguments(argv, job.book.unknown)
+    if arguments.help or arguments.help_all:
+        print(describe.help_text(job.schema, job.module, every_key=arguments.help_all))
         raise SystemExit(0)
     config, problems = _Loading(job, arguments).run()
     if problems:
@@ -133,7 +133,7 @@ class _Loading(Generic[ConfigT]):
         self.node = OmegaConf.create(tree.thaw(job.schema()))
         self.sources: dict[str, str] = {}
         self.ignored: dict[str, str] = {}
-        """Accepted keys without a field (vLLM's, harmless ones) -> source."""
+        """Accepted keys without a field -> why they change nothing."""
         self.problems = list(arguments.problems)
         self.bad: set[str] = set()
         """Keys whose value could not be used: rules that read them are passed over."""
@@ -173,9 +173,11 @@ class _Loading(Generic[ConfigT]):
 
     def _assign(self, a: Assignment) -> None:
         """Store one assignment, or report why it cannot be stored."""
-        key = self.book.aliases.get(a.key, a.key)
+        key = self.book.true_name(a.key)
         if a.value == MISSING and not a.delete:
             return
+        if key != a.key and a.value is None and key in self.sources:
+            return  # verl's files write null for the older of two names
         if key in self.sections or (isinstance(a.value, dict) and a.value and key not in self.book.leaves):
             self._assign_section(key, a)
             return
@@ -195,7 +197,7 @@ class _Loading(Generic[ConfigT]):
         elif isinstance(a.value, dict):
             for name, value in a.value.items():
                 self._assign(Assignment(f"{key}.{name}", value, a.source))
-        elif a.value is not None:
+        elif a.value is not None and not (key in self.book.refused and self.book.refused[key].accepts(a.value)):
             inner = [k.removeprefix(f"{key}.").split(".")[0] for k in self.book.leaves if k.startswith(f"{key}.")]
             self._blame(
                 key, a, f"{key}={a.value}: a section, not a value. Its keys: {', '.join(dict.fromkeys(inner))}."
@@ -205,8 +207,10 @@ class _Loading(Generic[ConfigT]):
         problem = self.book.unknown(key) if a.delete else self.book.problem_of(key, a.value)
         if problem:
             self._blame(self.book.suggest(key) or key, a, problem)
-        elif not a.delete and self.book.is_ignored(key):
-            self.ignored[key] = a.source
+        elif not a.delete and (reason := self.book.without_effect(key, a.value)):
+            self.ignored[key] = reason
+        else:
+            self.ignored.pop(key, None)
 
     def _reset(self, leaf: tree.Leaf, a: Assignment) -> None:
         """`~key`: back to the default. `~key=value` only if that is the value."""
@@ -279,9 +283,8 @@ class _Loading(Generic[ConfigT]):
     def _provenance(self, config: ConfigT, given: dict[str, Any], derived: dict[str, str]) -> Provenance:
         asked = [key for key in given if self._asks(key, tree.thaw(config), given)]
         found = list(checks.warnings_of(self.job.sections, config, {key: given[key] for key in asked}))
-        for key in self.ignored:
-            if reason := self.book.harmless(key):
-                found.append(checks.without_effect([key], reason))
+        for reason in dict.fromkeys(self.ignored.values()):
+            found.append(checks.without_effect([key for key, why in self.ignored.items() if why == reason], reason))
         sources = {key: self._source(key, derived) for key in self.book.leaves}
         files = {source for source in self.sources.values() if source != COMMAND_LINE}
         notes = [f"Settings come from {source}; the command line wins over them." for source in sorted(files)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -227,14 +228,7 @@ def _check_critic_warmup(config: Config, total_steps: int) -> None:
 
 def _with_notes(plan: Plan, config: Config, num_samples: int, old_log_probs: str) -> Plan:
     actor = config.actor_rollout_ref.actor
-    notes = [_kl_note(config)]
-    if config.trainer.save_freq < 0 and not config.trainer.val_only:
-        notes.append(
-            "No checkpoint is written (trainer.save_freq=-1): the trained model is not kept, and a killed run starts "
-            "again. To keep it: trainer.save_freq=N, which also saves at the end."
-        )
-    if actor.use_kl_loss:
-        notes.append(f"KL in the loss is on: {actor.kl_loss_type}, coefficient {actor.kl_loss_coef:g}.")
+    notes = list(_kl_notes(config))
     at_one = plan.updates_per_step == 1 and plan.old_log_probs != "rollout"
     loss = LOSSES.assume(actor.policy_loss.loss_mode)
     if at_one and loss.has_ratio:
@@ -256,16 +250,16 @@ def _with_notes(plan: Plan, config: Config, num_samples: int, old_log_probs: str
     return dataclasses.replace(plan, notes=tuple(notes))
 
 
-def _kl_note(config: Config) -> str:
-    algorithm, key = config.algorithm, "algorithm.use_kl_in_reward"
+def _kl_notes(config: Config) -> Iterator[str]:
+    """Why the KL is or is not in the reward, where the user made no choice. Its coefficient is in the summary."""
+    key = "algorithm.use_kl_in_reward"
     why = config.provenance.sources.get(key, "default")
-    if not algorithm.use_kl_in_reward:
-        return f"KL in the reward is off ({why}); on: {key}=True."
-    control = algorithm.kl_ctrl
-    return (
-        f"KL in the reward is on ({why}): {algorithm.kl_penalty}, {control.type} coefficient {control.kl_coef:g}; "
-        f"off: {key}=False."
-    )
+    if why != "default" and not why.startswith("derived from "):
+        return
+    if config.algorithm.use_kl_in_reward:
+        yield f"KL in the reward is on ({why}); off: {key}=False."
+    elif not config.actor_rollout_ref.actor.use_kl_loss:
+        yield f"KL in the reward is off ({why}); on: {key}=True."
 
 
 def _step_notes(

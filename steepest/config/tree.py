@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from steepest.config.types import Bounds, IsPath, MinusOneOr, ModuleOf, NameOf, Required
+from steepest.config.types import Bounds, IsPath, MinusOneOr, ModuleOf, NameOf, Required, Weighted
 from steepest.registry import is_own_code, nearest
 
 ConfigT = TypeVar("ConfigT")
@@ -51,7 +51,7 @@ class Leaf:
     @property
     def expected(self) -> str:
         """What a value must be, in words."""
-        word = _WORDS[self.base]
+        word = "a name, a list of names or a mapping {name: weight}" if self.mark(Weighted) else _WORDS[self.base]
         if self.choices:
             word = "one of " + ", ".join(self.choices)
         if self.length:
@@ -121,6 +121,8 @@ def fit(leaf: Leaf, value: Any) -> Any:
         return None
     if value in ("None", "none", "NULL") and leaf.optional:
         raise ValueError("nothing is written null")
+    if leaf.mark(Weighted):
+        value = _weighted(value)
     if not leaf.is_list:
         return _fit_one(leaf.base, value)
     values = list(value) if isinstance(value, list | tuple) else [value]
@@ -139,6 +141,23 @@ def _fit_one(base: type, value: Any) -> Any:
     if base is bool:
         return _flag(value)
     return str(value) if base is str else _number(base, value)
+
+
+def _weighted(value: Any) -> Any:
+    """A name, or a list of names and mappings, as one mapping of names to weights."""
+    if isinstance(value, str):
+        return {value: 1.0}
+    if not isinstance(value, list | tuple):
+        return value
+    found: dict[str, Any] = {}
+    for one in value:
+        more = _weighted(one)
+        if not isinstance(more, dict):
+            raise ValueError(f"found {one!r} in the list")
+        if twice := sorted(found.keys() & more.keys()):
+            raise ValueError(f"found {twice[0]} twice")
+        found |= more
+    return found
 
 
 def _flag(value: Any) -> bool:

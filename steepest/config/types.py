@@ -51,6 +51,11 @@ class IsPath:
 
 
 @dataclass(frozen=True)
+class Weighted:
+    """A mapping of names to weights, or to options: a name alone, or a list of names, gives each the weight 1."""
+
+
+@dataclass(frozen=True)
 class Required:
     """No default: the run cannot start without it."""
 
@@ -97,6 +102,7 @@ Files = Annotated[tuple[str, ...], IsPath()]
 RequiredFile = Annotated[str, IsPath(), Required()]
 RequiredFiles = Annotated[tuple[str, ...], IsPath(), Required()]
 Mapping = dict[str, Any]
+WeightedNames = Annotated[dict[str, Any], Weighted()]
 DeviceName = Annotated[str, ModuleOf("steepest.devices.backends")]
 LoggerName = Annotated[str, ModuleOf("steepest.loggers.outputs")]
 EngineName = Annotated[str, ModuleOf("steepest.rollout.engines")]

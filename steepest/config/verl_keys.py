@@ -1,9 +1,11 @@
 """verl's keys that Steepest does not have, each with the reason and the nearest thing that it has.
 
-Two kinds:
+Three kinds:
 - `REFUSED`: the key, or everything below it, is answered by name. A value that asks for what Steepest does anyway
   (`agrees`: `use_remove_padding=True`, `param_offload=False`) is let through, so that verl's commands run.
-- `NO_EFFECT`: harmless keys that are let through with one printed warning.
+- Those of them that are `harmless`: they say where or how fast the same numbers are computed. Any other value is let
+  through with one printed warning.
+- `NO_EFFECT`: keys that are let through with a warning whatever their value.
 `ALIASES` are second names of keys that Steepest has.
 """
 
@@ -23,6 +25,8 @@ class Refusal:
 
     reason: str
     agrees: tuple[Any, ...] = ()
+    harmless: bool = False
+    """Another value would change where or how fast numbers are computed, and not the numbers."""
 
     def accepts(self, value: Any) -> bool:
         """Whether the value asks for what is so anyway. True and 1 are not the same."""
@@ -32,10 +36,17 @@ class Refusal:
 ALIASES = {
     "reward.custom_reward_function.path": "custom_reward_function.path",
     "reward.custom_reward_function.name": "custom_reward_function.name",
+    "reward.custom_reward_function.reward_kwargs": "custom_reward_function.reward_kwargs",
     "reward_model.enable": "reward.reward_model.enable",
     "reward_model.model.path": "reward.reward_model.model_path",
     "reward_model.model.trust_remote_code": "reward.reward_model.trust_remote_code",
     "reward_model.micro_batch_size_per_gpu": "reward.reward_model.micro_batch_size_per_gpu",
+    "reward_model.micro_batch_size": "reward.reward_model.micro_batch_size_per_gpu",
+    # verl's older form counts the sequences of all cards; with one card, the only case here, that is the same number
+    **{
+        f"{section}_micro_batch_size": f"{section}_micro_batch_size_per_gpu"
+        for section in (f"{ACTOR}.ppo", f"{REF}.log_prob", f"{ROLLOUT}.log_prob", "critic.ppo", "critic.forward")
+    },
     **{
         f"{section}.{name}": f"reward.overlong_buffer.{name}"
         for section in ("reward_model.overlong_buffer", "reward.reward_kwargs.overlong_buffer_cfg")
@@ -44,6 +55,10 @@ ALIASES = {
 }
 
 _ONE_PROCESS = "This version runs in one process"
+_ONE = "this version runs in one process"
+_FSDP = f"{{{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp,critic.model.fsdp_config}}"
+"""The sections of sharding; the last is what the critic's was called before."""
+_ONE_CARD = "Models are trained whole on one device: leave the section out."
 _OFF = (False, None)
 _CHOSEN = "Rewards are chosen by data source, reward.functions or custom_reward_function."
 _RM = "The reward model runs in the trainer's process, on its device, in batches of micro_batch_size_per_gpu"
@@ -77,7 +92,6 @@ def expand(pattern: str) -> list[str]:
 
 _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     # data
-    ("data.use_shm", "Files are read once, before the first step; nothing is copied to /dev/shm.", _OFF),
     ("data.gen_batch_size", "Prompts are generated a step at a time: use data.train_batch_size.", (None,)),
     ("data.{tool_config_path,function_tool_path}", f"{_MULTI_TURN}.", (None,)),
     (
@@ -88,39 +102,31 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     ("data.return_raw_chat", "Each response carries its data row, the messages included.", (True, False)),
     ("data.validation_shuffle", "Validation always takes the file's order, so that answers can be compared.", _OFF),
     ("data.{image_key,video_key,audio_key,image_patch_size,mm_processor_kwargs}", "Text only in this version.", ()),
-    ("data.custom_cls", "Data is read from parquet, jsonl or json: write your rows there (data.train_files).", (None,)),
+    (
+        "data.custom_cls",
+        "Data is read from files or a hub; docs/own_data.md has the columns (data.train_files).",
+        (None,),
+    ),
     ("data.sampler", "The order is data.shuffle with data.seed.", (None,)),
     # actor, reference, critic
-    (f"{{{ACTOR},{REF},critic}}.strategy", f"{_ONE_PROCESS}; nothing is sharded.", ("fsdp", "fsdp2")),
-    (
-        f"{{{ACTOR},critic}}.ppo_micro_batch_size",
-        "The deprecated global form: use ppo_micro_batch_size_per_gpu.",
-        (None,),
-    ),
-    (
-        f"{{{REF},{ROLLOUT}}}.log_prob_micro_batch_size",
-        "The deprecated global form: use log_prob_micro_batch_size_per_gpu.",
-        (None,),
-    ),
-    ("critic.forward_micro_batch_size", "The deprecated global form: use forward_micro_batch_size_per_gpu.", (None,)),
+    (f"{{{ACTOR},{REF},critic}}.strategy", f"{_ONE_PROCESS}; nothing is sharded. Leave it out.", ("fsdp", "fsdp2")),
     (f"{{{ACTOR},critic}}.grad_clip", "Dead in verl: use optim.clip_grad.", ()),
     (f"{ACTOR}.policy_loss.dro_beta", "The DRO loss is not part of this version.", (None,)),
     (f"{ACTOR}.calculate_entropy", "Entropy is always computed and logged as actor/entropy.", (True, False)),
     (f"{ACTOR}.calculate_sum_pi_squared", "This statistic is not computed.", _OFF),
-    (f"{{{ACTOR},{REF}}}.use_torch_compile", "Nothing is compiled: docs/passes.md has the measurement.", _OFF),
-    (f"{{{ACTOR},{MODEL},critic.model}}.use_fused_kernels", "Log-probs are computed in chunks without it.", _OFF),
-    (f"{{{ACTOR},{MODEL},critic.model}}.use_remove_padding", "Sequences are always packed without padding.", (True,)),
-    (f"{{{ACTOR},{MODEL},critic.model}}.use_liger", "Liger kernels are not used.", _OFF),
     (f"{ACTOR}.freeze_vision_tower", "Not read by verl's default path either.", _OFF),
-    (f"{ACTOR}.use_prefix_grouper", f"Read by verl's old trainer only: use {ACTOR}.use_prefix_sharing.", _OFF),
     (f"{{{ACTOR},{REF},critic}}.rollout_n", f"A mirror of {ROLLOUT}.n: use that.", ()),
-    (f"{{{ACTOR},{REF},critic}}.ulysses_sequence_parallel_size", f"{_ONE_PROCESS}; no sequence parallelism.", (1,)),
+    (
+        f"{{{ACTOR},{REF},critic}}.ulysses_sequence_parallel_size",
+        f"{_ONE_PROCESS}; no sequence parallelism. Use 1.",
+        (1,),
+    ),
+    (f"{_FSDP}.ulysses_sequence_parallel_size", f"{_ONE_PROCESS}; no sequence parallelism. Use 1.", (1,)),
     (
         f"{{{ACTOR},{REF}}}.{{entropy_from_logits_with_chunking,entropy_from_logits_chunk_size,entropy_checkpointing}}",
         "Entropy and log-probs are always computed in chunks and recomputed in the backward pass.",
         (True, False),
     ),
-    (f"{{{ACTOR},{REF}}}.pad_to_length", "Sequences are packed without padding.", _OFF),
     (f"{{{ACTOR},critic}}.checkpoint.{{save_contents,load_contents}}", f"{_CKPT}.", _CKPT_CONTENTS),
     (
         f"{{{ACTOR},critic}}.checkpoint.async_save",
@@ -140,35 +146,28 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     (f"{{{ACTOR},critic}}.optim.override_optimizer_config", "AdamW's options are lr, betas, weight_decay.", (None,)),
     # sharding
     (
-        f"{{{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp}}.model_dtype",
+        f"{_FSDP}.model_dtype",
         "Master weights are float32: an update of lr 1e-6 is lost when it is added to a bfloat16 weight. "
-        f"The dtype of compute is {ACTOR}.fsdp_config.dtype.",
+        f"Leave it out; the dtype of compute is {ACTOR}.fsdp_config.dtype.",
         ("fp32", "float32"),
     ),
-    (
-        f"{{{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp}}.{{param_offload,optimizer_offload,offload_policy}}",
-        f"{_ONE_PROCESS}; models stay where they compute.",
-        _OFF,
-    ),
-    (f"{{{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp}}.fsdp_size", f"{_ONE_PROCESS}; no sharding.", (-1, 1)),
-    (
-        f"{{{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp}}.strategy",
-        f"{_ONE_PROCESS}; no sharding.",
-        ("fsdp", "fsdp2"),
-    ),
+    (f"{_FSDP}.strategy", f"{_ONE_PROCESS}; no sharding. Leave it out.", ("fsdp", "fsdp2")),
     (f"{REF}.fsdp_config.dtype", f"The reference computes as the actor does: {ACTOR}.fsdp_config.dtype.", ()),
-    (f"{{{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp}}", f"{_ONE_PROCESS}; nothing is sharded.", ()),
+    (_FSDP, f"{_ONE_PROCESS}; nothing is sharded. Leave it out.", ()),
     ("critic.fsdp_config", "The critic's section is called critic.fsdp.", ()),
-    (f"{{{ACTOR},critic}}.megatron", "Megatron is not part of this version.", ()),
+    (f"{{{ACTOR},{REF},critic}}.megatron", f"Megatron is not part of this version. {_ONE_CARD}", ()),
+    (
+        f"{{{ACTOR},{REF},critic}}.{{deepspeed,deepspeed_config}}",
+        f"DeepSpeed is not part of this version. {_ONE_CARD}",
+        (),
+    ),
+    ("critic.model.fsdp_config.dtype", "Use critic.fsdp.dtype.", ()),
     # model
-    (f"{{{MODEL},critic.model}}.use_shm", "Weights are read once; nothing is copied to /dev/shm.", _OFF),
     (f"{{{MODEL},critic.model}}.hf_config_path", "The config.json next to the weights: override_config.", (None,)),
     (f"{{{MODEL},critic.model}}.external_lib", "No foreign import at start; see trust_remote_code.", (None,)),
-    (f"{{{MODEL},critic.model}}.enable_activation_offload", "Use enable_gradient_checkpointing.", _OFF),
     (f"{{{MODEL},critic.model}}.lora_adapter_path", f"{_FROM_ADAPTER}.", (None,)),
     (f"{{{MODEL},critic.model}}.lora.rank", "Megatron's key: use model.lora_rank.", (0,)),
     (f"{{{MODEL},critic.model}}.lora", "Megatron's keys: use model.lora_rank, lora_alpha, target_modules.", _OFF),
-    (f"{{{MODEL},critic.model}}.{{fused_kernel_options,tiled_mlp}}", "There are no such kernels.", _OFF),
     (f"{{{MODEL},critic.model,{ROLLOUT}}}.mtp", "Multi-token prediction is not part of this version.", _OFF),
     ("actor_rollout_ref.hybrid_engine", "Rollout and training share the process.", (True,)),
     ("actor_rollout_ref.nccl_timeout", f"{_ONE_PROCESS}; read by nothing in verl either.", ()),
@@ -203,19 +202,12 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     (f"{ROLLOUT}.router_config_path", "There is no server to route to.", (None,)),
     (f"{ROLLOUT}.multi_turn", f"{_MULTI_TURN}.", _OFF),
     (f"{ROLLOUT}.agent", f"{_MULTI_TURN}.", (None,)),
-    (f"{ROLLOUT}.checkpoint_engine", "Rollout and actor share their weights; nothing is sent.", ("naive",)),
     (f"{ROLLOUT}.trace", "Responses are written by trainer.rollout_data_dir.", _OFF),
     (f"{ROLLOUT}.{{enable_rollout_routing_replay,moe_load_balance_metrics_interval}}", "Not for MoE yet.", (False, 0)),
     (f"{ROLLOUT}.prometheus", "Metrics go to trainer.logger.", _OFF),
-    (
-        f"{ROLLOUT}.load_format",
-        "vLLM starts empty and gets the actor's weights from memory.",
-        ("dummy", "auto", "safetensors"),
-    ),
     (f"{ROLLOUT}.layered_summon", "Weights go to vLLM tensor by tensor.", (True, False)),
     (f"{ROLLOUT}.multi_stage_wake_up", "Weights wake before they are replaced, the KV cache after.", (True, False)),
     (f"{ROLLOUT}.skip_tokenizer_init", "Token ids go in and out; the engine needs no tokenizer.", (True, False)),
-    (f"{ROLLOUT}.disable_log_stats", "Metrics go to trainer.logger.", (True,)),
     (f"{ROLLOUT}.scheduling_policy", "A batch is generated whole.", ("fcfs",)),
     (f"{ROLLOUT}.cudagraph_capture_sizes", f"An entry of {ROLLOUT}.engine_kwargs.vllm: compilation_config.", (None,)),
     (f"{ROLLOUT}.{{quantization,quantization_config_file}}", "Generation runs in rollout.dtype.", (None,)),
@@ -235,7 +227,7 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     ("trainer.v1", "There is one trainer, and it is synchronous.", ()),
     ("trainer.{esi_redundant_time,ray_wait_register_center_timeout}", "Read by nothing in verl either.", (0, 300)),
     # other groups
-    ("reward.reward_manager.name", _CHOSEN, ("naive",)),
+    ("reward.reward_manager.name", _CHOSEN, ("naive", "dapo", "gdpo")),
     ("reward.reward_manager", _CHOSEN, ("register", None)),
     (
         "{reward.reward_model,reward_model}.{enable_resource_pool,n_gpus_per_node,nnodes}",
@@ -245,14 +237,13 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
     ("{reward.reward_model,reward_model}.rollout", f"{_RM}; there is no server of its own.", (None,)),
     ("{reward.sandbox_fusion,sandbox_fusion}", "There is no sandbox service: custom_reward_function.path.", (None,)),
     ("reward.reward_kwargs.max_resp_len", "The longest response is data.max_response_length.", ()),
-    ("reward_model.reward_manager", _CHOSEN, ("naive",)),
+    ("reward_model.reward_manager", _CHOSEN, ("naive", "dapo", "gdpo")),
     ("reward_model.num_workers", "Use reward.num_workers.", ()),
     ("reward_model", "The reward model's keys are reward.reward_model.*.", _OFF),
     ("distillation", "Distillation is not part of this version.", _OFF),
     ("transfer_queue", "Data stays in the process; there is no queue service.", _OFF),
     ("global_profiler", f"{_TRACE}.", _OFF),
     ("skip", "Rollouts are not cached.", _OFF),
-    ("ray_kwargs", f"{_ONE_PROCESS}, without Ray.", (None,)),
     ("model_engine", f"{_ONE_PROCESS} with torch.", ("dp",)),
     (
         "hydra",
@@ -260,7 +251,38 @@ _TABLE: list[tuple[str, str, tuple[Any, ...]]] = [
         (),
     ),
 ]
+_PLACE_AND_SPEED: list[tuple[str, str, tuple[Any, ...]]] = [
+    ("data.use_shm", "files are read once, before the first step, and nothing is copied to /dev/shm", _OFF),
+    (f"{{{MODEL},critic.model}}.use_shm", "weights are read once, and nothing is copied to /dev/shm", _OFF),
+    (f"{_FSDP}.{{param_offload,optimizer_offload,grad_offload,offload_policy}}",
+     f"{_ONE}, and models stay where they compute", _OFF),
+    (f"{_FSDP}.fsdp_size", f"{_ONE}, and nothing is sharded", (-1, 1)),
+    (f"{_FSDP}.{{wrap_policy,forward_prefetch,reshard_after_forward,use_orig_params,forward_only}}",
+     f"{_ONE}, and nothing is sharded", ()),
+    (f"{{{ACTOR},{REF},{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp}}.use_torch_compile",
+     "nothing is compiled; docs/passes.md has the measurement", _OFF),
+    (f"{{{ACTOR},{MODEL},critic.model}}.use_fused_kernels", "log-probs are computed in chunks without it", _OFF),
+    (f"{{{MODEL},critic.model}}.{{fused_kernel_options,tiled_mlp}}", "there are no such kernels", _OFF),
+    (f"{{{ACTOR},{MODEL},critic.model}}.use_liger", "Liger kernels are not used", _OFF),
+    (f"{{{ACTOR},{MODEL},critic.model}}.{{use_remove_padding,use_rmpad}}",
+     "sequences are always packed without padding", (True,)),
+    (f"{{{ACTOR},{REF},{ACTOR}.fsdp_config,{REF}.fsdp_config,critic.fsdp}}.pad_to_length",
+     "sequences are packed without padding", _OFF),
+    (f"{ACTOR}.use_prefix_grouper", f"verl's old trainer reads it alone; {ACTOR}.use_prefix_sharing is on", _OFF),
+    (f"{{{MODEL},critic.model}}.enable_activation_offload",
+     "activations stay on the device; enable_gradient_checkpointing saves their memory", _OFF),
+    (f"{ROLLOUT}.checkpoint_engine", "rollout and actor share their weights, and nothing is sent", ("naive",)),
+    (f"{ROLLOUT}.disable_log_stats", "metrics go to trainer.logger", (True,)),
+    (f"{ROLLOUT}.load_format", "vLLM starts empty and gets the actor's weights from memory",
+     ("dummy", "auto", "safetensors")),
+    ("{ray_kwargs,ray_init}", f"{_ONE}, without Ray", (None,)),
+    ("{reward.reward_model,reward_model}.model.{use_rmpad,use_remove_padding,use_fused_kernels,fsdp_config,use_shm}",
+     "the reward model runs whole in the trainer's process", _OFF),
+]  # fmt: skip
 REFUSED = {key: Refusal(reason, agrees) for pattern, reason, agrees in _TABLE for key in expand(pattern)}
+REFUSED |= {
+    key: Refusal(reason, agrees, True) for pattern, reason, agrees in _PLACE_AND_SPEED for key in expand(pattern)
+}
 
 NO_EFFECT = {
     "data.dataloader_num_workers": "prompts are tokenised once, before the first step",
@@ -271,16 +293,19 @@ NO_EFFECT = {
     "critic.model.custom_chat_template": "the critic reads the policy's token ids",
 }
 
+SFT_ALIASES = {"model.partial_pretrain": "model.path"}
 SFT_REFUSED = {
     key: Refusal(reason, agrees)
     for pattern, reason, agrees in [
-        ("model.partial_pretrain", "Use model.path.", ()),
         ("model.lora_adapter_path", f"{_FROM_ADAPTER}.", (None,)),
         ("model.lora", "Use model.lora_rank, lora_alpha, target_modules.", (0, None)),
-        ("model.{fsdp_config,use_shm,external_lib,strategy}", f"{_ONE_PROCESS}; nothing is sharded.", (None, False)),
-        ("model.use_liger", "Liger kernels are not used.", _OFF),
-        ("{use_remove_padding,model.use_remove_padding}", "Sequences are always packed without padding.", (True,)),
-        ("ulysses_sequence_parallel_size", f"{_ONE_PROCESS}.", (1,)),
+        ("model.external_lib", "No foreign import at start; see model.trust_remote_code.", (None,)),
+        ("model.strategy", f"{_ONE_PROCESS}; nothing is sharded. Leave it out.", ("fsdp", "fsdp2", None)),
+        (
+            "{ulysses_sequence_parallel_size,engine.ulysses_sequence_parallel_size}",
+            f"{_ONE_PROCESS}; no sequence parallelism. Use 1.",
+            (1,),
+        ),
         ("data.micro_batch_size", "The global form: use data.micro_batch_size_per_gpu.", (None,)),
         ("data.multiturn.messages_key", "Use data.messages_key.", ()),
         ("data.multiturn", "A file with data.messages_key is read as conversations.", (True, False)),
@@ -299,7 +324,7 @@ SFT_REFUSED = {
             "Master weights are float32; the dtype of compute is engine.dtype.",
             ("fp32", "float32"),
         ),
-        ("engine", f"{_ONE_PROCESS}; nothing is sharded.", ()),
+        ("engine", f"{_ONE_PROCESS}; nothing is sharded. Leave it out.", ("fsdp", "fsdp2")),
         ("checkpoint", f"{_CKPT}.", ()),
         ("trainer.{max_actor_ckpt_to_keep}", "Use trainer.max_ckpt_to_keep.", ()),
         ("trainer.default_hdfs_dir", "Checkpoints go to trainer.default_local_dir.", (None,)),
@@ -309,6 +334,23 @@ SFT_REFUSED = {
     ]
     for key in expand(pattern)
 }
+SFT_REFUSED |= {
+    key: Refusal(reason, agrees, True)
+    for pattern, reason, agrees in [
+        ("model.use_shm", "weights are read once, and nothing is copied to /dev/shm", _OFF),
+        ("{model.fsdp_config,engine}.{param_offload,optimizer_offload,offload_policy,cpu_offload,offload_params}",
+         f"{_ONE}, and models stay where they compute", _OFF),
+        ("{model.fsdp_config,engine}.{wrap_policy,fsdp_size,forward_prefetch,reshard_after_forward,use_orig_params}",
+         f"{_ONE}, and nothing is sharded", (-1, 1)),
+        ("model.fsdp_config", f"{_ONE}, and nothing is sharded", (None,)),
+        ("engine.use_torch_compile", "nothing is compiled", _OFF),
+        ("model.use_liger", "Liger kernels are not used", _OFF),
+        ("model.use_fused_kernels", "log-probs are computed in chunks without it", _OFF),
+        ("{use_remove_padding,model.use_remove_padding}", "sequences are always packed without padding", (True,)),
+        ("ray_init", f"{_ONE}, without Ray", (None,)),
+    ]
+    for key in expand(pattern)
+}  # fmt: skip
 SFT_NO_EFFECT = {
     "trainer.balance_batch": "there is one process",
     "data.balance_dp_token": "there is one process",

@@ -12,6 +12,8 @@ from steepest.errors import ConfigError, DataError, ModelError, setting
 
 TRUNCATIONS = ("error", "left", "right", "middle")
 CHUNK = 1024  # texts a tokenizer call: enough for its threads, little memory
+MOST_CHARACTERS_A_TOKEN, LEAST_CHARACTERS = 256, 1_000_000
+"""A text with more characters is refused by its length. The longest tokens of usual vocabularies are 128 blanks."""
 _OURS = (
     "tokenize",
     "add_generation_prompt",
@@ -35,6 +37,8 @@ class EncodeReport:
     truncation: str = "error"
     num_bos_removed: int = 0
     has_generation_prompt: bool = True
+    unread: tuple[str, ...] = ()
+    """Fields of messages that the chat template writes nothing of."""
     what: str = "prompts"
 
     def describe(self) -> str:
@@ -48,6 +52,8 @@ class EncodeReport:
             text += f" The chat template doubled the BOS token in {self.num_bos_removed:,}: one was kept."
         if not self.has_generation_prompt:
             text += " The chat template adds no generation prompt: normal for [INST] templates, wrong for most others."
+        if self.unread:
+            text += f" The chat template does not read these fields of messages: {', '.join(self.unread)}."
         return text
 
 
@@ -78,7 +84,10 @@ def encode_prompts(
         for prompt in prompts
     ]
     _check_template_reads_messages(prompts, texts)
-    ids, num_bos_removed = tokenize(texts, tokenizer)
+    unread = unread_parts([(prompt.uid, prompt.messages) for prompt in prompts], tokenizer, template_kwargs)
+    if truncation == "error" and not filter_overlong:
+        check_characters(texts, [prompt.uid for prompt in prompts], max_prompt_length, setting("max_prompt_length"))
+    ids, num_bos_removed = tokenize([bounded(text, max_prompt_length, truncation) for text in texts], tokenizer)
     too_long = {place for place, row in enumerate(ids) if len(row) > max_prompt_length}
     report = EncodeReport(
         num_kept=len(prompts) - (len(too_long) if filter_overlong else 0),
@@ -88,6 +97,7 @@ def encode_prompts(
         max_length=max_prompt_length,
         truncation=truncation,
         num_bos_removed=num_bos_removed,
+        unread=unread,
         has_generation_prompt=not prompts or _has_generation_prompt(prompts[0], texts[0], tokenizer, template_kwargs),
     )
     if too_long and not filter_overlong and truncation == "error":
@@ -106,6 +116,34 @@ def encode_prompts(
     return kept, report
 
 
+def check_characters(texts: Sequence[str], uids: Sequence[str], limit: int, key: str) -> None:
+    """Raise DataError for a text that is too long for `limit` tokens by far, which takes minutes and gigabytes to
+    find by its tokens."""
+    for text, uid in zip(texts, uids, strict=True):
+        if len(text) > most_characters(limit):
+            raise DataError(
+                f"row {uid}: {len(text):,} characters, which are far more than {key}={limit} tokens. See whether the "
+                f"file or the column is the right one; to keep such rows, drop the long ones with "
+                f"{setting('filter_overlong_prompts')}=True or cut them with {setting('truncation')}."
+            )
+
+
+def most_characters(limit: int) -> int:
+    """The number of characters above which no text has only `limit` tokens."""
+    return max(LEAST_CHARACTERS, MOST_CHARACTERS_A_TOKEN * limit)
+
+
+def bounded(text: str, limit: int, truncation: str) -> str:
+    """`text` without most of what is cut away after tokenising or makes it too long, which would take minutes and
+    gigabytes to tokenise."""
+    most = most_characters(limit)
+    if len(text) <= 2 * most:
+        return text
+    if truncation == "left":
+        return text[-most:]
+    return text[:most] + text[-most:] if truncation == "middle" else text[:most]
+
+
 def _check_template_reads_messages(prompts: Sequence[Prompt], texts: Sequence[str]) -> None:
     """Raise ModelError for a template that writes the same text for every prompt: it ignores the messages."""
     if len(set(texts)) == 1 and any(prompt.messages != prompts[0].messages for prompt in prompts):
@@ -113,6 +151,57 @@ def _check_template_reads_messages(prompts: Sequence[Prompt], texts: Sequence[st
             f"the chat template makes the same text of all {len(prompts)} prompts, {texts[0][:80]!r}: it does not read "
             f"the messages. Give another with {setting('custom_chat_template')}."
         )
+
+
+def unread_parts(
+    rows: Sequence[tuple[str, list[dict[str, Any]]]], tokenizer: Any, template_kwargs: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    """Fields of messages (`name`, ...) that the template does not read, found by rendering the first row that has the
+    field without it. rows: (uid, messages).
+
+    Raises DataError where that loses content: `tool_calls`, or all messages of a role.
+    """
+    fields: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {}
+    roles: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {}
+    for uid, messages in rows:
+        for place, message in enumerate(messages):
+            for name in message:
+                if name not in ("role", "content") and name not in fields:
+                    bare = {key: value for key, value in message.items() if key != name}
+                    fields[name] = uid, messages, [*messages[:place], bare, *messages[place + 1 :]]
+            if message["role"] not in roles and message["content"].strip() and len(messages) > 1:
+                roles[message["role"]] = uid, messages, messages[:place] + messages[place + 1 :]
+    for role, case in roles.items():
+        if _same_text(*case, tokenizer, template_kwargs):
+            raise DataError(
+                f"row {case[0]}: the model's chat template writes nothing of a message of the role {role!r}, so the "
+                f"model would not see it. Write it as another role, or give a template with "
+                f"{setting('custom_chat_template')}."
+            )
+    unread = tuple(name for name, case in fields.items() if _same_text(*case, tokenizer, template_kwargs))
+    if "tool_calls" in unread:
+        raise DataError(
+            f"row {fields['tool_calls'][0]}: a message has tool_calls, and the model's chat template does not write "
+            f"them, so the model would not see them. Write them into its content, or give a template with "
+            f"{setting('custom_chat_template')}."
+        )
+    return unread
+
+
+def _same_text(
+    uid: str,
+    messages: list[dict[str, Any]],
+    less: list[dict[str, Any]],
+    tokenizer: Any,
+    template_kwargs: Mapping[str, Any] | None,
+) -> bool:
+    def text(some: list[dict[str, Any]]) -> str:
+        return render(some, tokenizer, where=uid, add_generation_prompt=False, template_kwargs=template_kwargs)
+
+    try:
+        return text(messages) == text(less)
+    except DataError:  # the template needs what was taken out
+        return False
 
 
 def _overlong(prompts: Sequence[Prompt], ids: list[list[int]], limit: int, num: int) -> DataError:

@@ -1,17 +1,25 @@
-"""Reads parquet, jsonl and json files as lists of rows, and writes parquet. Errors name file, row and column."""
+"""Reads parquet, jsonl, json and csv files as lists of rows, and writes parquet. Errors name file, row and column."""
 
 from __future__ import annotations
 
+import glob
+import gzip
 import json
 import os
+import re
+import zlib
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from steepest.data.csv_rows import csv_rows
 from steepest.errors import DataError
 
-SUFFIXES = (".parquet", ".jsonl", ".json")
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+GZIP = ".gz"
+"""Also at the end of every one of SUFFIXES but parquet, which is compressed inside."""
 MAKE_DATA = "`steepest prepare gsm8k --local_save_dir DIR` makes the GSM8K files"
 
 
@@ -48,16 +56,44 @@ def read_tables(files: str | Sequence[str], *, key: str, columns: Collection[str
     A stem that occurs twice gets `#2`, `#3`, so `f"{stem}:{row}"` names one row of all.
     Raises DataError: no file named, file missing, empty, broken, of an unknown kind, or without rows.
     """
-    names = [files] if isinstance(files, str) else [str(name) for name in files]
+    names = [found for name in ([files] if isinstance(files, str) else files) for found in expand(str(name))]
     if not names:
         raise DataError(f"{key} is empty: name at least one {', '.join(SUFFIXES)} file. {MAKE_DATA}.")
     seen: dict[str, int] = {}
     tables = []
     for name in names:
-        stem = Path(name).stem
+        stem = stem_of(name)
         seen[stem] = seen.get(stem, 0) + 1
         tables.append(_read_table(name, stem if seen[stem] == 1 else f"{stem}#{seen[stem]}", key, columns))
     return tables
+
+
+def expand(name: str) -> list[str]:
+    """The files that a pattern such as `data/train-*.parquet` names, in the order of the alphabet; another name as it
+    is."""
+    path = Path(name).expanduser()
+    if path.exists() or not glob.has_magic(name):
+        return [name]
+    return sorted(glob.glob(str(path))) or [name]
+
+
+def suffix_of(name: str) -> str:
+    """The ending that says what a file holds, in small letters: `.jsonl` of `a.jsonl.gz`."""
+    return Path(name.lower().removesuffix(GZIP)).suffix
+
+
+def stem_of(name: str) -> str:
+    """The file's name without folder and endings: `a` of `x/a.jsonl.gz` and of `a-00000-of-00002.parquet`."""
+    bare = Path(name).name
+    stem = Path(bare[: -len(GZIP)] if bare.lower().endswith(GZIP) else bare).stem
+    return re.sub(r"(?<=.)-\d{5}-of-\d{5}$", "", stem)
+
+
+def open_text(path: Path) -> TextIO:
+    """The text of a file, unpacked if its name ends with `.gz`."""
+    if path.name.lower().endswith(GZIP):
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _read_table(name: str, stem: str, key: str, columns: Collection[str] | None) -> Table:
@@ -66,17 +102,24 @@ def _read_table(name: str, stem: str, key: str, columns: Collection[str] | None)
         raise DataError(f"{key}={name!r} is a folder; name the {', '.join(SUFFIXES)} files in it.")
     if not path.is_file():
         raise DataError(f"{key}={name!r}: there is no such file (looked for {path.absolute()}). {MAKE_DATA}.")
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{key}={name!r}: cannot read files of kind {path.suffix!r}; known are {', '.join(SUFFIXES)}.")
+    suffix = suffix_of(path.name)
+    if suffix not in SUFFIXES or (suffix == ".parquet" and path.suffix.lower() == GZIP):
+        raise DataError(
+            f"{key}={name!r}: cannot read files of kind {''.join(path.suffixes[-2:])!r}; known are "
+            f"{', '.join(SUFFIXES)}, and all but parquet with {GZIP} behind it."
+        )
     if path.stat().st_size == 0:
         raise DataError(f"{key}={name!r}: the file is empty (0 bytes). Make it again; {MAKE_DATA}.")
     try:
-        if path.suffix.lower() == ".parquet":
+        if suffix == ".parquet":
             found, rows = _parquet_rows(path, name, key, columns)
+        elif suffix in (".csv", ".tsv"):
+            with open_text(path) as text:
+                found, rows = csv_rows(text, name, tabs=suffix == ".tsv")
         else:
-            rows = _jsonl_rows(path, name) if path.suffix.lower() == ".jsonl" else _json_rows(path, name)
+            rows = _jsonl_rows(path, name) if suffix == ".jsonl" else _json_rows(path, name)
             found = list(dict.fromkeys(column for row in rows for column in row))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{key}={name!r}: cannot be read: {error}") from error
     if not rows:
         raise DataError(f"{key}={name!r}: the file has no rows.")
@@ -92,6 +135,8 @@ def _parquet_rows(
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             found = list(file.schema_arrow.names)
+            if twice := [column for column, count in Counter(found).items() if count > 1]:
+                raise DataError(f"{name}: two columns are called {twice[0]!r}. Rename one.")
             wanted = found if columns is None else [column for column in found if column in columns]
             # a file without any wanted column still has its row count: the caller says which column is missing
             return found, file.read(columns=wanted).to_pylist() or [{}] * file.metadata.num_rows
@@ -102,14 +147,28 @@ def _parquet_rows(
         ) from error
 
 
+class _TwiceError(Exception):
+    """An object of a JSON file has a name twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise _TwiceError(f"an object has the name {twice!r} twice, so one of its values would be lost. Remove one.")
+    return row
+
+
 def _jsonl_rows(path: Path, name: str) -> list[dict[str, Any]]:
     rows = []
-    with path.open(encoding="utf-8-sig") as lines:
+    with open_text(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_object)
+            except _TwiceError as error:
+                raise DataError(f"{name}, line {number} (counted from 1): {error}") from None
             except json.JSONDecodeError as error:
                 raise DataError(
                     f"{name}, line {number} (counted from 1): not JSON: {error.msg} at character {error.colno}; "
@@ -126,12 +185,16 @@ def _jsonl_rows(path: Path, name: str) -> list[dict[str, Any]]:
 
 def _json_rows(path: Path, name: str) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        with open_text(path) as text:
+            rows = json.loads(text.read(), object_pairs_hook=_object)
+    except _TwiceError as error:
+        raise DataError(f"{name}: {error}") from None
     except json.JSONDecodeError as error:
-        remedy = "One JSON object a line is a .jsonl file: rename it." if error.msg == "Extra data" else ""
+        if error.msg == "Extra data":  # one object a line, as many .json files of data sets have it
+            return _jsonl_rows(path, name)
         raise DataError(
             f"{name}, line {error.lineno} (counted from 1): not JSON: {error.msg}. A .json file holds one list of "
-            f"objects." + (f" {remedy}" if remedy else "")
+            "objects, or one object a line."
         ) from error
     if not isinstance(rows, list):
         raise DataError(f"{name}: found {shown(rows)}; expected a JSON list of objects, one object a row.")

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steepest.data.chat import EncodeReport, check_lengths, cut, render, tokenize
+from steepest.data.chat import EncodeReport, check_characters, check_lengths, cut, render, tokenize, unread_parts
+from steepest.data.columns import SYSTEM, add_system_message, check_columns, without_row_numbers
 from steepest.data.files import Table, read_tables
+from steepest.data.messages import is_missing, read_conversation
 from steepest.data.prepare import gsm8k
-from steepest.data.prompts import check_messages, choose
+from steepest.data.problems import Problems, listed
+from steepest.data.prompts import ANSWER_LIKE, CONVERSATION_LIKE, PROMPT_LIKE, choose
 from steepest.errors import DataError, ModelError, setting
+
+WEIGHTS = ("weight", "loss", "train")
+"""Names of a field of a message that says whether an answer is learned, 0 or 1 (OpenAI's format, ms-swift, axolotl)."""
 
 
 @dataclass(frozen=True)
 class SFTRow:
-    """One checked conversation. Every message of the assistant is an answer that the model learns."""
+    """One checked conversation. Every message of the assistant is an answer that the model learns, but those whose
+    number is in `not_learned` (`weight: 0` in the data)."""
 
     uid: str
     messages: list[dict[str, Any]]
+    not_learned: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -36,68 +44,166 @@ def load_sft_rows(
     messages_key: str = "messages",
     prompt_key: str = "prompt",
     answer_key: str = "answer",
+    ignored_columns: Collection[str] = (),
     max_samples: int = -1,
     seed: int = 0,
     key: str = setting("train_files"),
     note: Callable[[str], None] = print,
 ) -> list[SFTRow]:
-    """Load and check parquet, jsonl and json files of one of three shapes, decided for each file by its columns:
+    """Load and check the rows of files of one of three shapes, decided for each file by its columns:
 
     `messages_key` (a conversation that ends with the assistant); `prompt_key` (a text or messages) with `answer_key`
-    (a text); or raw GSM8K rows (question, answer), which get GSM8K's instruction, and `note` is called.
-    `max_samples` and `seed` as in `prompts.load_prompts`. Raises DataError with file, row, column, found, expected.
+    (a text, or the messages of the answer); or raw GSM8K rows (question, answer), which get GSM8K's instruction, and
+    `note` is called. `max_samples` and `seed` as in `prompts.load_prompts`.
+
+    Raises DataError with all problems of the rows and a right row.
     """
-    wanted = {messages_key, prompt_key, answer_key, "question", "answer"}
-    rows: list[SFTRow] = []
-    for table in read_tables(files, key=key, columns=wanted):
-        numbers = range(len(table.rows))
-        if messages_key in table.columns:
-            rows += [SFTRow(f"{table.stem}:{index}", _conversation(table, index, messages_key)) for index in numbers]
-        elif prompt_key in table.columns and answer_key in table.columns:
-            rows += [SFTRow(f"{table.stem}:{index}", _pair(table, index, prompt_key, answer_key)) for index in numbers]
-        elif {"question", "answer"} <= set(table.columns):
-            note(f"note: {table.name} holds raw GSM8K rows (question, answer): each question gets GSM8K's instruction.")
-            rows += [SFTRow(f"{table.stem}:{index}", _raw(table, index)) for index in numbers]
-        else:
-            raise DataError(
-                f"{table.name}: expected the column {messages_key!r} (messages), or {prompt_key!r} and "
-                f"{answer_key!r}; it has {', '.join(table.columns)}. {setting('messages_key')}, "
-                f"{setting('prompt_key')} and {setting('response_key')} name other columns."
-            )
+    names = SFTColumns(messages_key, prompt_key, answer_key, frozenset(ignored_columns))
+    problems, rows = Problems(), list[SFTRow]()
+    for found in read_tables(files, key=key):
+        rows += _Rows(without_row_numbers(found), names, problems, note).read()
+    if problems:
+        raise problems.error({prompt_key: "What is 2 + 3?", answer_key: "2 + 3 = 5"})
     return choose(rows, max_samples, seed=seed, key=key.replace("files", "max_samples"))
 
 
-def _conversation(table: Table, index: int, column: str) -> list[dict[str, Any]]:
-    messages = check_messages(table, index, column)
-    if messages[-1]["role"] != "assistant":
-        raise table.error(
-            index, column, messages[-1], "a conversation whose last message is the assistant's, the answer"
-        )
-    if messages[0]["role"] == "assistant":
-        raise table.error(
-            index, column, messages[0], "a conversation that starts with a message of the user or the system"
-        )
-    return messages
+@dataclass(frozen=True)
+class SFTColumns:
+    """Which columns hold what."""
+
+    messages: str
+    prompt: str
+    answer: str
+    ignored: frozenset[str]
 
 
-def _pair(table: Table, index: int, prompt_key: str, answer_key: str) -> list[dict[str, Any]]:
-    prompt, answer = table.rows[index].get(prompt_key), table.rows[index].get(answer_key)
-    if not isinstance(answer, str) or not answer.strip():
-        raise table.error(index, answer_key, answer, "the text of the answer")
-    if isinstance(prompt, str) and prompt.strip():
-        messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
-    elif isinstance(prompt, list):
-        messages = check_messages(table, index, prompt_key)
-    else:
-        raise table.error(index, prompt_key, prompt, "the text of the prompt, or a list of messages")
-    if messages[-1]["role"] == "assistant":
-        raise table.error(index, prompt_key, messages[-1], "a prompt that ends before the answer")
-    return [*messages, {"role": "assistant", "content": answer}]
+class _Rows:
+    """The rows of one file."""
 
+    def __init__(self, table: Table, names: SFTColumns, problems: Problems, note: Callable[[str], None]) -> None:
+        self.table, self.names, self.problems, self.note = table, names, problems, note
 
-def _raw(table: Table, index: int) -> list[dict[str, Any]]:
-    row = gsm8k.to_row(table, index, split=table.stem)
-    return [*row["prompt"], {"role": "assistant", "content": row["extra_info"]["answer"]}]
+    def read(self) -> list[SFTRow]:
+        columns, names = set(self.table.columns), self.names
+        if names.messages in columns:
+            used, read = {names.messages}, self._conversation
+        elif {names.prompt, names.answer} <= columns:
+            used, read = {names.prompt, names.answer}, self._pair
+        elif {"question", "answer"} <= columns and gsm8k.final_number(self.table.rows[0].get("answer")) is not None:
+            used, read = {"question", "answer"}, self._raw
+            self.note(
+                f"note: {self.table.name} holds raw GSM8K rows (question, answer): each question gets GSM8K's "
+                "instruction."
+            )
+        else:
+            self.problems.file(
+                self.table,
+                f"expected the column {names.messages!r} (messages), or {names.prompt!r} and {names.answer!r}; it has "
+                f"{listed(self.table.columns)}. {setting('messages_key')}, {setting('prompt_key')} and "
+                f"{setting('response_key')} name other columns, e.g. {self._guess()}.",
+            )
+            return []
+        check_columns(self.table, used | names.ignored, self.problems)
+        self._say_columns(used)
+        rows = (self._row(index, read(index), used | names.ignored) for index in range(len(self.table.rows)))
+        return [row for row in rows if row is not None]
+
+    def _guess(self) -> str:
+        """The keys that fit the columns, as far as their names show it."""
+        columns = self.table.columns
+        if talk := next((name for name in CONVERSATION_LIKE if name in columns), None):
+            return f"{setting('messages_key')}={talk}"
+        prompt = next((name for name in (self.names.prompt, *PROMPT_LIKE) if name in columns), "question")
+        answer = next((name for name in ("answer", *ANSWER_LIKE) if name in columns), "answer")
+        return f"{setting('prompt_key')}={prompt} {setting('response_key')}={answer}"
+
+    def _say_columns(self, used: set[str]) -> None:
+        """What becomes of the other columns. Prepared data sets have the columns of reinforcement learning, too."""
+        others = [name for name in self.table.columns if name not in used]
+        if system := [name for name in others if name in SYSTEM and name not in self.names.ignored]:
+            self.note(f"{self.table.name}: column {system[0]!r} is the system message of its row.")
+        if unused := [name for name in others if name not in (*system, *gsm8k.COLUMNS)]:
+            self.note(f"{self.table.name}: these columns are not used: {listed(unused)}.")
+
+    def _row(self, index: int, messages: list[dict[str, Any]] | None, used: set[str]) -> SFTRow | None:
+        """The row, its weights taken out of the messages."""
+        if not messages:
+            return None
+        messages = add_system_message(self.table, index, messages, used, self.problems)
+        zero: set[int] = set()
+        for place, message in enumerate(messages):
+            for name in WEIGHTS:
+                weight = message.get(name)
+                if weight in (0, False):
+                    zero.add(place)
+                elif weight not in (None, 1, True):
+                    self.problems.cell(
+                        self.table, index, f"message {place}, {name}", weight, "0 (not learned) or 1 (learned)"
+                    )
+        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        if zero.issuperset(answers):
+            self.problems.cell(self.table, index, "messages", messages, "an answer that is learned (weight 1)")
+        plain = [{name: value for name, value in message.items() if name not in WEIGHTS} for message in messages]
+        return SFTRow(f"{self.table.stem}:{index}", plain, frozenset(zero.intersection(answers)))
+
+    def _conversation(self, index: int) -> list[dict[str, Any]] | None:
+        column = self.names.messages
+        found = read_conversation(self.table, index, column, self.problems)
+        if found is None:
+            return None
+        messages, wrong = found.messages, ""
+        if messages[-1]["role"] != "assistant":
+            wrong = "a conversation whose last message is the assistant's, the answer"
+        elif messages[0]["role"] == "assistant":
+            wrong = "a conversation that starts with a message of the user or the system"
+        if wrong:
+            self.problems.cell(self.table, index, column, messages[0 if "starts" in wrong else -1], wrong)
+            return None
+        return messages if self._answers_have_text(index, column, messages) else None
+
+    def _answers_have_text(self, index: int, column: str, messages: list[dict[str, Any]]) -> bool:
+        blank = [m for m in messages if m["role"] == "assistant" and not m["content"].strip() and "tool_calls" not in m]
+        if blank:
+            self.problems.cell(self.table, index, column, blank[0], "answers that are not blank")
+        return not blank
+
+    def _pair(self, index: int) -> list[dict[str, Any]] | None:
+        table, names = self.table, self.names
+        answer = self._answer(index)
+        found = read_conversation(table, index, names.prompt, self.problems)
+        if found is None or answer is None:
+            return None
+        if found.messages[-1]["role"] == "assistant":
+            self.problems.cell(table, index, names.prompt, found.messages[-1], "a prompt that ends before the answer")
+            return None
+        return [*found.messages, *answer]
+
+    def _answer(self, index: int) -> list[dict[str, Any]] | None:
+        """The text of the answer as a message, or the messages that the cell has."""
+        table, column = self.table, self.names.answer
+        value = table.rows[index].get(column)
+        if isinstance(value, list):
+            found = read_conversation(table, index, column, self.problems)
+            if found is None or not self._answers_have_text(index, column, found.messages):
+                return None
+            if {found.messages[0]["role"], found.messages[-1]["role"]} == {"assistant"}:
+                return found.messages
+        elif isinstance(value, str) and value.strip():
+            return [{"role": "assistant", "content": value}]
+        self.problems.cell(table, index, column, value, "the text of the answer, or messages of the assistant")
+        return None
+
+    def _raw(self, index: int) -> list[dict[str, Any]] | None:
+        try:
+            row = gsm8k.to_row(self.table, index, split=self.table.stem)
+        except DataError:
+            row = self.table.rows[index]
+            if not isinstance(row.get("question"), str) or is_missing(row["question"]):
+                self.problems.cell(self.table, index, "question", row.get("question"), "the text of a question")
+            else:
+                self.problems.cell(self.table, index, "answer", row.get("answer"), gsm8k.WORKED_ANSWER)
+            return None
+        return [*row["prompt"], {"role": "assistant", "content": row["extra_info"]["answer"]}]
 
 
 def encode_sft(
@@ -123,6 +229,8 @@ def encode_sft(
     check_lengths(max_length, truncation, key=setting("max_length"))
     ends = list(end_token_ids) if end_token_ids is not None else [tokenizer.eos_token_id]
     texts = [_turn_texts(row, tokenizer, template_kwargs) for row in rows]
+    if truncation == "error":
+        check_characters([row[-1] for row in texts], [row.uid for row in rows], max_length, setting("max_length"))
     flat, num_bos_removed = tokenize([text for row in texts for text in row], tokenizer)
     pieces = iter(flat)
     examples = []
@@ -136,6 +244,7 @@ def encode_sft(
             f"is {max_length}; {len(too_long)} of {len(rows)} are too long, the longest has {longest} tokens. "
             f"Raise {setting('max_length')}, or cut them with {setting('truncation')}=left or right."
         )
+    unread = unread_parts([(row.uid, row.messages) for row in rows], tokenizer, template_kwargs)
     report = EncodeReport(
         num_kept=len(examples),
         num_filtered=0,
@@ -144,6 +253,7 @@ def encode_sft(
         max_length=max_length,
         truncation=truncation,
         num_bos_removed=num_bos_removed,
+        unread=unread,
         what="conversations",
     )
     return [_shorten(example, max_length, truncation) for example in examples], report
@@ -179,12 +289,14 @@ def _mask(row: SFTRow, texts: list[str], pieces: list[list[int]], tokenizer: Any
     answer."""
     ids: list[int] = []
     mask: list[bool] = []
+    places = [number for number, message in enumerate(row.messages) if message["role"] == "assistant"]
     for place, piece in enumerate(pieces):
         if piece[: len(ids)] == ids:
             new = piece[len(ids) :]
         else:  # a token spans the border: split there, as generation does
             (new,), _ = tokenize([texts[place][len(texts[place - 1]) :]], tokenizer)
         is_answer = place % 2 == 1
+        teaches = is_answer and places[place // 2] not in row.not_learned
         last_end = max((spot for spot, token in enumerate(new) if token in ends), default=-1)
         if is_answer and last_end < 0 and place == len(pieces) - 1:
             if not ends or ends[0] is None:
@@ -194,7 +306,7 @@ def _mask(row: SFTRow, texts: list[str], pieces: list[list[int]], tokenizer: Any
             new, last_end = [*new, ends[0]], len(new)
         learned = (last_end + 1 if last_end >= 0 else len(new)) if is_answer else 0
         ids += new
-        mask += [spot < learned for spot in range(len(new))]
+        mask += [teaches and spot < learned for spot in range(len(new))]
     return SFTExample(row.uid, tuple(ids), tuple(mask))
 
 

@@ -11,7 +11,7 @@ faults.py       the faults of a hub and their messages
 
 from steepest.hub.faults import Source
 from steepest.hub.files import MODEL_FILES, TOKENIZER_FILES
-from steepest.hub.find import Found, Pin, find
+from steepest.hub.find import Found, Pin, find, paths_of
 from steepest.hub.local import local_model
 
-__all__ = ["MODEL_FILES", "TOKENIZER_FILES", "Found", "Pin", "Source", "find", "local_model"]
+__all__ = ["MODEL_FILES", "TOKENIZER_FILES", "Found", "Pin", "Source", "find", "local_model", "paths_of"]

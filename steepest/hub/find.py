@@ -75,6 +75,29 @@ def find(
     return Found(_local(source, kind, found.path), found.pin)
 
 
+def paths_of(source: Source, *, kind: Kind = "model") -> tuple[str, ...]:
+    """Paths of the files that a repository holds. If the hub cannot be reached: the paths that were fetched last.
+
+    Raises ModelError or DataError, as `find` does.
+    """
+    wrong: type[SteepestError] = ModelError if kind == "model" else DataError
+    try:
+        client = open_client(source.hub, kind, source.name)
+        revision = source.revision or client.newest
+        try:
+            listing = client.list(revision)
+        except Exception as error:
+            kept = Receipts(client.cache, kind, source.name).latest(revision)
+            if kept is None or fault_of(error).what not in UNREACHABLE:
+                raise
+            listing = kept.listing
+    except SteepestError:
+        raise
+    except Exception as error:  # as in `find`
+        raise wrong(sentence(fault_of(error), source)) from error
+    return tuple(file.path for file in listing.files)
+
+
 def _local(source: Source, kind: Kind, path: Path) -> Path:
     if kind == "dataset":
         if not path.exists():

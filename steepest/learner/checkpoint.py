@@ -150,6 +150,12 @@ class CheckpointStore:
         self.prune(protect=step)
         return target
 
+    def settle(self, step: int) -> None:
+        """Do what a kill right after the checkpoint of `step` appeared left undone: the two small files, pruning."""
+        write_text_atomic(self.folder / LATEST, f"{step}\n")
+        self._write_best(self._scores())
+        self.prune(protect=step)
+
     def remove_leftovers(self) -> list[str]:
         """Clear what a killed run left: unfinished and half-deleted folders go, a half-replaced one comes back.
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from steepest.core.reducer import IDENTITY, Reducer
 from steepest.devices.api import device_of
 from steepest.errors import CheckpointError, ModelError
+from steepest.models.file_weights import read_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ def load_optimizer(optimizer: Optimizer, folder: Path) -> None:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}: a folder of weights only cannot be resumed from.")
     numbers = json.loads((folder / "optimizer.json").read_text(encoding="utf-8"))
-    optimizer.load(load_file(folder / "optimizer.safetensors"), numbers)
+    optimizer.load(read_tensors(folder / "optimizer.safetensors"), numbers)
 
 
 def _require_float32(named: dict[str, nn.Parameter]) -> None:

@@ -38,6 +38,8 @@ class LoggerContext:
     start_step: int = 0
     """The step this run continues after; 0 for a new run. Rows that an earlier run logged after this step are
     replaced."""
+    log_freq: int = 1
+    """Steps from one line for people to the next. What is read by programs gets every step."""
 
 
 class Logger(Protocol):
@@ -161,6 +163,7 @@ def make_loggers(
     *,
     total_steps: int | None = None,
     start_step: int = 0,
+    log_freq: int = 1,
 ) -> Loggers:
     """Make the loggers of a run. jsonl is always one of them; a repeated name counts once.
 
@@ -171,7 +174,7 @@ def make_loggers(
         raise ConfigError(problems)
     folder = Path(run_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    context = LoggerContext(folder, project, experiment, config_dict, total_steps, start_step)
+    context = LoggerContext(folder, project, experiment, config_dict, total_steps, start_step, log_freq)
     made: list[Logger] = []
     try:
         for name in dict.fromkeys(["jsonl", *names]):  # jsonl first: it has the row before a remote logger can fail

@@ -22,15 +22,16 @@ class RowFile:
 
     A last line that was cut off by a kill is removed. With `start_step` > 0 the rows of later steps are removed as
     well, because the run does those steps again. With `start_step` = 0 a file of an earlier run is kept,
-    renamed to `name.1.jsonl`, `name.2.jsonl`, ...
+    renamed to `name.1.jsonl`, `name.2.jsonl`, ... The rows of step `redo` are removed, because its rows are written
+    again.
     """
 
-    def __init__(self, path: str | Path, *, start_step: int = 0) -> None:
+    def __init__(self, path: str | Path, *, start_step: int = 0, redo: int | None = None) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists() and self.path.stat().st_size:
             if start_step > 0:
-                _keep(self.path, lambda row: row.get("step", 0) <= start_step)
+                _keep(self.path, lambda row: row.get("step", 0) <= start_step and row.get("step") != redo)
             else:
                 _set_aside(self.path)
         # a lone surrogate becomes \udcXX, which is what JSON calls it

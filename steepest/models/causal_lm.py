@@ -268,6 +268,19 @@ def check_length(config: PretrainedConfig, length: int) -> None:
             )
 
 
+def longest_length(config: PretrainedConfig, wanted: int) -> int:
+    """The longest sequence up to `wanted` tokens that `check_length` lets pass, at least 0."""
+    fits, too_long = 0, wanted + 1
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        try:
+            check_length(config, middle)
+            fits = middle
+        except ModelError:
+            too_long = middle
+    return fits
+
+
 def _rope_tables(config: PretrainedConfig) -> list[dict[str, Any]]:
     rope = getattr(config, "rope_parameters", None) or {}
     nested = [v for v in rope.values() if isinstance(v, dict)]

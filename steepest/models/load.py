@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,39 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 from steepest.errors import ModelError, setting
 from steepest.hub import local_model
 from steepest.models.architectures import text_config
-from steepest.models.causal_lm import CausalLM
+from steepest.models.causal_lm import CausalLM, check_length, longest_length
+from steepest.models.file_weights import (
+    LANGUAGE_HEAD,
+    VALUE_HEAD,
+    check_finite,
+    check_gguf,
+    check_names,
+    check_tied,
+)
 from steepest.models.hf_logging import quiet_transformers
 from steepest.models.self_check import check_backbone, check_causal_lm
 from steepest.models.value_head import ValueModel, find_head
 from steepest.registry import nearest
 from steepest.versions import pip_install
 
-__all__ = ["check_vocabulary", "end_token_ids", "load_causal_lm", "load_tokenizer", "load_value_model"]
+__all__ = [
+    "as_model_error",
+    "check_pad_id",
+    "check_vocabulary",
+    "check_window",
+    "end_token_ids",
+    "load_causal_lm",
+    "load_tokenizer",
+    "load_value_model",
+    "longest_sequence_of",
+    "text_ids",
+]
 
 _OVERRIDE_KEY = setting("override_config")
-_HEAD_PREFIXES = ("score.", "classifier.")
+SOURCE_DTYPE = "source_dtype"
+"""Entry of a checkpoint's config.json: the dtype that the start model's had. Checkpoints themselves are float32."""
+_HEADS_HERE = ("score.", "classifier.")
+"""Prefixes of the head that a value model of transformers has."""
 
 
 def load_tokenizer(
@@ -53,7 +75,7 @@ def load_tokenizer(
     # For some families (qwen2) AutoTokenizer replaces a generic tokenizer by the family's own, and so would silently
     # read another vocabulary than the one in the folder.
     auto = PreTrainedTokenizerFast if _is_generic(Path(where)) else AutoTokenizer
-    with _as_model_error(path, "tokenizer"), quiet_transformers():
+    with as_model_error(path, "tokenizer"), quiet_transformers():
         tokenizer = auto.from_pretrained(where, trust_remote_code=trust_remote_code, **extra)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         # for some families transformers makes an empty tokenizer if the folder has no tokenizer file
@@ -74,17 +96,22 @@ def end_token_ids(path: Path | str, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends a response: eos_token_id of the generation config (one or a list) and of the tokenizer.
 
     Without a generation config, eos_token_id of config.json is used. The result is sorted. Raises ModelError without
-    any end token.
+    any end token, and for one that the model does not have.
     """
     where, extra = _source(Path(path))
-    found: set[int] = set()
-    if not extra and (Path(where) / "generation_config.json").is_file():
-        with _as_model_error(path, "generation config"):
-            found |= _as_ids(GenerationConfig.from_pretrained(where).eos_token_id)
-    elif not extra and (Path(where) / "config.json").is_file():
-        with _as_model_error(path, "config"):
-            found |= _as_ids(PretrainedConfig.get_config_dict(where)[0].get("eos_token_id"))
-    found |= _as_ids(tokenizer.eos_token_id)
+    config, generation = Path(where) / "config.json", Path(where) / "generation_config.json"
+    rows, found = None, set[int]()
+    if not extra and config.is_file():
+        with as_model_error(path, "config"):
+            entries = PretrainedConfig.get_config_dict(where)[0]
+        rows = {**entries, **(entries.get("text_config") or {})}.get("vocab_size")
+        if not generation.is_file():
+            found |= _as_ids(entries.get("eos_token_id"), config, rows)
+    if not extra and generation.is_file():
+        with as_model_error(path, "generation config"):
+            given = GenerationConfig.from_pretrained(where).eos_token_id
+        found |= _as_ids(given, generation, rows)
+    found |= _as_ids(tokenizer.eos_token_id, f"{path}: the tokenizer", rows)
     if not found:
         raise ModelError(
             f"{path}: no end token, neither in generation_config.json nor in the tokenizer, so no response could end. "
@@ -108,14 +135,14 @@ def load_causal_lm(
     """
     source, extra = _source(Path(path))
     config = _load_config(path, source, extra, trust_remote_code, override_config or {})
-    with _as_model_error(path, "causal language model"), quiet_transformers():
+    with as_model_error(path, "causal language model"), quiet_transformers():
         hf, info = AutoModelForCausalLM.from_pretrained(
             source, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, dtype=dtype,
-            **_dequantised(extra),
+            ignore_mismatched_sizes=True, **_dequantised(extra),
         )  # fmt: skip
-    if info["missing_keys"]:
-        names = ", ".join(sorted(info["missing_keys"])[:5])
-        raise ModelError(f"{path}: {len(info['missing_keys'])} weights are not in the checkpoint: {names}")
+    check_names(path, hf, info, other_heads=VALUE_HEAD)
+    check_tied(path, hf)
+    _check_file(path, source, extra, hf)
     model = CausalLM(_finish(hf))
     check_causal_lm(model)
     return model.train()
@@ -138,14 +165,14 @@ def load_value_model(
     config.num_labels = 1
     has_class = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
     auto = AutoModelForTokenClassification if has_class else AutoModel
-    with _as_model_error(path, "value model"), quiet_transformers():
+    with as_model_error(path, "value model"), quiet_transformers():
         hf, info = auto.from_pretrained(
             source, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, dtype=dtype,
             ignore_mismatched_sizes=True, **_dequantised(extra),
         )  # fmt: skip
+    check_names(path, hf, info, other_heads=(*LANGUAGE_HEAD, *VALUE_HEAD), fresh_head=_HEADS_HERE)
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
-    if strange := sorted(k for k in fresh if not k.startswith(_HEAD_PREFIXES)):
-        raise ModelError(f"{path}: {len(strange)} weights are not in the checkpoint or of another shape: {strange[:5]}")
+    _check_file(path, source, extra, hf, but=fresh)
     model = ValueModel(_finish(hf)).to(dtype)
     head = find_head(hf)
     for name in fresh if head is not None else ():
@@ -155,14 +182,31 @@ def load_value_model(
     return model.train()
 
 
-def check_vocabulary(model: CausalLM | ValueModel, tokenizer: Any) -> None:
-    """Raises ModelError when the tokenizer can produce ids that the model has no embedding for."""
+def check_vocabulary(model: CausalLM | ValueModel, tokenizer: Any) -> str | None:
+    """Compare the tokens of the tokenizer with the rows of the embedding. A sentence for the user if there are more
+    rows: the policy can sample ids that have no text, which is usual for a vocabulary that was padded.
+
+    Raises ModelError when the tokenizer can produce ids that the model has no embedding for.
+    """
     rows = model.hf.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    known = text_ids(tokenizer)
+    largest = max(int(known[-1]), tokenizer.pad_token_id)
+    if largest >= rows:
         raise ModelError(
-            f"{setting('path')}: the tokenizer has {len(tokenizer)} tokens, but the model embeds {rows}: "
-            "they do not fit."
+            f"{setting('path')}: the tokenizer has {len(tokenizer)} tokens, with ids up to {largest}, but the model "
+            f"embeds {rows}: they do not fit."
         )
+    if (spare := rows - len(known)) == 0:
+        return None
+    return (
+        f"the model has {rows} token ids and the tokenizer {len(known)}: {spare} have no text. Should the policy "
+        "sample one, a reward does not see it; rollout/no_text_ratio counts them."
+    )
+
+
+def text_ids(tokenizer: Any) -> Tensor:
+    """The ids that the tokenizer has a text for, sorted."""
+    return torch.tensor(sorted(set(tokenizer.get_vocab().values())))
 
 
 def _is_generic(folder: Path) -> bool:
@@ -170,7 +214,7 @@ def _is_generic(folder: Path) -> bool:
     file = folder / "tokenizer_config.json"
     if not file.is_file() or not (folder / "tokenizer.json").is_file():
         return False
-    with _as_model_error(folder, f"tokenizer ({file.name})"):
+    with as_model_error(folder, f"tokenizer ({file.name})"):
         settings = json.loads(file.read_text(encoding="utf-8"))
         return settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -181,6 +225,16 @@ def _source(path: Path) -> tuple[str, dict[str, str]]:
     return (str(path.parent), {"gguf_file": path.name}) if path.is_file() else (str(path), {})
 
 
+def _check_file(
+    path: Path | str, source: str, extra: dict[str, str], hf: PreTrainedModel, but: Collection[str] = ()
+) -> None:
+    """What transformers does not look at: numbers that are not finite, and tensors of a GGUF file that it passes over.
+    `but`: weights that are not from the file."""
+    check_finite(path, ((name, tensor) for name, tensor in hf.state_dict().items() if name not in but))
+    if extra:
+        check_gguf(Path(source) / extra["gguf_file"], hf, but)
+
+
 def _dequantised(extra: dict[str, str]) -> dict[str, Any]:
     config = getattr(transformers, "GgufConfig", None)  # older releases always de-quantise
     return {**extra, "quantization_config": config(dequantize=True)} if extra and config else dict(extra)
@@ -189,7 +243,7 @@ def _dequantised(extra: dict[str, str]) -> dict[str, Any]:
 def _load_config(
     path: Path | str, source: str, extra: dict[str, str], trust_remote_code: bool, override: Mapping[str, Any]
 ) -> PretrainedConfig:
-    with _as_model_error(path, "config"), quiet_transformers():
+    with as_model_error(path, "config"), quiet_transformers():
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
     known = config.to_dict()
     for name, value in override.items():
@@ -198,12 +252,35 @@ def _load_config(
             hint = f" Did you mean {guess!r}?" if guess else ""
             raise ModelError(f"{_OVERRIDE_KEY}.{name}: {type(config).__name__} has no such entry.{hint}")
         setattr(config, name, value)
-    config = text_config(path, config)
+    check_pad_id(path, config)
+    whole, config = config, text_config(path, config)
+    held = getattr(config, "dtype", None) or getattr(whole, "dtype", None)
+    if held is not None and getattr(config, SOURCE_DTYPE, None) is None:
+        setattr(config, SOURCE_DTYPE, str(held).removeprefix("torch."))
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         for name, value in part.to_dict().items():
             if _is_dropout(name) and isinstance(value, (int, float)):
                 setattr(part, name, 0.0)
     return config
+
+
+def longest_sequence_of(
+    path: Path | str, wanted: int, *, trust_remote_code: bool = False, override_config: Mapping[str, Any] | None = None
+) -> int:
+    """The longest sequence, up to `wanted` tokens, that the model of a folder takes, by its configuration alone.
+
+    Raises ModelError for a configuration that cannot be read.
+    """
+    source, extra = _source(Path(path))
+    return longest_length(_load_config(path, source, extra, trust_remote_code, override_config or {}), wanted)
+
+
+def check_window(
+    path: Path | str, length: int, *, trust_remote_code: bool = False, override_config: Mapping[str, Any] | None = None
+) -> None:
+    """`check_length` of the model of a folder, by its configuration alone: before its weights are loaded."""
+    source, extra = _source(Path(path))
+    check_length(_load_config(path, source, extra, trust_remote_code, override_config or {}), length)
 
 
 def _is_dropout(name: str) -> bool:
@@ -231,14 +308,34 @@ def _owns_memory(weight: Tensor) -> bool:
     return storage.resizable() and storage.nbytes() == weight.numel() * weight.element_size()
 
 
-def _as_ids(value: int | list[int] | None) -> set[int]:
-    if value is None:
-        return set()
-    return {value} if isinstance(value, int) else set(value)
+def _as_ids(value: Any, place: Path | str, rows: Any) -> set[int]:
+    """The ids of an entry eos_token_id. Raises ModelError for what is no id of a model with `rows` embeddings (None:
+    not known): the model could never produce it, so no response would end with it."""
+    ids = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
+    for token in ids:
+        known = isinstance(token, int) and not isinstance(token, bool) and token >= 0
+        if not known or (isinstance(rows, int) and token >= rows):
+            allowed = "0 or more" if not isinstance(rows, int) else f"0 to {rows - 1}"
+            raise ModelError(
+                f"{place}: eos_token_id={value}: {token!r} is no token of the model, whose ids are {allowed} "
+                "(vocab_size of config.json). Correct the entry."
+            )
+    return set(ids)
+
+
+def check_pad_id(path: Path | str, config: PretrainedConfig) -> None:
+    """Raises ModelError for a pad id that the model has not: torch's own error for it has no file and no name."""
+    text = config.get_text_config()
+    pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if isinstance(pad, int) and isinstance(rows, int) and not -rows <= pad < rows:
+        raise ModelError(
+            f"{path}: pad_token_id={pad} in its config.json is no token of the model, whose ids are 0 to {rows - 1} "
+            "(vocab_size). Correct the entry, or set it to null."
+        )
 
 
 @contextmanager
-def _as_model_error(path: Path | str, what: str) -> Iterator[None]:
+def as_model_error(path: Path | str, what: str) -> Iterator[None]:
     """Turn the errors that transformers raises about a user's files into one ModelError."""
     try:
         yield

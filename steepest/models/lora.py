@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from steepest.errors import CheckpointError, ModelError, setting
 from steepest.models.causal_lm import hidden_width
+from steepest.models.file_weights import read_tensors
 from steepest.models.flops import forget
 from steepest.models.fused.lora import fuse
 from steepest.registry import nearest
@@ -219,7 +220,7 @@ def load_adapter(hf: nn.Module, name: str, settings: LoraSettings, folder: Path)
                 f"{key}={now}: the adapter in {folder} has {then}. Go on with that, or begin a new "
                 f"run (another {setting('experiment_name')})."
             )
-    tensors = {key.removeprefix(_PREFIX): tensor for key, tensor in load_file(folder / WEIGHTS_FILE).items()}
+    tensors = {key.removeprefix(_PREFIX): tensor for key, tensor in read_tensors(folder / WEIGHTS_FILE).items()}
     own = dict(adapter_parameters(hf, name))
     if strange := sorted(set(own) ^ set(tensors)):
         raise CheckpointError(
@@ -227,6 +228,11 @@ def load_adapter(hf: nn.Module, name: str, settings: LoraSettings, folder: Path)
             f"has, for example {strange[0].rpartition('.lora_')[0]}. Give those that it was made with."
         )
     for key, parameter in own.items():
+        if tensors[key].shape != parameter.shape:
+            raise CheckpointError(
+                f"{folder / WEIGHTS_FILE}: {key} is {list(tensors[key].shape)}, and {list(parameter.shape)} on this "
+                f"base model: the adapter was made for another one. Set {setting('path')} to that."
+            )
         parameter.copy_(tensors[key])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -17,7 +17,7 @@ from steepest.errors import CheckpointError, setting
 from steepest.models import lora
 from steepest.models.causal_lm import CausalLM, hidden_width
 from steepest.models.lora import LoraSettings
-from steepest.models.value_head import HEAD_FILE, ValueModel
+from steepest.models.value_head import HEAD_FILE, ValueModel, load_head
 
 ACTOR, CRITIC = "actor", "critic"
 """Names of the two adapters that one base can have."""
@@ -152,4 +152,4 @@ class FrozenValueModel(ValueModel):
                 f"or {setting('lora_rank')}. Go on with those, or begin a new run "
                 f"(another {setting('experiment_name')})."
             )
-        self.head.load_state_dict(load_file(folder / HEAD_FILE))
+        load_head(self.head, folder / HEAD_FILE, wrong=CheckpointError)

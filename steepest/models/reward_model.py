@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from steepest.errors import ModelError
+from steepest.models.file_weights import LANGUAGE_HEAD, check_finite, check_names
 from steepest.models.hf_logging import quiet_transformers
-from steepest.models.load import load_tokenizer
+from steepest.models.load import as_model_error, check_pad_id, load_tokenizer
 from steepest.registry import nearest
 
 Messages = Sequence[Mapping[str, Any]]
@@ -98,22 +99,21 @@ def load_reward_model(
     """Load a reward model from a local folder, in evaluation mode. Raises ModelError if there is no such model, weights
     are missing, the label does not exist, or there are several labels and none is named."""
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-            )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: not a sequence-classification model: {' '.join(str(error).split())[:300]}"
-        ) from error
+    with as_model_error(path, "reward model"), quiet_transformers():
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        check_pad_id(path, config)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:5])
         raise ModelError(
             f"{path}: {len(info['missing_keys'])} weights are not in the checkpoint ({names}), so scores would be "
             "random. Name a model that was trained as a reward model."
         )
+    check_names(path, model, info, other_heads=LANGUAGE_HEAD)
+    check_finite(path, model.state_dict().items())
     number = _label_number(path, model.config, label)
     return RewardModel(model.to(device).eval(), tokenizer, device, micro_batch_size, number)
 

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
-from steepest.core.log_probs import token_log_probs
+from steepest.core.log_probs import log_softmax, token_log_probs
 from steepest.errors import ModelError, setting
 from steepest.models.architectures import TRIAL_ERRORS, first_line, refusal
 from steepest.models.attention import CannotPack, RecordingContext, attention_implementation
@@ -51,7 +50,7 @@ def check_causal_lm(model: CausalLM) -> dict[int, tuple[int, int, int]]:
         return _difference(mine, want)
 
     tolerance = TOLERANCE.get(head.weight.dtype, 1e-3)
-    wanted = [F.log_softmax(logits[:-1].float(), -1) for logits in theirs]
+    wanted = [log_softmax(logits[:-1].float()) for logits in theirs]
     targets = packed.targets.split([n - 1 for n in _LENGTHS])
     want = torch.cat([x.gather(1, ids[:, None])[:, 0] for x, ids in zip(wanted, targets, strict=True)])
     return _settle(hf, packed, difference, tolerance, "log-probs")

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
+from steepest.errors import ModelError, SteepestError
 from steepest.models.causal_lm import check_length, hidden_width, prepare, run_backbone, save_folder
+from steepest.models.file_weights import read_tensors
 from steepest.models.flops import backbone_flops, head_flops
 from steepest.models.packing import Packed
 from steepest.models.passes import HeadValues, Values, ValuesFound
@@ -105,7 +107,16 @@ class ValueModel(nn.Module):
     def load_own_head(self, folder: Path) -> None:
         """Read HEAD_FILE of a folder that `save` wrote, if it is there."""
         if self.own_head is not None and (folder / HEAD_FILE).is_file():
-            self.own_head.load_state_dict(load_file(folder / HEAD_FILE))
+            load_head(self.own_head, folder / HEAD_FILE, wrong=ModelError)
+
+
+def load_head(head: nn.Module, file: Path, *, wrong: type[SteepestError]) -> None:
+    """Read the weights of a value head. Raises `wrong` for a file that cannot be read, or that another head wrote."""
+    tensors = read_tensors(file, wrong=wrong)
+    try:
+        head.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise wrong(f"{file} holds another kind of value head: {' '.join(str(error).split())}") from error
 
 
 def find_head(hf: PreTrainedModel) -> nn.Linear | None:

@@ -70,10 +70,10 @@ def check_prompt(prompt: str) -> None:
 
 def fill_prompt(prompt: str, request: RewardRequest) -> str:
     """The text sent to the judge. Places inside of the filled-in texts are not replaced."""
-    tag = "<<<" + hashlib.sha256(request.solution.encode()).hexdigest()[:16] + ">>>"
+    tag = "<<<" + hashlib.sha256(request.whole.encode()).hexdigest()[:16] + ">>>"
     values = {
         "question": "\n\n".join(_text(message) for message in request.messages if message.get("role") != "system"),
-        "response": f"{tag}\n{request.solution}\n{tag}",
+        "response": f"{tag}\n{request.whole}\n{tag}",
         "ground_truth": "(none)" if request.ground_truth is None else str(request.ground_truth),
     }
     return re.sub(r"\{(question|response|ground_truth)\}", lambda match: values[match[1]], prompt)

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Setup:
     mode: str  # reward.mode, for the functions that have modes
     import_path: tuple[str, ...]  # sys.path of the parent
     python_path: str | None  # PYTHONPATH as the user has it, for programs that a reward starts
+    custom_kwargs: Mapping[str, Any] = field(default_factory=dict)  # further keywords of the user's function
 
     def apply(self) -> None:
         """Set this process's import path to the parent's, and restore the user's PYTHONPATH for child processes."""
@@ -75,6 +76,7 @@ class WorkerProcess:
             self.wire.send(setup)
         self.ready = False
         self.begun = False  # True after the worker's message that it works on chunk[0]
+        self.preparing = False  # it imports what chunk[0] needs, which is not on the sample's time
         self.chunk: deque[int] = deque()  # numbers of the samples it has and has not answered, in order
         self.since = time.monotonic()  # start of the process, then of the sample it works on
 
@@ -86,7 +88,7 @@ class WorkerProcess:
         """Send work to an idle worker. Raises OSError if it is gone."""
         self.wire.send(list(payloads))
         self.chunk.extend(numbers)
-        self.begun, self.since = False, time.monotonic()
+        self.begun, self.preparing, self.since = False, False, time.monotonic()
 
     def messages(self) -> list[list[Any]]:
         """All messages that can be read now. Raises EOFError or OSError if none was read and no more will come."""

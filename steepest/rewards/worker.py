@@ -3,9 +3,10 @@ it.
 
 Wire, parent to child: one `Setup`, then lists of pickled `RewardRequest`s, without what only the parent needs.
 Wire, child to parent: JSON, so that the parent never unpickles what a scoring process wrote:
-    ["ready", {data_source: [modes]}] or ["refused", [problems]]      once
+    ["ready", {data_source: [modes]}, [own functions]] or ["refused", [problems]]      once
     ["begun"]                                                         a list has arrived, its first sample starts;
                                                                       again when its preparations are over
+    ["preparing"]                                                     a sample waits for them, up to the next "begun"
     ["scored", score, parts, scores] or ["failed", "TypeName: message (file:line)"]
                                                                       once a sample, in order; the next one starts
 
@@ -25,16 +26,19 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from steepest.errors import ConfigError, setting
-from steepest.registry import load_file, nearest
+from steepest.process.stopping import SIGNALS
+from steepest.registry import Entry, load_file, nearest
 from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, data_source_names, read_outcome
 from steepest.rewards.process import Setup
-from steepest.rewards.weighted import BY_DATA_SOURCE, bind, preparations, prepare_once, score_one
+from steepest.rewards.signatures import OURS, definitions, read_signature
+from steepest.rewards.weighted import BY_DATA_SOURCE, BoundFunction, bind, preparations, prepare_once, score_one
 
 _MAX_MESSAGE = 500
 _PATH, _NAME = setting("custom_reward_path"), setting("custom_reward_name")
@@ -44,43 +48,53 @@ class Scorer:
     """The reward functions of one worker, looked up once."""
 
     def __init__(self, setup: Setup) -> None:
-        self._custom = load_custom(*setup.custom) if setup.custom else None
+        self._custom = load_custom(*setup.custom, setup.custom_kwargs) if setup.custom else None
         self._functions = bind(setup.functions) if setup.functions else BY_DATA_SOURCE
         self._mode = setup.mode
         self._loop: asyncio.AbstractEventLoop | None = None
         self._source = ""  # file of the function that is running
+        self._prepared: set[Callable[[], None]] = set()
 
-    def score(self, payload: bytes, begin: Callable[[], None]) -> list[Any]:
+    def score(self, payload: bytes, announce: Callable[[str], None]) -> list[Any]:
         """The message about one sample. Any exception of the function, also SystemExit, becomes a "failed" message.
 
-        `begin` is called after a preparation, if there was one: the sample's time starts then.
+        `announce` gets "preparing" before and "begun" after a preparation, if there is one: the sample's time starts
+        then.
         """
         self._source = ""
         try:
             request: RewardRequest = pickle.loads(payload)
-            self._prepare(request.data_source, begin)
+            self._prepare(request.data_source, announce)
             result = self._by_custom(request) if self._custom else self._by_functions(request)
         except BaseException as error:
             return ["failed", describe(error, self._source)]
         return ["scored", result.score, result.parts, result.scores]
 
-    def _prepare(self, data_source: str, begin: Callable[[], None]) -> None:
+    def _prepare(self, data_source: str, announce: Callable[[str], None]) -> None:
         wanted = [] if self._custom else preparations(self._functions, data_source)
-        before = prepare_once.cache_info().misses
-        for prepare in wanted:
+        new = [prepare for prepare in wanted if prepare not in self._prepared]
+        if not new:
+            return
+        announce("preparing")
+        for prepare in new:
             prepare_once(prepare)
-        if prepare_once.cache_info().misses > before:
-            begin()
+            self._prepared.add(prepare)
+        announce("begun")
 
     def _by_custom(self, request: RewardRequest) -> RewardResult:
-        assert self._custom is not None
-        keywords = {
-            "data_source": request.data_source,
-            "solution_str": request.solution,
-            "ground_truth": request.ground_truth,
-            "extra_info": request.extra_info,
-        }
-        return RewardResult(*read_outcome(self._call(self._custom, keywords)))
+        custom = self._custom
+        assert custom is not None and custom.entry is not None
+        value = self._call(custom.entry.value, custom.keywords(custom.entry, request, self._mode))
+        return RewardResult(*read_outcome(custom.outcome(value)))
+
+    def own_functions(self) -> list[dict[str, Any]]:
+        """How each function of the user's own is called, and the columns that it cannot do without."""
+        every = [self._custom] if self._custom else self._functions
+        return [
+            {"label": one.label, "how": one.signature.describe(one.label), "columns": list(one.signature.columns)}
+            for one in every
+            if one.signature is not None
+        ]
 
     def _by_functions(self, request: RewardRequest) -> RewardResult:
         return score_one(self._functions, request, mode=self._mode, call=self._call)
@@ -102,8 +116,8 @@ class Scorer:
         return self._loop.run_until_complete(wait())
 
 
-def load_custom(path: str, name: str) -> Callable[..., Any]:
-    """Import the user's function and check that it takes the four keywords. Raises ConfigError."""
+def load_custom(path: str, name: str, kwargs: Mapping[str, Any] | None = None) -> BoundFunction:
+    """Import the user's function and see how it is called, with `kwargs` as further keywords. Raises ConfigError."""
     sys.path.append(str(Path(path).parent))  # for helper modules in the same folder
     try:
         module = load_file(path, _PATH)
@@ -118,19 +132,16 @@ def load_custom(path: str, name: str) -> Callable[..., Any]:
         raise ConfigError(f"{_NAME}={name!r}: {path} defines no such function.{hint}")
     if not callable(function):
         raise ConfigError(f"{_NAME}={name!r}: in {path} this is {type(function).__name__}, not a function.")
+    options = dict(kwargs or {})
     try:
-        signature = inspect.signature(function)
-    except ValueError:
-        return function  # written in C, without a signature: the first call shows it
-    try:
-        signature.bind(data_source="", solution_str="", ground_truth="", extra_info={})
+        signature = read_signature(function, options)
     except TypeError as error:
+        given = f" and {setting('custom_reward_kwargs')}={options}" if options else ""
         raise ConfigError(
-            f"{_NAME}={name!r}: {name}{signature} in {path} cannot be called with the keywords data_source, "
-            f"solution_str, ground_truth, extra_info ({error}). Define it as "
-            f"def {name}(data_source, solution_str, ground_truth, extra_info=None)."
+            f"{_NAME}={name!r}: {name}{inspect.signature(function)} in {path} cannot be called with the keywords "
+            f"{', '.join(OURS)}{given} ({error}). {definitions(name)}."
         ) from error
-    return function
+    return BoundFunction(name, 1.0, Entry(name, function), options, signature)
 
 
 def describe(error: BaseException, source: str) -> str:
@@ -182,6 +193,21 @@ def _end_with_parent(lifeline: int, parent: int) -> None:
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
+def _outlive_signals() -> None:
+    """Do nothing on the signals that stop the trainer: it ends its step first, and then this process.
+
+    A scheduler sends them to every process of a job. They are not ignored, which programs that a reward starts would
+    inherit, so that it could not terminate them.
+    """
+    for signum in SIGNALS:
+        signal.signal(signum, _do_nothing)
+    os.register_at_fork(after_in_child=lambda: [signal.signal(signum, signal.SIG_DFL) for signum in SIGNALS])
+
+
+def _do_nothing(signum: int, frame: FrameType | None) -> None:
+    pass
+
+
 def serve(wire: Connection) -> None:
     """Answer requests until the parent closes the wire."""
 
@@ -195,15 +221,17 @@ def serve(wire: Connection) -> None:
     except ConfigError as error:
         send(["refused", error.marked_problems])
         return
-    send(["ready", {name: list(REWARDS.get(name).facts.get("modes", ())) for name in data_source_names()}])
+    sources = {name: list(REWARDS.get(name).facts.get("modes", ())) for name in data_source_names()}
+    send(["ready", sources, scorer.own_functions()])
     while True:
         chunk: list[bytes] = wire.recv()
         send(["begun"])
         for payload in chunk:
-            send(scorer.score(payload, lambda: send(["begun"])))
+            send(scorer.score(payload, lambda kind: send([kind])))
 
 
 def main() -> None:
+    _outlive_signals()
     wire_fd, lifeline, parent = (int(argument) for argument in sys.argv[1:4])
     for fd in (wire_fd, lifeline):
         os.set_inheritable(fd, False)  # programs that a reward starts must not hold our wire open

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -31,7 +31,7 @@ class ModelReward:
     max_error_rate: float
 
     def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
-        rows = [self.model.token_ids(request.messages, request.solution) for request in requests]
+        rows = [self.model.token_ids(request.messages, request.whole) for request in requests]
         limit = self.model.max_tokens
         fits = [limit is None or len(row) <= limit for row in rows]
         scores = iter(self.model.score([row for row, fit in zip(rows, fits, strict=True) if fit]))
@@ -83,10 +83,9 @@ class Rewards:
         if self.pool is not None:
             self.pool.start()
 
-    def check(self, data_sources: Iterable[str]) -> None:
+    def check(self, data_sources: Iterable[str], columns: Collection[str] | None = None) -> list[str]:
         """See that all rows can be scored; raises ConfigError and DataError, see `RewardPool.check`."""
-        if self.pool is not None:
-            self.pool.check(data_sources)
+        return [] if self.pool is None else self.pool.check(data_sources, columns)
 
     def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         """Results in the order of the requests: the sum of all rewards. What one reward fails on has no score."""
@@ -102,7 +101,7 @@ def add(result: RewardResult, function: WeightedFunction, other: RewardResult) -
     if result.score is None or other.score is None:
         return RewardResult(None, result.parts, error=result.error or other.error, scores=result.scores)
     scores = {**result.scores, function.label: other.score}
-    return RewardResult(result.score + function.weight * other.score, result.parts, scores=scores)
+    return replace(result, score=result.score + function.weight * other.score, scores=scores)
 
 
 def build_rewards(config: Config) -> Rewards:
@@ -127,6 +126,7 @@ def build_pool(config: Config, functions: Sequence[WeightedFunction], custom: tu
     reward = config.reward
     return RewardPool(
         custom=custom,
+        custom_kwargs=config.custom_reward_function.reward_kwargs,
         functions=functions,
         num_workers=reward.num_workers,
         timeout_s=reward.timeout_s,

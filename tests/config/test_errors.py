@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from steepest.config import load as load_module
 from steepest.config import tree, verl_keys
 from steepest.config.algorithms import LOSSES, LossSpec
+from steepest.config.arguments import OPTIONS
 from steepest.config.checks import Deriver, Section
 from steepest.config.load import PPO_JOB, SFT_JOB, load_config, load_sft_config
 from steepest.config.schema import Config
@@ -42,10 +43,10 @@ UNREADABLE = [
     ("a.b.=3", "'a.b.=3': 'a.b.' is not a key. Keys look like trainer.device; write key=value."),
     (
         "--trainer.device=cpu",
-        "--trainer.device=cpu: no such option. There are --help, --cfg job, --config-name, --config-path. "
+        f"--trainer.device=cpu: no such option. There are {', '.join(OPTIONS)}. "
         "Keys are written without dashes: trainer.device=cpu",
     ),
-    ("-v", "-v: no such option. There are --help, --cfg job, --config-name, --config-path."),
+    ("-v", f"-v: no such option. There are {', '.join(OPTIONS)}."),
     ("--multirun", "--multirun: Steepest makes one run a command. Call it once for each value."),
     ("--cfg=hydra", "--cfg hydra: must be job."),
     (
@@ -133,14 +134,15 @@ UNKNOWN = [
     ("data.train_file=x", "data.train_file: no such key. Did you mean data.train_files?"),
     ("+trainer.total_epoch=1", "trainer.total_epoch: no such key. Did you mean trainer.total_epochs?"),
     ("~trainer.total_epoch", "trainer.total_epoch: no such key. Did you mean trainer.total_epochs?"),
-    ("zzz.qqq=1", "zzz.qqq: no such key. --help lists all keys."),
-    ("data.seed.x=1", "data.seed.x: no such key. --help lists all keys."),
+    ("zzz.qqq=1", "zzz.qqq: no such key. --help-all lists all keys."),
+    ("data.seed.x=1", "data.seed.x: no such key. --help-all lists all keys."),
 ]
 REFUSED = [
     (
         f"{ACTOR}.fsdp_config.model_dtype=bf16",
         f"{ACTOR}.fsdp_config.model_dtype=bf16: must be fp32 or float32. Master weights are float32: an update of lr "
-        f"1e-6 is lost when it is added to a bfloat16 weight. The dtype of compute is {ACTOR}.fsdp_config.dtype.",
+        f"1e-6 is lost when it is added to a bfloat16 weight. Leave it out; the dtype of compute is "
+        f"{ACTOR}.fsdp_config.dtype.",
     ),
     (
         f"{ROLLOUT}.data_parallel_size=2",
@@ -149,10 +151,6 @@ REFUSED = [
     (
         f"{ACTOR}.grad_clip=1.0",
         f"{ACTOR}.grad_clip: verl has this key, Steepest has not. Dead in verl: use optim.clip_grad.",
-    ),
-    (
-        "critic.ppo_micro_batch_size=4",
-        "critic.ppo_micro_batch_size=4: must be null. The deprecated global form: use ppo_micro_batch_size_per_gpu.",
     ),
     (
         f"{ROLLOUT}.multi_turn.max_user_turns=3",
@@ -343,7 +341,7 @@ RULES = [
     (["trainer.max_actor_ckpt_to_keep=2", "trainer.max_critic_ckpt_to_keep=3"],
      "trainer.max_actor_ckpt_to_keep=2 and trainer.max_critic_ckpt_to_keep=3: a checkpoint holds actor and critic "
      "together. Give one of them, or the same number."),
-    (["data.train_max_samples=8"],
+    (["data.train_max_samples=8", "data.train_batch_size=1024"],
      "data.train_max_samples=8: fewer than data.train_batch_size=1024, so no batch is ever full. "
      "Use data.train_batch_size <= 8."),
     (["critic.share_base=head"],
@@ -421,9 +419,11 @@ RULES = [
      "reward.functions: no such reward: mth. Did you mean math? Known: grader, exact, format, gsm8k, length, math, "
      "multiple_choice, numeric, reward_model, judge, or file.py:function of your own."),
     (["reward.functions={math: {weigth: 2}}"],
-     "reward.functions.math={'weigth': 2}: expected its weight, a number, or a mapping {weight: 1.0, option: value}."),
+     "reward.functions.math={weigth: 2}: expected its weight, a number, or a mapping with it: "
+     "'reward.functions={math: {weight: 1.0, option: value}}'."),
     (["reward.functions={math: yes}"],
-     "reward.functions.math=yes: expected its weight, a number, or a mapping {weight: 1.0, option: value}."),
+     "reward.functions.math=yes: expected its weight, a number, or a mapping with it: "
+     "'reward.functions={math: {weight: 1.0, option: value}}'."),
     (["reward.functions={math: 0}"],
      "reward.functions.math: weight 0 changes nothing. Remove it, or give another weight."),
     (["reward.functions={grader: {weight: 1, mode: flexible}}"],
@@ -432,7 +432,7 @@ RULES = [
      "reward.functions: two rewards are called mine, so their scores could not be distinguished. Rename one."),
     (["custom_reward_function.path=/tmp/mine.py", "reward.functions={math: 1}"],
      "custom_reward_function.path=/tmp/mine.py: it scores every row, and reward.functions says otherwise. Remove one; "
-     "in a sum your function is {'/tmp/mine.py:compute_score': 1.0}."),
+     "in a sum your function is 'reward.functions={/tmp/mine.py:compute_score: 1.0}'."),
     (["reward_model.enable=True"],
      "reward.functions names reward_model: set reward.reward_model.model_path, the folder or hub id of the model."),
     (["reward.reward_model.enable=False", "reward.functions={reward_model: 1}"],
@@ -547,8 +547,8 @@ WARNINGS = [
       "for its value with a true gradient."]),
     ([f"{ACTOR}.clip_ratio=0.1", f"{ACTOR}.clip_ratio_low=0.2", f"{ACTOR}.clip_ratio_high=0.28"],
      [f"{ACTOR}.clip_ratio has no effect: clip_ratio_low and clip_ratio_high are both given."]),
-    (["trainer.max_actor_ckpt_to_keep=3"],
-     ["trainer.max_actor_ckpt_to_keep has no effect: trainer.save_freq=-1 writes no checkpoints."]),
+    (["trainer.max_actor_ckpt_to_keep=3", "trainer.save_freq=0"],
+     ["trainer.max_actor_ckpt_to_keep has no effect: no checkpoint is written."]),
     ([f"{ROLLOUT}.enforce_eager=True", f"{ROLLOUT}.engine_kwargs.vllm={{x:1}}"],
      [f"{ROLLOUT}.enforce_eager, {ROLLOUT}.engine_kwargs.vllm have no effect: they are vLLM's, and {ROLLOUT}.name is "
       "another engine."]),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import yaml
 
 from steepest.config import tree
 from steepest.config.checks import ROLLOUT
+from steepest.config.describe import IMPORTANT
 from steepest.config.load import config_dict, load_config, load_sft_config, save_config
 from steepest.config.schema import Config, SFTConfig
 from steepest.errors import ConfigError
@@ -248,9 +251,9 @@ def test_cfg_job_prints_effective_values_that_load_again(tmp_path: Path) -> None
 
 
 def test_cfg_job_shows_defaults_and_warnings_without_the_required_keys() -> None:
-    out, err = printed("--cfg=job", "trainer.max_actor_ckpt_to_keep=3")
+    out, err = printed("--cfg=job", "trainer.max_actor_ckpt_to_keep=3", "trainer.save_freq=0")
     assert yaml.safe_load(out)["data"]["train_files"] == "???"
-    assert err == "warning: trainer.max_actor_ckpt_to_keep has no effect: trainer.save_freq=-1 writes no checkpoints.\n"
+    assert err == "warning: trainer.max_actor_ckpt_to_keep has no effect: no checkpoint is written.\n"
 
 
 def test_a_saved_configuration_tells_where_values_came_from_and_loads_again_in_silence(tmp_path: Path) -> None:
@@ -312,6 +315,44 @@ def test_files_that_are_not_there_or_cannot_be_read(tmp_path: Path) -> None:
     assert message.startswith(f"--config-name=broken: {tmp_path / 'broken.yaml'} cannot be read: ")
 
 
+@pytest.mark.parametrize("name", ["my.yaml", "my run.yml", "settings"])
+def test_a_file_is_given_by_config(tmp_path: Path, name: str) -> None:
+    """Whatever its name; a preset may lie below it, the command line lies above it."""
+    file = tmp_path / name
+    file.write_text("data: {train_batch_size: 4}\nactor_rollout_ref: {rollout: {n: 3}}\n")
+    for words in (["--config", str(file)], [f"--config={file}"]):
+        config = load("--config-name=grpo", *words, "data.seed=5")
+        assert (config.data.train_batch_size, config.data.seed, config.actor_rollout_ref.rollout.n) == (4, 5, 3)
+        assert config.algorithm.adv_estimator == "grpo"
+        assert config.provenance.sources["data.train_batch_size"] == f"file {file}"
+    sft = load_sft_config(["data.train_files=a", "model.path=m", "--config", str(_written(tmp_path / "sft.yaml"))])
+    assert sft.optim.lr == 0.5
+
+
+def _written(file: Path) -> Path:
+    file.write_text("optim: {lr: 0.5}\n")
+    return file
+
+
+def test_a_file_with_defaults_and_a_preset_are_given_by_config(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("data: {seed: 7}\n")
+    (tmp_path / "mine.yaml").write_text("defaults: [ppo_trainer, base, _self_]\ndata: {train_batch_size: 4}\n")
+    config = load("--config", str(tmp_path / "mine.yaml"))
+    assert (config.data.seed, config.data.train_batch_size) == (7, 4)
+    assert load("--config=rloo").provenance.sources["algorithm.adv_estimator"] == "preset rloo"
+
+
+def test_a_file_of_config_that_is_not_there_or_cannot_be_read(tmp_path: Path) -> None:
+    presets = f"Give a YAML file, or the name of a preset: {', '.join(PRESET_NAMES)}."
+    assert problems("--config=my.yaml") == [f"--config=my.yaml: there is no such file. {presets}"]
+    assert problems("--config", str(tmp_path)) == [f"--config={tmp_path}: this is a folder. {presets}"]
+    assert problems("--config") == ["--config: needs a value, e.g. --config my.yaml."]
+    assert problems("my.yaml") == ["'my.yaml': not a setting. A file of settings is given by --config my.yaml."]
+    (tmp_path / "list.yaml").write_text("[1]\n")
+    (message,) = problems("--config", str(tmp_path / "list.yaml"))
+    assert message.endswith("the file is not a mapping of keys")
+
+
 def test_loading_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import logging
 
@@ -322,12 +363,43 @@ def test_loading_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert logging.getLogger().handlers == handlers
 
 
-def test_help_shows_every_key_and_a_command() -> None:
-    out, _ = printed("--help")
-    assert "python -m steepest.trainer.main_ppo" in out
-    for key in tree.leaves(Config):
-        assert f"  {key.rpartition('.')[2]}: " in out
-    assert max(len(line) for line in out.splitlines()) <= 200
+def help_of(load_job: Callable[[list[str]], object], option: str) -> str:
+    out = io.StringIO()
+    with redirect_stdout(out), pytest.raises(SystemExit) as caught:
+        load_job([option])
+    assert caught.value.code == 0
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("load_job", "schema", "command"), [(load_config, Config, "steepest ppo"),
+                                                            (load_sft_config, SFTConfig, "steepest sft")])  # fmt: skip
+def test_help_explains_the_important_keys_and_help_all_lists_every_one(
+    load_job: Callable[[list[str]], object], schema: type, command: str
+) -> None:
+    short, full = help_of(load_job, "--help"), help_of(load_job, "--help-all")
+    keys = tree.leaves(schema)
+    assert short.startswith(f"usage: {command} ") and f"of {len(keys)} keys; --help-all lists all." in short
+    shown = _keys_shown(short)
+    assert sorted(shown) == sorted(key for key in keys if key in IMPORTANT.split()) and len(shown) > 15
+    assert sorted(_keys_shown(full)) == sorted(keys)
+    for text in (short, full):
+        assert max(len(line) for line in text.splitlines()) <= 200
+    assert re.search(r"^  train_files: required +One file or a list", short, re.MULTILINE)
+
+
+def _keys_shown(text: str) -> list[str]:
+    """The keys under the sections' headings."""
+    section, keys = "", []
+    for line in text[text.index("settings: ") :].splitlines()[2:]:
+        if found := re.match(r"([a-z_.]+):$", line):
+            section = found[1]
+        elif found := re.match(r"  ([a-z_]\w*): ", line):
+            keys.append(f"{section}.{found[1]}")
+    return keys
+
+
+def test_every_important_key_is_one_of_a_job() -> None:
+    assert set(IMPORTANT.split()) <= {*tree.leaves(Config), *tree.leaves(SFTConfig)}
 
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
@@ -367,11 +439,9 @@ def test_sft_configuration() -> None:
     assert config.data.val_files == () and config.data.max_token_len_per_gpu == 5000
     assert config.trainer.default_local_dir == "checkpoints/steepest/sft"
     with pytest.raises(ConfigError) as caught:
-        load_sft_config(
-            ["model.partial_pretrain=m", "data.train_batch_siz=3", "trainer.nnodes=2", "data.train_files=a"]
-        )
+        load_sft_config(["model.external_lib=m", "data.train_batch_siz=3", "trainer.nnodes=2", "data.train_files=a"])
     assert caught.value.problems == [
-        "model.partial_pretrain: verl has this key, Steepest has not. Use model.path.",
+        "model.external_lib=m: must be null. No foreign import at start; see model.trust_remote_code.",
         "data.train_batch_siz: no such key. Did you mean data.train_batch_size?",
         "model.path: missing. It has no default; give model.path=Qwen/Qwen2.5-0.5B-Instruct.",
         "trainer.nnodes=2 times trainer.n_gpus_per_node=1 is 2: one process in this version. Set both to 1.",

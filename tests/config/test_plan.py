@@ -21,8 +21,7 @@ def test_the_reference_run_has_435_steps_of_four_updates() -> None:
     assert (plan.rows_per_step, plan.mini_batch_rows, plan.critic_mini_batch_rows) == (256, 64, 64)
     assert plan.needs_critic and plan.needs_reference and plan.old_log_probs == "engine"
     assert plan.notes == (
-        "KL in the reward is on (derived from algorithm.kl_ctrl.kl_coef): kl, fixed coefficient 0.001; "
-        "off: algorithm.use_kl_in_reward=False.",
+        "KL in the reward is on (derived from algorithm.kl_ctrl.kl_coef); off: algorithm.use_kl_in_reward=False.",
         "The engine's log-probs are the old ones, checked on a sample of rows in each step; beyond the bound all are "
         "computed again. Always again: actor_rollout_ref.actor.old_log_probs=recompute.",
         "29 steps an epoch; the last 49 of 7473 rows of each epoch are left out.",
@@ -47,7 +46,14 @@ def test_reference_exists_for_a_kl_loss_alone() -> None:
     for words, reads in ((exact, False), ([*exact, "algorithm.use_kl_in_reward=True"], True)):
         found = make_plan(load_config([*GRPO, *words]), 2048)
         assert found.needs_reference and found.reads_ref_log_probs is reads
-    assert "KL in the loss is on: low_var_kl, coefficient 0.001." in plan.notes
+    assert not [note for note in plan.notes if note.startswith("KL")]  # no advice for another KL than the chosen one
+
+
+@pytest.mark.parametrize("words", [["algorithm.use_kl_in_reward=False"], ["algorithm.use_kl_in_reward=True"],
+                                   ["--config-name=grpo"], ["--config-name=rloo"], ["--config-name=dapo"]])  # fmt: skip
+def test_what_the_user_or_a_preset_chose_is_no_occasion_for_advice(words: list[str]) -> None:
+    plan = make_plan(load_config([*REQUIRED, *words]), 2048)
+    assert not [note for note in plan.notes if note.startswith("KL")]
 
 
 def test_steps_win_over_epochs_and_one_update_is_told() -> None:
@@ -103,17 +109,6 @@ def test_where_the_engine_does_not_speak_for_the_actor_there_is_a_pass(
 def test_recompute_asks_for_the_pass_before_a_single_update_too() -> None:
     words = ["data.train_batch_size=8", f"{ACTOR}.ppo_mini_batch_size=8", f"{ACTOR}.old_log_probs=recompute"]
     assert make_plan(load_config([*GRPO, *words]), 64).old_log_probs == "pass"
-
-
-def test_a_run_that_keeps_nothing_says_so() -> None:
-    words = ["data.train_batch_size=10", "trainer.total_training_steps=25"]
-
-    def notes(*more: str) -> list[str]:
-        plan = make_plan(load_config([*REQUIRED, *words, *more]), 100)
-        return [note for note in plan.notes if "No checkpoint is written (trainer.save_freq=-1)" in note]
-
-    assert len(notes()) == 1
-    assert notes("trainer.save_freq=5") == notes("trainer.val_only=True") == []
 
 
 def test_warmup_is_a_number_of_steps_or_a_share() -> None:

@@ -220,3 +220,32 @@ def test_gsm8k_is_encoded_in_a_few_calls(shared: Path, tokenizer: Any) -> None:
     counting = CountingTokenizer(tokenizer)
     encoded, report = encode(prompts, counting, 2048)
     assert report.num_kept == len(encoded) == 7473 == sum(counting.calls) and len(counting.calls) == 8
+
+
+PLAIN_TEMPLATE = "{% for m in messages %}{% if m.role != 'tool' %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+CALLS = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+
+
+def test_fields_that_the_template_does_not_read_are_told() -> None:
+    talk = [{"role": "user", "content": "Hi", "name": "Ann"}]
+    reads = byte_tokenizer(CHATML.replace("{{ m.role }}", "{{ m.role }}{{ m.name }}"))
+    for tokenizer, unread in ((byte_tokenizer(CHATML), ("name",)), (reads, ())):
+        _, report = encode([Prompt("t:0", talk, "d", "5")], tokenizer)
+        assert report.unread == unread
+        told = "The chat template does not read these fields of messages: name."
+        assert (told in report.describe()) == bool(unread)
+
+
+def test_calls_and_roles_that_the_template_leaves_out_stop_the_run() -> None:
+    ask = {"role": "user", "content": "Hi"}
+    calls = [ask, {"role": "assistant", "content": "", "tool_calls": CALLS}, {"role": "user", "content": "So?"}]
+    with pytest.raises(DataError, match="row t:0: a message has tool_calls, and the model's chat template does not"):
+        encode([Prompt("t:0", calls, "d", "5")], byte_tokenizer(CHATML))
+    writes = byte_tokenizer(CHATML.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}"))
+    assert encode([Prompt("t:0", calls, "d", "5")], writes)[1].unread == ()
+    result = [ask, {"role": "assistant", "content": "f()"}, {"role": "tool", "content": "7"}]
+    assert encode([Prompt("t:0", result, "d", "5")], byte_tokenizer(CHATML))[1].unread == ()
+    with pytest.raises(
+        DataError, match="row t:0: the model's chat template writes nothing of a message of the role 'to"
+    ):
+        encode([Prompt("t:0", result, "d", "5")], byte_tokenizer(PLAIN_TEMPLATE))

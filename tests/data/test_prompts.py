@@ -59,9 +59,9 @@ def test_raw_gsm8k_rows_are_taken_with_a_note(write_rows: Any) -> None:
     assert (prompt.data_source, prompt.ground_truth) == ("openai/gsm8k", "1234")
     assert len(notes) == 1 and "raw GSM8K rows (question, answer)" in notes[0] and "prepare gsm8k" in notes[0]
     file = write_rows([raw, {"question": "Why?", "answer": "Because."}])
-    assert message_of(file, note=notes.append) == (
+    assert message_of(file, note=notes.append).startswith(
         f"{file}, row 1 (counted from 0), column 'answer': found 'Because.' (str); "
-        "expected a worked answer that ends in '#### NUMBER', as in GSM8K."
+        "expected a worked answer that ends in '#### NUMBER', as in GSM8K.\n"
     )
 
 
@@ -69,21 +69,26 @@ def test_a_file_without_the_prompt_column_names_its_columns(write_rows: Any) -> 
     file = write_rows([prompt_row(prompt=..., words="hi")], "t.parquet")
     assert message_of(file) == (
         f"{file}: there is no column 'prompt'; it has data_source, reward_model, extra_info, words. "
-        "prompt_key=NAME names another column; "
-        "`steepest prepare gsm8k --local_save_dir DIR` makes the GSM8K files."
+        "prompt_key=NAME names another column.\n"
+        'A right row: {"data_source": "openai/gsm8k", "prompt": "What is 2 + 3?", "answer": "5"}'
     )
     file = write_rows([prompt_row(data_source=...)])
     assert "there is no column 'data_source'; it has prompt, reward_model, extra_info." in message_of(file)
     file = write_rows([prompt_row(reward_model=...)])
-    assert "there is no column 'reward_model'" in message_of(file) and "ground_truth" in message_of(file)
+    assert message_of(file).startswith(
+        f"{file}: there is no column 'answer'; it has data_source, prompt, extra_info. answer_key=NAME names the one "
+        "that the reward reads.\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "column", "found", "expected"),
     [
-        ({"prompt": "What?"}, "prompt", "'What?' (str)", "a list of messages"),
-        ({"prompt": None}, "prompt", "nothing (null)", "a list of messages"),
-        ({"prompt": ...}, "prompt", "nothing (null)", "a list of messages"),
+        ({"prompt": 5}, "prompt", "5 (int)", "a text, or a list of messages"),
+        ({"prompt": " "}, "prompt", "' ' (str)", "a text, or a list of messages"),
+        ({"prompt": None}, "prompt", "nothing (null)", "a text, or a list of messages"),
+        ({"prompt": float("nan")}, "prompt", "nothing (null)", "a text, or a list of messages"),
+        ({"prompt": ...}, "prompt", "nothing (null)", "a text, or a list of messages"),
         ({"prompt": []}, "prompt", "[] (list)", "at least one message"),
         ({"prompt": [USER, "x"]}, "prompt[1]", "'x' (str)", "a message {'role': ..., 'content': ...}"),
         ({"prompt": [{"role": "user"}]}, "prompt[0]", "{'role': 'user'} (dict)", "a message with 'content'"),
@@ -98,10 +103,11 @@ def test_a_file_without_the_prompt_column_names_its_columns(write_rows: Any) -> 
         ({"prompt": [{"role": "user", "content": ["x"]}]}, "prompt[0].content", "['x'] (list)", "a string"),
         (
             {"prompt": [{"role": "user", "content": " \n"}]},
-            "prompt",
-            "[{'role'",
-            "at least one message that is not blank",
+            "prompt[0].content",
+            "' \\n' (str)",
+            "a text that is not blank",
         ),
+        ({"prompt": [{"role": "system", "content": ""}]}, "prompt", "[{'role'", "at least one message that is not"),
         (
             {"prompt": [USER, {"role": "assistant", "content": "5"}]},
             "prompt",
@@ -132,10 +138,6 @@ def test_a_wrong_cell_is_named(write_rows: Any, change: dict[str, Any], column: 
     text = message_of(file)
     assert text.startswith(f"{file}, row 2 (counted from 0), column {column!r}: found {found}")
     assert f"; expected {expected}" in text
-
-
-def test_a_text_instead_of_messages_says_how_to_wrap_it(write_rows: Any) -> None:
-    assert message_of(write_rows([prompt_row(prompt="hi")])).endswith("Wrap it: [{'role': 'user', 'content': TEXT}].")
 
 
 def test_errors_of_files_name_the_key_given(tmp_path: Path) -> None:

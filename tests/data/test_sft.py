@@ -85,14 +85,13 @@ def test_a_subset(write_rows: Any) -> None:
     [
         ({"messages": [ASK]}, "messages", "a conversation whose last message is the assistant's"),
         ({"messages": [ANSWER]}, "messages", "a conversation that starts with a message of the user or the system"),
-        ({"messages": "x"}, "messages", "a list of messages"),
+        ({"messages": "x"}, "messages", "a conversation whose last message is the assistant's"),
         ({"prompt": "x", "answer": None}, "answer", "the text of the answer"),
         ({"prompt": "x", "answer": " "}, "answer", "the text of the answer"),
-        ({"prompt": " ", "answer": "x"}, "prompt", "the text of the prompt, or a list of messages"),
-        ({"prompt": 5, "answer": "x"}, "prompt", "the text of the prompt, or a list of messages"),
+        ({"prompt": " ", "answer": "x"}, "prompt", "a text, or a list of messages"),
+        ({"prompt": 5, "answer": "x"}, "prompt", "a text, or a list of messages"),
         ({"prompt": [ASK, ANSWER], "answer": "x"}, "prompt", "a prompt that ends before the answer"),
         ({"prompt": [{"role": "bot", "content": "x"}], "answer": "x"}, "prompt[0].role", "one of system"),
-        ({"question": "x", "answer": "no number"}, "answer", "a worked answer that ends in '#### NUMBER'"),
     ],
 )
 def test_a_wrong_cell_is_named(write_rows: Any, row: dict[str, Any], column: str, expected: str) -> None:
@@ -199,3 +198,39 @@ def test_a_doubled_bos_is_made_single() -> None:
     tokenizer = byte_tokenizer("{{ bos_token }}{{ bos_token }}" + CHATML)
     example = encode([ASK, ANSWER], tokenizer)
     assert example.token_ids.count(tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("field", ["weight", "loss", "train"])
+def test_an_answer_of_weight_0_is_read_and_not_learned(write_rows: Any, tokenizer: Any, field: str) -> None:
+    ends = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    talk = [dict(message) for message in TALK]
+    talk[2][field] = 0
+    talk[4][field] = 1
+    (row,) = load_sft_rows(write_rows([{"messages": talk}]))
+    assert (row.messages, row.not_learned) == (TALK, {2})
+    (example,), _ = encode_sft([row], tokenizer, max_length=1000, end_token_ids=ends)
+    assert learned(example, tokenizer) == "9<|im_end|>"
+    for value, told in ((0.5, "0 (not learned) or 1 (learned)"), (0, "an answer that is learned (weight 1)")):
+        talk[4][field] = value
+        assert told in message_of(write_rows([{"messages": talk}]))
+
+
+def test_an_answer_may_be_messages_and_may_not_be_blank(write_rows: Any) -> None:
+    (row,) = load_sft_rows(write_rows([{"prompt": [ASK], "answer": [ANSWER]}]))
+    assert row.messages == [ASK, ANSWER]
+    assert "the text of the answer, or messages of the assistant" in message_of(
+        write_rows([{"prompt": "x", "answer": [ASK]}])
+    )
+    blank = [ASK, {"role": "assistant", "content": " "}]
+    assert "expected answers that are not blank" in message_of(write_rows([{"messages": blank}]))
+
+
+def test_columns_that_are_not_used_are_told_and_a_system_prompt_is_used(write_rows: Any) -> None:
+    notes: list[str] = []
+    file = write_rows([{"prompt": "x", "answer": "y", "system": "Be brief.", "topic": "a", "id": 3}])
+    (row,) = load_sft_rows(file, note=notes.append)
+    assert row.messages[0] == {"role": "system", "content": "Be brief."}
+    assert notes == [
+        f"{file}: column 'system' is the system message of its row.",
+        f"{file}: these columns are not used: topic, id.",
+    ]

@@ -1,4 +1,4 @@
-"""One line a step; a bar on a terminal and nothing but lines in a pipe."""
+"""One line a step in a pipe, and what a terminal gets; its table is in test_terminal.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import pytest
 
 from steepest.loggers import LoggerContext
 from steepest.loggers.outputs.brief import BriefLogger
-from steepest.loggers.outputs.console import ConsoleLogger, Pace, format_number, format_seconds
+from steepest.loggers.outputs.console import ConsoleLogger, Pace, format_number
+from steepest.loggers.terminal import format_seconds
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,9 @@ LINES = [f"step:{s} - x[bold]:0.5 - :smile::{s} - long/{'n' * 150}:1 - perf/thro
 def test_in_a_pipe_there_are_the_lines_and_nothing_else() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     notes = [f"a note of the run {s}" for s in (2, 3, 4)]
-    assert done.stdout.splitlines() == [text for pair in zip(LINES, notes, strict=True) for text in pair]
+    assert re.sub(r" - eta_s:\d+$", "", done.stdout, flags=re.MULTILINE).splitlines() == [
+        text for pair in zip(LINES, notes, strict=True) for text in pair
+    ]
     assert done.stderr == ""
 
 
@@ -137,17 +140,18 @@ def on_a_terminal(script: str, term: str) -> str:
     return output.decode()
 
 
-def test_on_a_terminal_a_bar_with_time_left_and_speed_stays_below_whole_lines() -> None:
+def test_on_a_terminal_rows_that_the_table_has_no_column_for_are_whole_lines_above_the_bar() -> None:
     output = on_a_terminal(SCRIPT, "xterm")
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
     for line in LINES:
         assert line in plain.replace("\r\n", "\n")  # in one piece: not wrapped, no markup, no emoji
     assert "a note of the run 3" in plain
     assert re.search(r"step 4/4 .*0:00 left, 12,346 tokens/s", plain)
-    assert re.search(r"step 3/4 .*0:0[12] left, 12,346 tokens/s", plain)
+    assert re.search(r"step 3/4 .*0:\d\d left, 12,346 tokens/s", plain)
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines() -> None:
     output = on_a_terminal(SCRIPT, "dumb")
     assert "\x1b" not in output
-    assert [line for line in output.splitlines() if line.startswith("step:")] == LINES
+    lines = re.sub(r" - eta_s:\d+\r?$", "", output, flags=re.MULTILINE).splitlines()
+    assert [line for line in lines if line.startswith("step:")] == LINES

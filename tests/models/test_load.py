@@ -16,6 +16,7 @@ from steepest.models.load import (
     load_causal_lm,
     load_tokenizer,
     load_value_model,
+    text_ids,
 )
 from steepest.models.packing import pack_sequences
 from steepest.models.rows import rows_reason
@@ -42,6 +43,42 @@ def test_no_end_token_at_all_is_an_error(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(ModelError, match="no end token"):
         end_token_ids(tmp_path, types.SimpleNamespace(eos_token_id=None))
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("value", [[1000000], 61, -1, [2, -3], ["2"], [2.5], True])
+def test_an_end_token_that_the_model_has_not_is_refused(tmp_path, file, value):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 61}))
+    entries = json.loads((tmp_path / file).read_text()) if (tmp_path / file).exists() else {}
+    (tmp_path / file).write_text(json.dumps({**entries, "eos_token_id": value}))
+    with pytest.raises(ModelError, match=rf"{file}: eos_token_id=.* is no token of the model, whose ids are 0 to 60"):
+        end_token_ids(tmp_path, types.SimpleNamespace(eos_token_id=2))
+
+
+def test_an_end_token_of_the_tokenizer_that_the_model_has_not_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 61}))
+    with pytest.raises(ModelError, match="the tokenizer: eos_token_id=70: 70 is no token of the model"):
+        end_token_ids(tmp_path, types.SimpleNamespace(eos_token_id=70))
+
+
+@pytest.mark.parametrize("value", [61, 1000000, -62])
+def test_a_pad_token_that_the_model_has_not_is_refused(tmp_path, value):
+    tiny_hf("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": value}))
+    for load in (load_causal_lm, load_value_model):
+        with pytest.raises(ModelError, match=rf"pad_token_id={value} in its config.json is no token of the model"):
+            load(tmp_path)
+
+
+def test_ids_without_a_text_are_said_once_and_allowed(folder):
+    tokenizer = load_tokenizer(folder)
+    size = len(tokenizer)
+    assert check_vocabulary(tiny_lm(vocab_size=size), tokenizer) is None
+    assert check_vocabulary(tiny_lm(vocab_size=size + 7), tokenizer).startswith(
+        f"the model has {size + 7} token ids and the tokenizer {size}: 7 have no text."
+    )
+    assert text_ids(tokenizer).tolist() == list(range(size))
 
 
 def test_tokenizer_pads_with_its_end_token_when_it_has_no_other(folder, tmp_path):

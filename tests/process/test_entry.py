@@ -118,3 +118,44 @@ def test_a_command_has_it_in_its_environment(first: str, given: dict[str, str], 
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     want = waiting_defaults({}) if found is None else found
     assert json.loads(done.stdout) == [want.get(name) for name in BOTH]
+
+
+LEAVING = """
+import atexit, sys, threading
+from steepest.process.entry import leave
+
+class Large:
+    def __del__(self):
+        print("torn down")
+
+large = Large()
+large.itself = large
+atexit.register(print, "at exit")
+threading.Thread(target=lambda: print("a thread"), daemon=False).start()
+print("no newline", end="")
+leave(7)
+"""
+
+
+def test_a_command_ends_without_teardown_and_loses_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True)
+    assert done.returncode == 7 and done.stderr == ""
+    assert sorted(done.stdout.replace("no newline", "no newline\n").split("\n")) == [
+        "",
+        "a thread",
+        "at exit",
+        "no newline",
+    ]
+
+
+def test_commands_end_that_way(tmp_path: Path) -> None:
+    """Both forms of a command; a function that is registered before Steepest is imported would run after its end."""
+    first = "import atexit, sys; atexit.register(print, 'later than the end'); sys.argv = ['steepest', {}]; "
+    for words, code, arguments in (
+        ("from steepest.__main__ import main; main()", 0, "'--version'"),
+        ("import runpy; runpy.run_module('steepest.trainer.main_sft', run_name='__main__')", 2, "'no.such.key=1'"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", first.format(arguments) + words], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == code and "later than the end" not in done.stdout, done.stderr

@@ -78,7 +78,7 @@ def test_wrong_options_are_told_before_the_run(functions, text):
 
 def test_a_function_that_cannot_take_the_four_keywords(tmp_path):
     (tmp_path / "mine.py").write_text("def f(answer):\n    return 1.0\n")
-    with pytest.raises(ConfigError, match="mine.py:f: it cannot be called with the keywords data_source, solution_str"):
+    with pytest.raises(ConfigError, match=r"mine.py:f: it cannot be called \(nothing fills its parameter answer\)"):
         bind([WeightedFunction(f"{tmp_path}/mine.py:f", 1.0)])
 
 

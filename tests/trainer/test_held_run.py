@@ -17,9 +17,11 @@ from steepest.data.sampler import PromptSampler
 from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.checkpoint import FROM_NOTHING
 from steepest.models.load import load_tokenizer
+from steepest.process.stopping import Stop
 from steepest.rollout.weights import ModelDescription
 from steepest.trainer import build_step
 from steepest.trainer.experience.dynamic_sampling import PromptPosition
+from steepest.trainer.experience.response_text import ResponseText
 from steepest.trainer.experience.scoring import Scorer
 from steepest.trainer.experience.single_turn import StepRollouts
 from steepest.trainer.jobs.ppo import encode_rows, load_rows, run_ppo
@@ -70,12 +72,12 @@ def train(toy, *words: str, held: bool) -> tuple[list[dict[str, float]], dict[st
     engine.load_weights(roles.weights, 0)
     cluster = LocalCluster(roles, device, frees_engine=False)
     sampler = PromptSampler(len(data), config.data.train_batch_size, seed=1)
-    sampling, scorer = build_step.train_sampling(config), Scorer(FakePool(digit), tokenizer)
+    sampling, scorer = build_step.train_sampling(config), Scorer(FakePool(digit), ResponseText(tokenizer))
     rollouts = StepRollouts(cluster, data, sampler, sampling, tokenizer.pad_token_id)
     collect = build_step.build_collector(config, plan, cluster, rollouts, scorer, position, device=device)
     controller = build_step.build_controller(config)
     learn = build_step.build_learn(config, plan, cluster, controller, device=device, limit=1.0)
-    step = build_step.build_step(collect, learn, position, ())
+    step = build_step.build_step(collect, learn, position, (), Stop())
     numbers = [{k: v for k, v in step(n).items() if not k.startswith("perf/")} for n in (1, 2, 3)]
     trained = {"actor": roles.actor, "critic": roles.critic}
     tensors = {

@@ -57,6 +57,8 @@ def resolve(d: Deriver) -> None:
 
 @SECTION.rule("data.train_batch_size", f"{ACTOR}.ppo_mini_batch_size", "critic.ppo_mini_batch_size")
 def mini_batches_divide_the_batch(c: Config, is_set: IsSet) -> Iterator[str]:
+    if not is_set("data.train_batch_size"):  # it is chosen to fit, see config/settle.py
+        return
     batch = c.data.train_batch_size
     sizes = {f"{ACTOR}.ppo_mini_batch_size": c.actor_rollout_ref.actor.ppo_mini_batch_size}
     if is_set("critic.ppo_mini_batch_size"):

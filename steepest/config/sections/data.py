@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from steepest.config.checks import MODEL, Deriver, IsSet, Section
-from steepest.config.types import DERIVED, File, Mapping, MinusOneOr, Positive, RequiredFiles, Seed
+from steepest.config.types import DERIVED, File, Hub, Mapping, MinusOneOr, Positive, RequiredFiles, Seed
 
 if TYPE_CHECKING:
     from steepest.config.schema import Config, SFTConfig
@@ -20,11 +20,13 @@ class DataConfig:
     """`data`: the prompts."""
 
     train_files: RequiredFiles = ()
-    """One file or a list: parquet, jsonl or json."""
+    """What to train on, one name or a list: a file (parquet, jsonl, json, csv, tsv), or a data set on a hub
+    (`OWNER/NAME:CONFIG:SPLIT`)."""
     val_files: RequiredFiles = ()
-    """One file or a list: parquet, jsonl or json."""
+    """What to validate on, as `train_files`."""
     train_batch_size: Positive = 1024
-    """Prompts a step. The last incomplete batch of an epoch is left out."""
+    """Prompts a step. The last incomplete batch of an epoch is left out. Where it is not given, the run chooses it by
+    device and rows and says so: about 512 responses on a card, 128 on a CPU."""
     val_batch_size: Positive | None = None
     """Prompts generated at once in validation; null: the whole set. The last partial batch is scored too."""
     max_prompt_length: Positive = 512
@@ -36,9 +38,17 @@ class DataConfig:
     val_max_samples: Annotated[int, MinusOneOr(1)] = -1
     """Random subset of this many validation rows (seeded by `seed`); -1: all."""
     prompt_key: str = "prompt"
-    """Column with the chat messages."""
+    """Column with the prompt: a text, which becomes one message of the user, or a list of messages."""
+    answer_key: str | None = None
+    """Column with the ground truth; null: `reward_model.ground_truth`, else the column `ground_truth` or `answer`.
+    Ours, not verl's."""
     reward_fn_key: str = "data_source"
-    """Column that names the reward function."""
+    """Column that names the reward function; needed only where each row chooses its own."""
+    ignored_columns: tuple[str, ...] = ()
+    """Columns, such as `tools` or `images`, whose content need not reach the model; otherwise it stops the run. Ours,
+    not verl's."""
+    hub: Hub = DERIVED
+    """Hub of data sets that are no local files; null: the policy's. Ours, not verl's."""
     shuffle: bool = True
     """A new order of the training rows each epoch; off: the order of the file."""
     seed: Seed = 42
@@ -70,7 +80,7 @@ def one_tokenizer(c: Config, is_set: IsSet) -> Iterator[str]:
 @SECTION.rule("data.train_max_samples", "data.train_batch_size")
 def a_batch_is_full(c: Config | SFTConfig, is_set: IsSet) -> Iterator[str]:
     rows, batch = c.data.train_max_samples, c.data.train_batch_size
-    if 0 < rows < batch:
+    if 0 < rows < batch and is_set("data.train_batch_size"):
         yield (
             f"data.train_max_samples={rows}: fewer than data.train_batch_size={batch}, so no batch is ever full. "
             f"Use data.train_batch_size <= {rows}."

@@ -67,7 +67,9 @@ class RefConfig:
 @SECTION.null
 def resolve(d: Deriver) -> None:
     coef = "algorithm.kl_ctrl.kl_coef"
-    is_on = d[coef] > 0 and (d.is_set(coef) or ESTIMATORS.assume(d["algorithm.adv_estimator"]).kl_by_default)
+    spec = ESTIMATORS.assume(d["algorithm.adv_estimator"])
+    # what reads named rewards alone would not see the penalty
+    is_on = d[coef] > 0 and spec.reads_scores and (d.is_set(coef) or spec.kl_by_default)
     d.fill("algorithm.use_kl_in_reward", is_on, coef if d.is_set(coef) else "algorithm.adv_estimator")
 
 

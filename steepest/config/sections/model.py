@@ -98,6 +98,7 @@ class ComputeConfig:
 @SECTION.null
 def resolve(d: Deriver) -> None:
     resolve_hub(d, f"{MODEL}.hub")
+    d.copy(f"{MODEL}.hub", "data.hub")
     d.copy("data.tokenizer", f"{MODEL}.tokenizer_path")
     d.fill(f"{MODEL}.tokenizer_path", d[f"{MODEL}.path"] or None, f"{MODEL}.path")
 

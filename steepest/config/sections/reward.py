@@ -22,6 +22,7 @@ from steepest.config.types import (
     Positive,
     PositiveFloat,
     Share,
+    WeightedNames,
 )
 from steepest.registry import is_own_code, nearest
 
@@ -38,6 +39,8 @@ JUDGE = "judge"
 IN_WORKERS = ("grader", "exact", "format", "gsm8k", "length", "math", "multiple_choice", "numeric")
 """What runs in the reward's worker processes; rewards/ has the functions, a test compares the two."""
 NAMES = (*IN_WORKERS, REWARD_MODEL, JUDGE)
+_WITHOUT_TRUTH = ("length", "format", REWARD_MODEL, JUDGE)
+"""What can score a response without a ground truth. A function of the user's own may do, too."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,10 @@ class CustomRewardConfig:
     path: File | None = None
     """Python file; null: the reward registered for each row's data source."""
     name: str = "compute_score"
-    """Function in that file: f(data_source, solution_str, ground_truth, extra_info) to a number or a dict."""
+    """Function in that file: f(data_source, solution_str, ground_truth, extra_info) to a number or a dict, or TRL's
+    f(completions, **columns) to a list with one number. The names of its parameters say which."""
+    reward_kwargs: Mapping = field(default_factory=dict)
+    """Further keywords for the function, e.g. `{threshold: 0.5}`."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +122,11 @@ class JudgeConfig:
 class RewardConfig:
     """`reward`: how responses are scored."""
 
-    functions: Mapping = field(default_factory=dict)
-    """Rewards whose weighted sum is the score, e.g. `{math: 1.0, format: {weight: 0.2, form: boxed}}`: grader (what the
-    row's data_source chooses), gsm8k, math, multiple_choice, exact, numeric, length, format, reward_model, judge, or
-    file.py:function of your own. Empty: the grader. Ours, not verl's."""
+    functions: WeightedNames = field(default_factory=dict)
+    """Rewards whose weighted sum is the score: a name, a list of names, or names with weights and options, e.g.
+    `{math: 1.0, format: {weight: 0.2, form: boxed}}`, in the shell with quotes around the whole setting. Names: grader
+    (what the row's data_source chooses), gsm8k, math, multiple_choice, exact, numeric, length, format, reward_model,
+    judge, or file.py:function of your own. Empty: the grader. Ours, not verl's."""
     num_workers: Positive | None = None
     """Worker processes; null: one a core, at most 8."""
     timeout_s: PositiveFloat = 10.0
@@ -128,6 +135,9 @@ class RewardConfig:
     """Share of a batch's scores that may fail before the run ends. Ours, not verl's."""
     mode: Literal["strict", "flexible"] = "strict"
     """GSM8K: strict wants `#### number`; flexible compares the value, in any usual form. Ours, not verl's."""
+    skip_special_tokens: Literal["template", "all", "none"] = "template"
+    """Special tokens that the text for rewards leaves out: those of the chat template and the end, or all, or none.
+    Ours, not verl's, which leaves all out."""
     overlong_buffer: OverlongBufferConfig = field(default_factory=OverlongBufferConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -147,6 +157,30 @@ class WeightedFunction:
         return self.name.rpartition(":")[2]
 
 
+def reads_data_source(c: Config) -> bool:
+    """Whether the rows choose their reward."""
+    return c.custom_reward_function.path is None and GRADER in _names(c)
+
+
+def reads_ground_truth(c: Config) -> bool:
+    """Whether a reward of the run cannot score a row that has no ground truth."""
+    if c.custom_reward_function.path is not None:
+        return False
+    return any(name not in _WITHOUT_TRUTH and not is_own_code(name) for name in _names(c))
+
+
+def _setting(functions: ReadOnlyMapping[str, Any]) -> str:
+    """`reward.functions` as one writes it in a shell."""
+    entries = ", ".join(f"{name}: {_text(entry)}" for name, entry in functions.items())
+    return f"'{KEY}={{{entries}}}'"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, ReadOnlyMapping):
+        return "{" + ", ".join(f"{name}: {_text(entry)}" for name, entry in value.items()) + "}"
+    return str(value)
+
+
 def functions_of(value: ReadOnlyMapping[str, Any]) -> tuple[WeightedFunction, ...]:
     """The rewards of a mapping that `function_problems` finds nothing wrong with."""
     return tuple(
@@ -160,6 +194,13 @@ def functions_of(value: ReadOnlyMapping[str, Any]) -> tuple[WeightedFunction, ..
 def function_problems(value: ReadOnlyMapping[str, Any]) -> list[str]:
     """What is wrong with `reward.functions`: names, weights, two rewards of one label. Options are checked later, by
     the function itself."""
+    weights = {str(name): str(name).rpartition(":") for name in value}
+    if any(bare and _is_number(tail) for bare, _, tail in weights.values()):
+        meant = {
+            bare if bare and _is_number(tail) else name: tail if bare and _is_number(tail) else value[name]
+            for name, (bare, _, tail) in weights.items()
+        }
+        return [f"{KEY}: weights are given in a mapping, with quotes around the setting: {_setting(meant)}."]
     problems = [problem for name, entry in value.items() for problem in _entry_problems(str(name), entry)]
     labels = [str(name).rpartition(":")[2] for name in value]
     for label in sorted({label for label in labels if labels.count(label) > 1}):
@@ -173,10 +214,15 @@ def _entry_problems(name: str, entry: Any) -> list[str]:
     if name not in NAMES and not is_own_code(name):
         guess = nearest(name, NAMES)
         hint = f" Did you mean {guess}?" if guess else ""
+        if name.endswith(".py"):
+            hint = f" A function of your own has its name behind the file: {_setting({f'{name}:compute_score': 1.0})}."
         return [f"{KEY}: no such reward: {name}.{hint} Known: {', '.join(NAMES)}, or file.py:function of your own."]
     weight = entry.get("weight") if isinstance(entry, ReadOnlyMapping) else entry
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < float("inf"):
-        return [f"{KEY}.{name}={entry}: expected its weight, a number, or a mapping {{weight: 1.0, option: value}}."]
+        example = {name: {"weight": 1.0, "option": "value"}}
+        return [
+            f"{KEY}.{name}={_text(entry)}: expected its weight, a number, or a mapping with it: {_setting(example)}."
+        ]
     if weight == 0:
         return [f"{KEY}.{name}: weight 0 changes nothing. Remove it, or give another weight."]
     options = sorted(set(entry) - {"weight"}) if isinstance(entry, ReadOnlyMapping) else []
@@ -190,6 +236,10 @@ def _entry_problems(name: str, entry: Any) -> list[str]:
 def resolve(d: Deriver) -> None:
     d.copy(f"{MODEL}.hub", f"{_RM}.hub")
     d.copy(f"{ACTOR}.fsdp_config.dtype", f"{_RM}.dtype")
+    path, _, name = str(d["custom_reward_function.path"] or "").rpartition(":")
+    if path.endswith(".py") and not d.is_set("custom_reward_function.name"):  # file.py:function, as elsewhere
+        d.replace("custom_reward_function.path", path, "custom_reward_function.path")
+        d.replace("custom_reward_function.name", name, "custom_reward_function.path")
     if d[f"{_RM}.enable"] and not d["reward.functions"]:
         d.replace("reward.functions", {REWARD_MODEL: 1.0}, f"{_RM}.enable")
     d.fill(f"{_RM}.enable", REWARD_MODEL in d["reward.functions"], "reward.functions")
@@ -217,7 +267,7 @@ def one_way_to_score(c: Config, is_set: IsSet) -> Iterator[str]:
     if custom.path is not None and c.reward.functions:
         yield (
             f"custom_reward_function.path={custom.path}: it scores every row, and {KEY} says otherwise. Remove one; "
-            f"in a sum your function is {{'{custom.path}:{custom.name}': 1.0}}."
+            f"in a sum your function is {_setting({f'{custom.path}:{custom.name}': 1.0})}."
         )
 
 
@@ -252,7 +302,7 @@ def keys_without_effect() -> list[NoEffect]:
             "reward.overlong_buffer.enable is off",
         ),
         NoEffect(
-            ("custom_reward_function.name",),
+            ("custom_reward_function.name", "custom_reward_function.reward_kwargs"),
             lambda c: c.custom_reward_function.path is None,
             "no custom_reward_function.path",
         ),
@@ -279,6 +329,13 @@ def keys_without_effect() -> list[NoEffect]:
         ),
         NoEffect(("reward.judge",), lambda c: JUDGE not in _names(c), "reward.functions names no judge"),
     ]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) == float(text)
+    except ValueError:
+        return False
 
 
 def _names(c: Config) -> set[str]:

@@ -25,16 +25,20 @@ from steepest.config.sections.trainer import (
     resolve_folder,
     resume_path_is_given,
     resume_path_without_effect,
+    saves_anything,
+    saving_without_effect,
 )
 from steepest.config.types import (
     DERIVED,
     DeviceName,
     File,
     Files,
+    Hub,
     LoggerName,
     Mapping,
     MinusOneOr,
     Positive,
+    PositiveFloat,
     RequiredFiles,
     Seed,
 )
@@ -50,13 +54,16 @@ class SFTDataConfig:
     """`data`: conversations, or prompts with answers."""
 
     train_files: RequiredFiles = ()
-    """One file or a list: parquet, jsonl or json."""
+    """What to train on, one name or a list: a file (parquet, jsonl, json, csv, tsv), or a data set on a hub
+    (`OWNER/NAME:CONFIG:SPLIT`)."""
     val_files: Files = ()
-    """One file or a list; none: no validation."""
+    """What to validate on, as `train_files`; none: no validation."""
     train_batch_size: Positive = 256
-    """Samples an optimizer step. The last incomplete batch of an epoch is left out."""
+    """Samples an optimizer step. The last incomplete batch of an epoch is left out. Where it is not given, it is no
+    more than there are rows."""
     max_length: Positive = 1024
-    """Longest sample in tokens, prompt and answer; see `truncation`."""
+    """Longest sample in tokens, prompt and answer; see `truncation`. Where it is not given, it is no more than the
+    model takes."""
     micro_batch_size_per_gpu: Positive | None = None
     """Samples a forward and backward; null: filled to `max_token_len_per_gpu`."""
     max_token_len_per_gpu: Positive = DERIVED
@@ -66,7 +73,11 @@ class SFTDataConfig:
     prompt_key: str = "prompt"
     """Column with the prompt (text or messages), for files without `messages_key`."""
     response_key: str = "response"
-    """Column with the answer, for files without `messages_key`."""
+    """Column with the answer (text or messages), for files without `messages_key`."""
+    ignored_columns: tuple[str, ...] = ()
+    """Columns, such as `tools` or `images`, whose content need not reach the model; otherwise it stops the run."""
+    hub: Hub = DERIVED
+    """Hub of data sets that are no local files; null: the model's."""
     truncation: Literal["error", "left", "right"] = "error"
     """An overlong sample: stop the run, or cut tokens at its left or right."""
     shuffle: bool = True
@@ -95,14 +106,20 @@ class SFTTrainerConfig:
     """Folder and logger run."""
     logger: tuple[LoggerName, ...] = ("console",)
     """Where metrics go, one name or a list. metrics.jsonl is always written."""
+    log_freq: Positive = 1
+    """Steps from one line on the console to the next; files and services get every step."""
     device: DeviceName | None = None
     """null: the best one present."""
     nnodes: Positive = 1
     """Machines."""
     n_gpus_per_node: Positive = 1
     """Accelerators a machine."""
-    save_freq: Annotated[int, MinusOneOr(1)] = -1
-    """Steps between checkpoints, and one at the end; -1: one at the end only."""
+    save_freq: Annotated[int, MinusOneOr(0)] = -1
+    """Steps between checkpoints; -1: none but that of the last step; 0: none at all."""
+    save_last: bool = True
+    """Save the last step too, whatever `save_freq` is (0 apart)."""
+    grace_seconds: PositiveFloat = 25.0
+    """Seconds a run may take to end its step and save it after SIGTERM, Ctrl-C or another stop signal."""
     test_freq: Annotated[int, MinusOneOr(1)] = -1
     """Steps between validations, and one at the end; -1: none."""
     default_local_dir: File = DERIVED
@@ -118,6 +135,7 @@ class SFTTrainerConfig:
 @SECTION.null
 def resolve(d: Deriver) -> None:
     resolve_hub(d, "model.hub")
+    d.copy("model.hub", "data.hub")
     d.fill("model.tokenizer_path", d["model.path"] or None, "model.path")
     d.fill("data.max_token_len_per_gpu", max(TOKEN_BUDGET, d["data.max_length"]), "data.max_length")
     resolve_folder(d)
@@ -155,6 +173,8 @@ def adapter_has_layers(c: SFTConfig, is_set: IsSet) -> Iterator[str]:
 def keys_without_effect() -> list[NoEffect]:
     return [
         resume_path_without_effect(),
+        *saving_without_effect(),
+        NoEffect(("trainer.max_ckpt_to_keep",), lambda c: not saves_anything(c.trainer), "no checkpoint is written"),
         NoEffect(names_of("data", "val_max_samples"), lambda c: not c.data.val_files, "there are no data.val_files"),
         NoEffect(("trainer.test_freq",), lambda c: not c.data.val_files, "there are no data.val_files"),
         *model_without_effect("model", lambda c: c.model),

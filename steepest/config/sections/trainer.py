@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from steepest.config.checks import Deriver, IsSet, NoEffect, Section, names_of
-from steepest.config.types import DERIVED, DeviceName, File, LoggerName, MinusOneOr, NonNegative, Positive
+from steepest.config.types import (
+    DERIVED,
+    DeviceName,
+    File,
+    LoggerName,
+    MinusOneOr,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+)
 
 if TYPE_CHECKING:
     from steepest.config.schema import Config, SFTConfig
+    from steepest.config.sections.sft import SFTTrainerConfig
 
 SECTION = Section()
 
@@ -29,14 +39,20 @@ class TrainerConfig:
     """Folder and logger run. Another name starts another run."""
     logger: tuple[LoggerName, ...] = ("console",)
     """Where metrics go, one name or a list. metrics.jsonl is always written."""
+    log_freq: Positive = 1
+    """Steps from one line on the console to the next; files and services get every step."""
     device: DeviceName | None = None
     """null: the best one present."""
     nnodes: Positive = 1
     """Machines."""
     n_gpus_per_node: Positive = 1
     """Accelerators a machine (on CPU: processes). verl: 8."""
-    save_freq: Annotated[int, MinusOneOr(1)] = -1
-    """Steps between checkpoints, and one at the end; -1: none."""
+    save_freq: Annotated[int, MinusOneOr(0)] = -1
+    """Steps between checkpoints; -1: none but that of the last step; 0: none at all."""
+    save_last: bool = True
+    """Save the last step too, whatever `save_freq` is (0 apart). Ours, not verl's."""
+    grace_seconds: PositiveFloat = 25.0
+    """Seconds a run may take to end its step and save it after SIGTERM, Ctrl-C or another stop signal. Ours."""
     test_freq: Annotated[int, MinusOneOr(1)] = -1
     """Steps between validations, and one at the end; -1: none."""
     val_before_train: bool = True
@@ -132,15 +148,29 @@ def keys_without_effect() -> list[NoEffect]:
         ),
         NoEffect(
             names_of("trainer", "max_actor_ckpt_to_keep max_critic_ckpt_to_keep"),
-            lambda c: c.trainer.save_freq < 0,
-            "trainer.save_freq=-1 writes no checkpoints",
+            lambda c: not saves_anything(c.trainer),
+            "no checkpoint is written",
         ),
+        *saving_without_effect(),
         NoEffect(
             names_of("trainer", "log_val_generations validation_data_dir"),
             lambda c: not c.trainer.val_before_train and c.trainer.test_freq < 0,
             "there is no validation: trainer.val_before_train is off and trainer.test_freq is -1",
         ),
         resume_path_without_effect(),
+    ]
+
+
+def saves_anything(trainer: TrainerConfig | SFTTrainerConfig) -> bool:
+    """Whether a run writes any checkpoint."""
+    return trainer.save_freq > 0 or (trainer.save_freq < 0 and trainer.save_last)
+
+
+def saving_without_effect() -> list[NoEffect]:
+    """Entries that both jobs have."""
+    return [
+        NoEffect(("trainer.save_last",), lambda c: c.trainer.save_freq == 0, "trainer.save_freq is 0"),
+        NoEffect(("trainer.grace_seconds",), lambda c: not saves_anything(c.trainer), "no checkpoint is written"),
     ]
 
 

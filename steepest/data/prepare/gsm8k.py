@@ -21,6 +21,7 @@ HUBS: tuple[str, ...] = get_args(Hub)
 GSM8K_ON: dict[Hub, str] = {"huggingface": DATA_SOURCE, "modelscope": "AI-ModelScope/gsm8k"}
 HUB_FILE = "main/{split}-00000-of-00001.parquet"
 HUB_FILES = ("main/*.parquet", *(f"{split}.jsonl" for split in SPLITS))
+WORKED_ANSWER = "a worked answer that ends in '#### NUMBER', as in GSM8K"
 _FINAL = re.compile(r"#### (\-?[0-9\.\,]+)")
 
 
@@ -89,13 +90,18 @@ def to_row(table: Table, index: int, *, split: str) -> dict[str, Any]:
     question, answer = row.get("question"), row.get("answer")
     if not isinstance(question, str) or not question.strip():
         raise table.error(index, "question", question, "the text of a question")
-    found = _FINAL.search(answer) if isinstance(answer, str) else None
-    if not isinstance(answer, str) or found is None:
-        raise table.error(index, "answer", answer, "a worked answer that ends in '#### NUMBER', as in GSM8K")
-    truth = found.group(1).replace(",", "")
+    truth = final_number(answer)
+    if truth is None or not isinstance(answer, str):
+        raise table.error(index, "answer", answer, WORKED_ANSWER)
     return math_row(
         DATA_SOURCE, f"{question} {INSTRUCTION}", answer, truth, split=split, index=index, question=question
     )
+
+
+def final_number(answer: object) -> str | None:
+    """The number after `#### ` in a worked answer, commas removed; None where there is none."""
+    found = _FINAL.search(answer) if isinstance(answer, str) else None
+    return None if found is None else found.group(1).replace(",", "")
 
 
 def _split_rows(split: str, path: Path) -> list[dict[str, Any]]:

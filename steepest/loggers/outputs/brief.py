@@ -20,5 +20,5 @@ class BriefLogger(ConsoleLogger):
 
     name = "brief"
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        super().log(step, {name: metrics[name] for name in _BRIEF if name in metrics})
+    def _of_line(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        return {name: metrics[name] for name in _BRIEF if name in metrics}

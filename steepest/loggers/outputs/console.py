@@ -1,4 +1,4 @@
-"""Prints one line per step on standard output, and on a terminal a progress bar below the lines."""
+"""Prints one line per step on standard output; on a terminal a table with bars below it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 from steepest.loggers.api import LOGGERS, LoggerContext
+from steepest.loggers.terminal import LEFT, Bars, Table, format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _ORDER = (
     "val/",
@@ -30,43 +34,87 @@ _ORDER = (
 )
 """Groups of metrics that are printed first. The others follow in the order of their first appearance, timings last."""
 
-_LAST = ("perf/", "timing_s/")
+_LAST = ("perf/", "timing_s/", "eta_s")
 _WINDOW = 10
 """Number of steps over which the speed and the time left are averaged."""
 
 
 @LOGGERS.register("console")
 class ConsoleLogger:
-    """Prints `step:N - name:value - name:value ...`: five significant digits, whole numbers in full, nan and inf as
-    such.
+    """In a pipe or a file: `step:N - name:value - name:value ...`, each line flushed; five significant digits, whole
+    numbers in full, nan and inf as such. The last entry, `eta_s`, is the number of seconds until the last step.
 
-    On a terminal a progress bar with the time left and tokens per second stays below the lines. In a pipe or a file
-    there are only the lines, each flushed.
+    On a terminal: a row of a table with the numbers one looks at first, and bars below it (`loggers/terminal.py`).
+    Every `log_freq`-th step has a line; the first, the last and validations always have one.
     """
 
     name = "console"
 
-    def __init__(self, context: LoggerContext, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        context: LoggerContext,
+        stream: TextIO | None = None,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._stream = sys.stdout if stream is None else stream
+        self._context = context
         self._seen: dict[str, int] = {}
-        self._bar: _Bar | None = None
-        if self._stream.isatty():
-            self._bar = _Bar.open(self._stream, context)
+        self._pace = Pace(clock)
+        self._bars: Bars | None = None
+        if console is None and self._stream.isatty():
+            console = _rich_console(self._stream)
+        if console is not None:
+            self._bars = Bars(console, context.total_steps, context.start_step)
+            self._table = Table(console.width)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._pace.mark(step, metrics.get("timing_s/step"))
+        left = self._pace.seconds_left(self._context.total_steps)
+        if self._bars is not None:
+            self._show(self._bars, step, metrics, left)
+        elif self._is_due(step, metrics):
+            ending = {} if left is None or step == self._context.total_steps else {"eta_s": round(left)}
+            print(self._line(step, {**self._of_line(metrics), **ending}), file=self._stream, flush=True)
+
+    def _of_line(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """What a line in a pipe shows."""
+        return metrics
+
+    def _is_due(self, step: int, metrics: Mapping[str, float]) -> bool:
+        first, last = self._context.start_step + 1, self._context.total_steps
+        is_validation = any(name.startswith(_ORDER[:3]) for name in metrics)
+        return is_validation or step % self._context.log_freq == 0 or step in (first, last)
+
+    def _line(self, step: int, metrics: Mapping[str, float]) -> str:
         for name in metrics:
             self._seen.setdefault(name, len(self._seen))
         ordered = sorted(metrics, key=lambda name: (_rank(name), self._seen[name]))
-        line = " - ".join([f"step:{step}", *(f"{name}:{format_number(metrics[name])}" for name in ordered)])
-        if self._bar is not None:
-            self._bar.show(line, step, metrics)
-        else:
-            print(line, file=self._stream, flush=True)
+        return " - ".join([f"step:{step}", *(f"{name}:{format_number(metrics[name])}" for name in ordered)])
+
+    def _show(self, bars: Bars, step: int, metrics: Mapping[str, float], left: float | None) -> None:
+        if self._is_due(step, metrics):
+            shown = dict(metrics) if left is None else {**metrics, LEFT: left}
+            for line in self._table.lines(step, shown) or [self._line(step, metrics)]:
+                bars.write(line)
+        parts = [] if left is None else [f"{format_seconds(left)} left"]
+        if "perf/throughput" in metrics:
+            parts.append(f"{metrics['perf/throughput']:,.0f} tokens/s")
+        bars.stand(step, ", ".join(parts))
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._bars is not None:
+            self._bars.close()
+            self._bars = None
+
+
+def _rich_console(stream: TextIO) -> Console | None:
+    """None on a terminal that cannot move its cursor."""
+    from rich.console import Console
+
+    console = Console(file=stream)
+    return console if console.is_terminal and not console.is_dumb_terminal else None
 
 
 def format_number(value: float) -> str:
@@ -113,45 +161,3 @@ class Pace:
             return None
         (first, start), (last, now) = self._marks[0], self._marks[-1]
         return max(0, total_steps - last) * (now - start) / (last - first)
-
-
-def format_seconds(seconds: float) -> str:
-    """h:mm:ss, or m:ss under an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-class _Bar:
-    """The progress bar of a terminal."""
-
-    def __init__(self, progress: Any, context: LoggerContext) -> None:
-        self._progress, self._total = progress, context.total_steps
-        self._pace = Pace()
-        self._task = progress.add_task("", total=context.total_steps, completed=context.start_step, state="")
-        progress.start()
-
-    @classmethod
-    def open(cls, stream: TextIO, context: LoggerContext) -> _Bar | None:
-        """Make the bar; None on a terminal that cannot move its cursor."""
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        console = Console(file=stream)
-        if not console.is_terminal or console.is_dumb_terminal:
-            return None
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[state]}"))
-        return cls(Progress(*columns, console=console, refresh_per_second=2), context)
-
-    def show(self, line: str, step: int, metrics: Mapping[str, float]) -> None:
-        self._progress.console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
-        self._pace.mark(step, metrics.get("timing_s/step"))
-        left = self._pace.seconds_left(self._total)
-        parts = [] if left is None else [f"{format_seconds(left)} left"]
-        if "perf/throughput" in metrics:
-            parts.append(f"{metrics['perf/throughput']:,.0f} tokens/s")
-        more = {"state": ", ".join(parts)} if parts else {}
-        self._progress.update(self._task, completed=step, refresh=True, **more)
-
-    def close(self) -> None:
-        self._progress.stop()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from steepest.core.log_probs import log_softmax
 from steepest.models.architectures import TRIAL_ERRORS
 from steepest.models.attention import PackedContext
 from steepest.models.causal_lm import CausalLM
@@ -111,7 +111,7 @@ def check(network: Network, model: CausalLM, dtype: torch.dtype) -> None:
 def _difference(want: Tensor, found: Tensor) -> float:
     if want.shape != found.shape:
         return float("inf")
-    return float((F.log_softmax(want, -1) - F.log_softmax(found, -1)).abs().max())
+    return float((log_softmax(want) - log_softmax(found)).abs().max())
 
 
 def _in_two_steps(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -11,6 +11,7 @@ from steepest.devices.api import device_of
 from steepest.devices.memory import RESUMES, memory_guard, readable
 from steepest.errors import RolloutError, setting
 from steepest.process.malloc import given_back_when_freed
+from steepest.progress import STEP
 from steepest.rollout.api import Completion, GenerationRequest, WeightSource
 from steepest.rollout.builtin.choose_network import PACKED_SHARE, choose_network
 from steepest.rollout.builtin.generation import Generation, RolloutStats
@@ -134,7 +135,8 @@ class BuiltinEngine:
                 self._refresh(network)
             self._asleep = False
         self.stats = RolloutStats()
-        return generate_in_groups(requests, partial(self._generate, network))
+        with STEP.activity("gen", sum(request.sampling.n for request in requests)) as generating:
+            return generate_in_groups(requests, partial(self._generate, network, generating.advance))
 
     def _network_of_this_policy(self) -> Network:
         """The network. Raises RolloutError without weights, or if they are older than the policy's."""
@@ -147,14 +149,16 @@ class BuiltinEngine:
             )
         return self._network
 
-    def _generate(self, network: Network, group: SamplingGroup) -> list[list[Completion]]:
+    def _generate(
+        self, network: Network, advance: Callable[[int], None], group: SamplingGroup
+    ) -> list[list[Completion]]:
         with (
             memory_guard(self._device, self._doing),
             torch.inference_mode(),
             torch.autocast(self._description.device.type, enabled=False),
         ):
             run = self._start(network, group)
-            run.run()
+            run.run(advance)
         made = run.completions(self.version)
         self.stats.add(run.stats)
         return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,8 +90,8 @@ class Generation:
         self._sync_every = 1 if device.type == "cpu" else _SYNC_EVERY
         self.stats = RolloutStats(kv_bytes=cache.allocated_bytes)
 
-    def run(self) -> None:
-        """Prefill and decode until no group waits and no row is active."""
+    def run(self, advance: Callable[[int], None] = lambda number: None) -> None:
+        """Prefill and decode until no group waits and no row is active. `advance` hears of rows that have ended."""
         if self._device.type == "cpu" and (length := self._scheduler.common_prefix()):
             start = time.perf_counter()
             self._prefill_prefix(length)
@@ -100,12 +100,12 @@ class Generation:
             start = time.perf_counter()
             if groups := self._scheduler.admit(self._n, MAX_PREFILL_TOKENS):
                 self._prefill(groups)
-                self._drop_finished()
+                advance(self._drop_finished())
                 self.stats.prefill_s += time.perf_counter() - start
             elif self._n:
                 self._decode()
                 if self.stats.decode_steps % self._sync_every == 0:
-                    self._drop_finished()
+                    advance(self._drop_finished())
                 self.stats.decode_s += time.perf_counter() - start
 
     def _prefill_prefix(self, length: int) -> None:
@@ -201,12 +201,13 @@ class Generation:
         cursor += alive
         alive *= self._goes_on.index_select(0, token) * (cursor < self._limit[rows])
 
-    def _drop_finished(self) -> None:
-        """Record the lengths of rows that have ended, and move the last active rows into their slots."""
+    def _drop_finished(self) -> int:
+        """Record the lengths of rows that have ended, and move the last active rows into their slots. Returns their
+        number."""
         alive = self._alive[: self._n].bool()
         num_alive = int(alive.sum())
         if num_alive == self._n:
-            return
+            return 0
         dead = (~alive).nonzero()[:, 0]
         row = self._row[dead]
         self._lengths[row] = self._cursor[dead] - row * self._width
@@ -218,6 +219,7 @@ class Generation:
             self._cache.copy_slots(movers, holes, self._max_position + 1)
             self._state[:, holes] = self._state[:, movers]
         self._max_position = int(self._position[:num_alive].max()) if num_alive else 0
+        return len(dead)
 
     def completions(self, policy_version: int) -> list[list[Completion]]:
         """The results, one list per request of the group. Raises RolloutError if the model produced NaN."""

@@ -7,14 +7,14 @@ padding on the left.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from steepest.core.log_probs import log_softmax
 from steepest.errors import ModelError, setting
 from steepest.models.architectures import TRIAL_ERRORS, first_line
 from steepest.models.attention import set_own_attention
@@ -117,9 +117,9 @@ def _difference(model: CausalLM, with_cache: bool) -> float:
     length = made.shape[1] - 1
     with _own_attention(model.hf):
         hidden = RowsContext([length] * 2, device).run(model.hf.base_model, made[:, :-1].flatten())
-    want = model.logits(hidden).view(2, length, -1)[:, _PROMPT - 1 :]
-    found = torch.stack(seen.logits, 1)
-    return float((F.log_softmax(want, -1) - F.log_softmax(found, -1)).abs().max())
+    want = model.logits(hidden).view(2, length, -1)[:, _PROMPT - 1 :].flatten(0, 1)
+    found = torch.stack(seen.logits, 1).flatten(0, 1)
+    return float((log_softmax(want) - log_softmax(found)).abs().max())
 
 
 class _Greedy(LogitsProcessor):
@@ -162,15 +162,17 @@ class OwnGeneration:
         self._made: dict[int, tuple[list[int], list[float]]] = {}
         self.stats = RolloutStats()
 
-    def run(self) -> None:
-        """Generate every row."""
+    def run(self, advance: Callable[[int], None] = lambda number: None) -> None:
+        """Generate every row. `advance` hears of rows that have ended."""
         n = self._group.sampling.n
         by_length: dict[int, list[int]] = {}
         for row in range(len(self._group.samples)):
             by_length.setdefault(len(self._group.requests[row // n].token_ids), []).append(row)
         for rows in by_length.values():
             for start in range(0, len(rows), self._num_slots):
-                self._run_rows(rows[start : start + self._num_slots])
+                part = rows[start : start + self._num_slots]
+                self._run_rows(part)
+                advance(len(part))
 
     def _run_rows(self, rows: list[int]) -> None:
         sampling, device = self._group.sampling, next(self._network.model.parameters()).device

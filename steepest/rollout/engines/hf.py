@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from steepest.core.log_probs import log_softmax
 from steepest.devices.api import device_of
 from steepest.devices.memory import RESUMES, memory_guard
 from steepest.errors import RolloutError, setting
 from steepest.models.attention import attention_implementation
 from steepest.models.causal_lm import CausalLM
 from steepest.models.hf_logging import quiet_transformers
+from steepest.progress import STEP
 from steepest.rollout.api import ROLLOUT_ENGINES, Completion, GenerationRequest, SamplingParams, WeightSource
 from steepest.rollout.requests import SamplingGroup, check_requests, generate_in_groups
 from steepest.rollout.weights import EngineModel, ModelDescription
@@ -89,12 +91,19 @@ class HFEngine:
         training = model.training
         model.eval()
         try:
-            with self._own_random_numbers(), quiet_transformers(), attention_implementation(model.hf, "sdpa"):
-                return generate_in_groups(requests, partial(self._generate, model))
+            with (
+                self._own_random_numbers(),
+                quiet_transformers(),
+                attention_implementation(model.hf, "sdpa"),
+                STEP.activity("gen", sum(request.sampling.n for request in requests)) as generating,
+            ):
+                return generate_in_groups(requests, partial(self._generate, model, generating.advance))
         finally:
             model.train(training)
 
-    def _generate(self, model: CausalLM, group: SamplingGroup) -> list[list[Completion]]:
+    def _generate(
+        self, model: CausalLM, advance: Callable[[int], None], group: SamplingGroup
+    ) -> list[list[Completion]]:
         n = group.sampling.n
         rows = [request for request in group.requests for _ in range(n)]
         torch.manual_seed(group_seed(group.sampling.seed, group.samples[0]))
@@ -102,6 +111,7 @@ class HFEngine:
         for start in range(0, len(rows), self._max_num_seqs):
             with memory_guard(self._device, self._doing):
                 made += self._generate_rows(model, rows[start : start + self._max_num_seqs], group.sampling)
+            advance(len(made) - start)
         return [made[start : start + n] for start in range(0, len(made), n)]
 
     def _own_random_numbers(self) -> AbstractContextManager[None]:
@@ -133,8 +143,9 @@ class HFEngine:
         finally:
             hf.generation_config = own
         tokens = out.sequences[:, width:]
-        scores = torch.stack(out.scores, 1).float()  # (rows, T, V), after temperature, top-k and top-p
-        log_probs = scores.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+        # out.scores: T times (rows, V), after temperature, top-k and top-p
+        columns = [log_softmax(s.float()).gather(1, tokens[:, t, None]) for t, s in enumerate(out.scores)]
+        log_probs = torch.cat(columns, 1)
         tokens, log_probs = tokens.cpu(), log_probs.cpu()
         return [self._completion(t, p, request) for t, p, request in zip(tokens, log_probs, requests, strict=True)]
 

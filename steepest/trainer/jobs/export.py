@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -9,32 +10,53 @@ from typing import Any, cast
 
 import torch
 
-from steepest.config.key_names import PPO_KEYS
 from steepest.console import say
 from steepest.errors import CheckpointError, ModelError, key_names
 from steepest.hub import Source, find
 from steepest.hub.find import Pin
 from steepest.learner.checkpoint import CheckpointStore
+from steepest.learner.checkpoint_files import what_is_wrong
 from steepest.models import lora
 from steepest.models.causal_lm import save_folder
-from steepest.models.load import load_causal_lm, load_tokenizer
+from steepest.models.file_weights import read_tensors
+from steepest.models.load import SOURCE_DTYPE, load_causal_lm, load_tokenizer
 from steepest.trainer.run.model_sources import FILE, read_pins
 
+_NAMES = {
+    "trust_remote_code=true": "--trust-remote-code",
+    "override_config": "the run's override_config",
+    "path": "--base",
+}
+"""What this command calls the settings that errors of lower layers name."""
 _NOT_OF_THE_MODEL = ("optimizer.", lora.BASE_FILE)
 
 
-@key_names({**PPO_KEYS, "trust_remote_code=true": "--trust-remote-code"})
+@key_names(_NAMES)
 def export(
-    source: Path, to: Path, *, as_adapter: bool = False, base: str | None = None, trust_remote_code: bool = False
+    source: Path,
+    to: Path,
+    *,
+    as_adapter: bool = False,
+    base: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: str | None = None,
 ) -> Path:
     """Write the trained policy as a Hugging Face folder, an adapter merged; or, `as_adapter`, as peft's folder.
 
     `source`: a run folder (its newest checkpoint), a global_step_N folder, or a folder of a model or an adapter.
-    `base`: the adapter's base model, where it is no longer at the place that the adapter names. Returns `to`.
+    `base`: the adapter's base model, where it is no longer at the place that the adapter names. `dtype`: that of the
+    written weights; None: that of the model that the run began with. Returns `to`.
 
     Raises CheckpointError: no such source, a damaged one, a target that is not empty.
     """
     folder = policy_folder(source)
+    if to.suffix == ".gguf":
+        raise CheckpointError(
+            f"--to {to}: export writes Hugging Face folders. Give a folder, and convert it by convert_hf_to_gguf.py of "
+            "llama.cpp, which knows the names of each family."
+        )
+    if as_adapter and dtype is not None:
+        raise CheckpointError(f"--dtype {dtype}: an adapter stays as it was trained. Leave --adapter or --dtype out.")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise CheckpointError(f"--to {to}: something is there already. Choose another folder, or remove it first.")
     adapted = lora.is_adapter(folder)
@@ -45,10 +67,33 @@ def export(
         )
     to.mkdir(parents=True, exist_ok=True)
     if adapted and not as_adapter:
-        _merge(folder, to, base, trust_remote_code)
+        _merge(folder, to, base, trust_remote_code, dtype)
     else:
         _copy(folder, to, besides=_NOT_OF_THE_MODEL)
+        if not as_adapter:
+            _convert(folder, to, trust_remote_code, dtype)
     return to
+
+
+def _convert(folder: Path, to: Path, trust_remote_code: bool, dtype: str | None) -> None:
+    """Write the weights of a whole model again where another dtype than theirs is asked for."""
+    entries = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    held = entries.get("dtype") or entries.get("torch_dtype")
+    if (dtype or entries.get(SOURCE_DTYPE) or held) in (held, None):
+        return
+    hf = load_causal_lm(folder, trust_remote_code=trust_remote_code).hf
+    for file in to.glob("model*.safetensors*"):
+        file.unlink()
+    _save(hf, to, None, dtype)
+
+
+def _save(hf: Any, to: Path, tokenizer: Any, dtype: str | None) -> None:
+    """Write a float32 model in `dtype`; None: in that of its source. Says which, where it is not float32."""
+    chosen = dtype or getattr(hf.config, SOURCE_DTYPE, None) or "float32"
+    hf.config.__dict__.pop(SOURCE_DTYPE, None)
+    if chosen != "float32":
+        say(f"the weights are written in {chosen}; --dtype float32 keeps all of their digits")
+    save_folder(hf.to(getattr(torch, chosen)), to, tokenizer)
 
 
 def _copy(folder: Path, to: Path, *, besides: tuple[str, ...]) -> None:
@@ -69,7 +114,12 @@ def policy_folder(source: Path) -> Path:
             say(f"the newest checkpoint of {source} is {newest.name}")
             source = newest
     if _is_policy(source / "actor"):
-        return CheckpointStore.open(source) / "actor"
+        if (fault := what_is_wrong(source)) is not None:
+            raise CheckpointError(
+                f"{source} is damaged: {fault}. Give another global_step_N folder, or the run's folder for the newest "
+                "whole one."
+            )
+        return source / "actor"
     raise CheckpointError(
         f"{source}: no checkpoint and no model. A run writes checkpoints with trainer.save_freq=N; give its folder, or "
         "one of its global_step_N folders."
@@ -80,7 +130,7 @@ def _is_policy(folder: Path) -> bool:
     return (folder / "config.json").is_file() or (folder / lora.CONFIG_FILE).is_file()
 
 
-def _merge(folder: Path, to: Path, base: str | None, trust_remote_code: bool) -> None:
+def _merge(folder: Path, to: Path, base: str | None, trust_remote_code: bool, dtype: str | None) -> None:
     """By peft's own reader, so that any LoRA adapter will do."""
     from peft import PeftModel
 
@@ -93,14 +143,31 @@ def _merge(folder: Path, to: Path, base: str | None, trust_remote_code: bool) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
-            merged: Any = PeftModel.from_pretrained(hf, str(folder)).merge_and_unload()
+            adapted = PeftModel.from_pretrained(hf, str(folder))
+            _require_same_names(folder, adapted)
+            merged: Any = adapted.merge_and_unload()
     except (ValueError, KeyError, RuntimeError, OSError) as error:  # what peft raises over files that do not fit
         raise ModelError(f"{folder}: peft cannot put this adapter on {path}: {error}") from error
     if (folder / "tokenizer_config.json").is_file():
-        save_folder(merged, to, None)
+        _save(merged, to, None, dtype)
         _copy(folder, to, besides=(*_NOT_OF_THE_MODEL, "adapter_", "README"))
     else:
-        save_folder(merged, to, load_tokenizer(path, trust_remote_code=trust_remote_code))
+        _save(merged, to, load_tokenizer(path, trust_remote_code=trust_remote_code), dtype)
+
+
+def _require_same_names(folder: Path, adapted: Any) -> None:
+    """Raises ModelError for weights of the adapter that peft did not place, or did not find: it only warns, if it does.
+    And for NaN."""
+    from peft import get_peft_model_state_dict
+
+    if not (folder / lora.WEIGHTS_FILE).is_file():
+        return
+    there = read_tensors(folder / lora.WEIGHTS_FILE, wrong=ModelError)
+    if strange := sorted(set(there) ^ set(get_peft_model_state_dict(adapted))):
+        raise ModelError(
+            f"{folder}: {len(strange)} weights of the adapter do not fit its adapter_config.json and the base model: "
+            f"{', '.join(strange[:3])}. Name the base that it was trained on with --base."
+        )
 
 
 def _base_folder(folder: Path, model: lora.BaseModel, given: str | None) -> Path:

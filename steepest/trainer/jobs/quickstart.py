@@ -21,18 +21,29 @@ from steepest.errors import ConfigError
 from steepest.registry import nearest
 from steepest.trainer.run.resume import set_aside
 
+PPO = "ppo"
+SFT_LOG_FREQ = 50
+RESPONSES = 256
+"""Responses of a step, whatever the size of groups; half of them make an update."""
+
+
 NEXT = """What to do next
   the same job on a real model and real problems:
     steepest prepare gsm8k --local-save-dir data/gsm8k
-    python -m steepest.trainer.main_ppo data.train_files=data/gsm8k/train.parquet \\
+    steepest ppo {preset}data.train_files=data/gsm8k/train.parquet \\
       data.val_files=data/gsm8k/test.parquet actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B-Instruct \\
-      data.train_batch_size=256 trainer.test_freq=10 trainer.save_freq=10
-  GRPO instead of PPO: add algorithm.adv_estimator=grpo actor_rollout_ref.rollout.n=8"""
+      trainer.test_freq=10 trainer.save_freq=10
+  {others}"""
 
 
-PPO = "ppo"
-RESPONSES = 256
-"""Responses of a step, whatever the size of groups; half of them make an update."""
+def next_steps(algorithm: str) -> str:
+    """What to do after the quickstart, with the algorithm that was chosen."""
+    if algorithm == PPO:
+        return NEXT.format(preset="", others="GRPO instead of PPO, without a critic: add --config-name grpo")
+    others = ", ".join(name for name in algorithms() if name not in (PPO, algorithm))
+    return NEXT.format(
+        preset=f"--config-name {algorithm} ", others=f"other presets: {others}; without --config-name it is PPO"
+    )
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ def run_quickstart(settings: Settings) -> int:
     samples_before = read_samples(Path(settings.folder) / "samples" / f"{first}.jsonl")
     samples_after = read_samples(Path(settings.folder) / "samples" / f"{last}.jsonl")
     print(story(before_sft.history[0], trained.history, samples_before, samples_after))
-    print(NEXT)
+    print(next_steps(settings.algorithm))
     print(
         f"quickstart: before_sft={before_sft.history[0]:.4f} before_ppo={trained.history[first]:.4f} "
         f"after_ppo={trained.history[last]:.4f} seconds={time.perf_counter() - began:.0f}",
@@ -133,6 +144,7 @@ def sft(settings: Settings) -> Path:
         "optim.betas=[0.9,0.98]",
         f"trainer.total_training_steps={settings.sft_steps}",
         "trainer.logger=brief",
+        f"trainer.log_freq={SFT_LOG_FREQ}",
         f"trainer.default_local_dir={settings.folder}/sft",
     ]
     say("3. supervised warm-up on imperfect demonstrations: steepest sft " + shlex.join(overrides))

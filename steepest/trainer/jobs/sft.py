@@ -9,14 +9,16 @@ from functools import partial
 from pathlib import Path
 
 import steepest
-from steepest.assembly.compute import SFT_MODEL, compute_settings, micro_batches
+from steepest.assembly.compute import SFT_MODEL, compute_settings, micro_batches, overrides
 from steepest.assembly.description import size_of
 from steepest.assembly.lora import load_policy
 from steepest.assembly.roles import optim_settings
 from steepest.config.key_names import SFT_KEYS
 from steepest.config.plan import SFTPlan, make_sft_plan
 from steepest.config.schema import SFTConfig
+from steepest.config.settle import settle_sft_batch, settle_sft_length
 from steepest.console import say
+from steepest.data.hub_sets import FOR_VALIDATION, local_files
 from steepest.data.sampler import PromptSampler
 from steepest.data.sft import SFTExample, encode_sft, load_sft_rows
 from steepest.devices.api import Device
@@ -25,14 +27,19 @@ from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.metrics import Metrics
 from steepest.learner.supervised import Supervised
 from steepest.loggers.api import Loggers
-from steepest.models.load import check_vocabulary, end_token_ids
+from steepest.models.load import check_vocabulary, check_window, end_token_ids, longest_sequence_of
 from steepest.process.openmp_waiting import adaptive_waiting
-from steepest.trainer.loop import Schedule, Timer, run_steps
+from steepest.process.stopping import STOP
+from steepest.progress import START
+from steepest.trainer.loop import BYTES_A_SECOND, Schedule, Timer, run_steps
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
+from steepest.trainer.run.hooks import is_finished, owes_validation, validation_history
 from steepest.trainer.run.metrics import memory_metrics
 from steepest.trainer.run.model_sources import ModelSources, sources_of
-from steepest.trainer.run.resume import find_start, require_work
-from steepest.trainer.run.summary import count, duration, table
+from steepest.trainer.run.resume import find_start, finished_message
+from steepest.trainer.run.summary import count, duration, saving, table
+
+LOSS = "val/loss"
 
 
 @dataclass(frozen=True)
@@ -52,11 +59,14 @@ class SFTStep:
     sampler: PromptSampler
     timed: Timer
     device: Device
+    learning: bool = False
 
     def __call__(self, step: int) -> Metrics:
         with self.timed("step"):
             chosen = [self.examples[i] for i in self.sampler.indices(step - 1)]
+            self.learning = True
             metrics = self.model.update(chosen)
+            self.learning = False
         metrics["perf/total_num_tokens"] = float(sum(len(example.token_ids) for example in chosen))
         return metrics | memory_metrics(self.device)
 
@@ -71,11 +81,16 @@ class SFTRun:
     store: CheckpointStore
     loggers: Loggers
     steps_per_epoch: int
-    schedule: Schedule
     history: dict[int, float]
+    owes_validation: bool
+    """See `hooks.owes_validation`; the start step is then validated first."""
 
     def before_training(self, start_step: int) -> None:
-        pass
+        if self.owes_validation:
+            self.validate(start_step)
+
+    def remember(self, step: int) -> None:
+        """The model is all of the state."""
 
     def save(self, step: int) -> None:
         writers = {"actor": partial(self.model.save, tokenizer=self.tokenizer)}
@@ -92,10 +107,11 @@ class SFTRun:
         if not self.val:
             return
         metrics = self.model.evaluate(self.val)
-        self.history[step] = metrics["val/loss"]
-        self.loggers.log(step, metrics)
-        if self.store.holds(step):
-            self.store.mark_best(step, -metrics["val/loss"])
+        with STOP.during("hold"):  # the row last, as in `hooks.Run`
+            if self.store.holds(step):
+                self.store.mark_best(step, -metrics[LOSS])
+            self.loggers.log(step, metrics)
+            self.history[step] = metrics[LOSS]
 
 
 @key_names(SFT_KEYS)
@@ -109,11 +125,15 @@ def run_sft(config: SFTConfig) -> SFTResult:
         messages_key=data.messages_key,
         prompt_key=data.prompt_key,
         answer_key=data.response_key,
+        ignored_columns=data.ignored_columns,
         seed=data.seed,
         note=say,
     )
-    train = load(data.train_files, max_samples=data.train_max_samples)
-    val = load(data.val_files, max_samples=data.val_max_samples, key="data.val_files") if data.val_files else []
+    fetch = partial(local_files, hub=data.hub, note=say)
+    with START.activity("reading the rows"):
+        train = load(fetch(data.train_files, key="data.train_files"), max_samples=data.train_max_samples)
+        val_files = fetch(data.val_files, key="data.val_files", splits=FOR_VALIDATION)
+        val = load(val_files, max_samples=data.val_max_samples, key="data.val_files") if val_files else []
     sources = sources_of(config.trainer)
     folder = sources.folder("model.path", model.path, model.hub, model.revision)
     tokenizer = open_tokenizer(model, "model", folder, sources, trust_remote_code=model.trust_remote_code)
@@ -125,15 +145,36 @@ def run_sft(config: SFTConfig) -> SFTResult:
         template_kwargs=data.apply_chat_template_kwargs,
         end_token_ids=end_token_ids(folder, tokenizer),
     )
-    train_examples, train_report = encode(train)
+    with START.activity("making tokens of the rows"):
+        train_examples, train_report = encode(train)
     say(f"train: {train_report.describe()}")
     val_examples, val_report = encode(val)
     if val:
         say(f"validation: {val_report.describe()}")
+    config = _settle(config, folder, len(train), max(train_report.longest, val_report.longest))
+    longest = config.data.max_length
+    check_window(folder, longest, trust_remote_code=model.trust_remote_code, override_config=overrides(model))
     with hold(Path(config.trainer.default_local_dir)), adaptive_waiting():
         result = _train(config, device, sources, folder, tokenizer, train_examples, val_examples)
-    say(f"finished in {duration(time.perf_counter() - began)}; the model is in {result.model}")
+    where = f"the model is in {result.model}" if result.model.is_dir() else "the model was not saved"
+    say(f"finished in {duration(time.perf_counter() - began)}; {where}")
     return result
+
+
+def _settle(config: SFTConfig, folder: Path, num_rows: int, longest: int) -> SFTConfig:
+    """Give keys that the user left open the values that suit the model and the rows, and say which."""
+    model = config.model
+    limit = longest_sequence_of(
+        folder,
+        config.data.max_length,
+        trust_remote_code=model.trust_remote_code,
+        override_config=overrides(model),
+    )
+    config, notes = settle_sft_length(config, limit, longest)
+    config, more = settle_sft_batch(config, num_rows)
+    for note in (*notes, *more):
+        say(note)
+    return config
 
 
 def _train(
@@ -152,18 +193,24 @@ def _train(
     store = open_store(run_folder, trainer.max_ckpt_to_keep)
     start = find_start(store, mode=trainer.resume_mode, resume_from_path=trainer.resume_from_path, say=say)
     start.refuse_entry("kl_controller")  # a PPO run's
-    require_work(start, total, can_validate=False)
-    model = _load(config, plan, device, start, folder)
+    schedule = Schedule(total, trainer.save_freq, trainer.test_freq if val else -1, trainer.save_last)
+    history = validation_history(run_folder / "metrics.jsonl", start, metric=LOSS)
+    result = SFTResult(run_folder / f"global_step_{total}" / "actor", history)
+    if is_finished(schedule, start, history):
+        say(finished_message(start.step, total, can_validate=False))
+        return result
+    with START.activity("loading the model"):
+        model = _load(config, plan, device, start, folder)
     check_vocabulary(model.model, tokenizer)
     model.model.check_length(data.max_length)
-    say(_summary(config, plan, model, device, len(train)))
-    # Without a frequency the model is saved once, at the end: a fine-tuned model that is not written is no result.
-    schedule = Schedule(total, trainer.save_freq if trainer.save_freq > 0 else total, trainer.test_freq)
+    say(_summary(config, plan, model, device, len(train), schedule))
+    STOP.grace, STOP.reserve = trainer.grace_seconds, model.checkpoint_bytes() / BYTES_A_SECOND
     with open_run_folder(config, trainer, run_folder, sources, total=total, start=start.step) as loggers:
-        run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, schedule, {})
+        owes = owes_validation(schedule, start, history)
+        run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, history, owes)
         step = SFTStep(model, train, sampler, Timer(device.synchronize), device)
-        run_steps(step, step.timed, schedule, run, start.step)
-    return SFTResult(run_folder / f"global_step_{total}" / "actor", run.history)
+        run_steps(step, step.timed, schedule, run, start.step, STOP)
+    return result
 
 
 def _load(config: SFTConfig, plan: SFTPlan, device: Device, start: Start, folder: Path) -> Supervised:
@@ -181,13 +228,16 @@ def _load(config: SFTConfig, plan: SFTPlan, device: Device, start: Start, folder
     return model
 
 
-def _summary(config: SFTConfig, plan: SFTPlan, model: Supervised, device: Device, num_examples: int) -> str:
+def _summary(
+    config: SFTConfig, plan: SFTPlan, model: Supervised, device: Device, num_examples: int, schedule: Schedule
+) -> str:
     rows = [
         ("device", device.describe()),
         ("model", f"{config.model.path}: {size_of(model).describe(count)}"),
         ("compute", f"{model.compute.dtype} over float32 weights"),
         ("attention", model.compute.attention.describe()),
         ("steps", f"{plan.total_steps} of {config.data.train_batch_size} samples, {num_examples} samples in all"),
+        ("saving", saving(schedule, config.trainer.default_local_dir, model.checkpoint_bytes())),
         *(("note", note) for note in plan.notes),
         ("run folder", config.trainer.default_local_dir),
     ]

@@ -145,6 +145,7 @@ def open_run_folder(
             config_dict(config),
             total_steps=total,
             start_step=start,
+            log_freq=trainer.log_freq,
         )
     except OSError as error:
         raise CheckpointError(

@@ -69,7 +69,7 @@ def rejected(m: Metrics, limits: Limits) -> str | None:
 
 
 def equal_groups(m: Metrics, limits: Limits) -> str | None:
-    if m.get("group/equal_ratio", 0.0) < 1.0:
+    if m.get("group/equal_ratio", 0.0) < 1.0 or no_signal(m, limits) is not None:  # which says more
         return None
     return "within every prompt all responses have the same score: a group-relative estimator learns nothing this step"
 

@@ -14,11 +14,12 @@ from yaml import YAMLError
 
 from steepest.console import say, shortened
 from steepest.errors import SteepestError
-from steepest.learner.checkpoint import CheckpointStore
+from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.metrics import Metrics
 from steepest.loggers.api import Loggers
 from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.loggers.rows import dumps
+from steepest.process.stopping import STOP
 from steepest.trainer.loop import Schedule
 from steepest.trainer.run.health import Health
 from steepest.trainer.run.metrics import speed_metrics
@@ -27,11 +28,22 @@ from steepest.trainer.run.validation import Evaluation, Evaluator
 ACCURACY = "val/accuracy"
 
 
-def validation_history(metrics_file: Path) -> dict[int, float]:
-    """Step -> accuracy of every validation in a run's metrics.jsonl, earlier starts of the same run included."""
-    if not metrics_file.exists():
+def validation_history(metrics_file: Path, start: Start, *, metric: str = ACCURACY) -> dict[int, float]:
+    """Step -> result of every validation of this run before `start`, from its metrics.jsonl."""
+    if start.step == 0 or not metrics_file.exists():
         return {}
-    return {step: row[ACCURACY] for step, row in read_metrics(metrics_file).items() if ACCURACY in row}
+    rows = read_metrics(metrics_file).items()
+    return {step: row[metric] for step, row in rows if metric in row and step <= start.step}
+
+
+def owes_validation(schedule: Schedule, start: Start, history: Mapping[int, float]) -> bool:
+    """Whether the run was killed after it had saved the step that it starts from, and before it had validated it."""
+    return schedule.tests(start.step) and start.step not in history
+
+
+def is_finished(schedule: Schedule, start: Start, history: Mapping[int, float]) -> bool:
+    """Whether no step and no validation is left."""
+    return start.step >= schedule.total_steps and not owes_validation(schedule, start, history)
 
 
 @dataclass
@@ -44,7 +56,7 @@ class Run:
     writers: Mapping[str, Callable[[Path], None]]
     """Sub-folder of a checkpoint -> what writes it."""
     state: Callable[[], dict[str, Any]]
-    """What a resumed run needs in addition to the folders of `writers`."""
+    """What a resumed run needs in addition to the folders of `writers`, as it is now."""
     checkpoint_bytes: int
     """About how much disk one checkpoint takes."""
     evaluator: Evaluator
@@ -55,16 +67,22 @@ class Run:
     sample_log: SampleLog
     num_logged_samples: int
     validation_data_dir: str | None
+    owes_validation: bool = False
+    """See `owes_validation`; the start step is then validated first."""
     history: dict[int, float] = field(default_factory=dict)
+    remembered: dict[str, Any] = field(default_factory=dict)
 
     def before_training(self, start_step: int) -> None:
         """Validation before the first step; after a kill between saving and validating, the one that is missing."""
-        missing = self.schedule.tests(start_step) and start_step not in self.history
-        if missing or (start_step == 0 and self.val_before_train):
+        if self.owes_validation or (start_step == 0 and self.val_before_train):
             self.validate(start_step)
 
+    def remember(self, step: int) -> None:
+        """Note the state at the end of a step: what ends the next one early may have changed it, the weights not."""
+        self.remembered = self.state()
+
     def save(self, step: int) -> None:
-        self.store.save(step, self.writers, {"step": step, **self.state()}, expected_bytes=self.checkpoint_bytes)
+        self.store.save(step, self.writers, {"step": step, **self.remembered}, expected_bytes=self.checkpoint_bytes)
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Warnings first, then the step's line. Metrics are written even when saving the step failed."""
@@ -76,15 +94,19 @@ class Run:
         self.loggers.log(step, metrics)
 
     def validate(self, step: int) -> None:
-        """Score the validation set, print one line and remember the best step."""
+        """Score the validation set, remember the best step, and print one line.
+
+        The row in metrics.jsonl comes last: a run that was killed before it validates the step again.
+        """
         start = time.perf_counter()
         found = self.evaluator()
         metrics = {**found.metrics, ACCURACY: found.score, "timing_s/testing": time.perf_counter() - start}
-        self.loggers.log(step, metrics)
-        self.history[step] = found.score
-        self._write_samples(step, found)
-        if self.store.holds(step):
-            self.store.mark_best(step, found.score)
+        with STOP.during("hold"):
+            self._write_samples(step, found)
+            if self.store.holds(step):
+                self.store.mark_best(step, found.score)
+            self.loggers.log(step, metrics)
+            self.history[step] = found.score
 
     def close(self) -> None:
         self.loggers.close()

@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from steepest.errors import CheckpointError
 from steepest.learner.checkpoint import FROM_NOTHING, CheckpointStore, Start
 
 
@@ -39,6 +38,8 @@ def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | Non
         return FROM_NOTHING
     store.goes_on_from(found)
     state = store.state(found)
+    if mode == "auto":
+        store.settle(int(state["step"]))
     say(f"resuming from step {state['step']}: {found}")
     return Start(int(state["step"]), found, state)
 
@@ -68,12 +69,12 @@ def set_aside(folder: Path) -> Path | None:
     return target
 
 
-def require_work(start: Start, total_steps: int, *, can_validate: bool = True) -> None:
-    """A run that has nothing left to do ends with an error, not with success and no result."""
-    if start.step >= total_steps:
-        validate = "set trainer.val_only=True to validate, " if can_validate else ""
-        raise CheckpointError(
-            f"nothing to do: the run stands at step {start.step} and trainer.total_training_steps is {total_steps}. "
-            "Raise trainer.total_training_steps or trainer.total_epochs to go on, "
-            f"{validate}or choose another trainer.experiment_name (or trainer.resume_mode=disable) to start afresh."
-        )
+def finished_message(step: int, total_steps: int, *, can_validate: bool = True) -> str:
+    """What the command of a run says that is finished already. It is no error: scripts start a run again until it is
+    done."""
+    validate = "trainer.val_only=True validates again; " if can_validate else ""
+    return (
+        f"the run is finished: it stands at step {step} and trainer.total_training_steps is {total_steps}. To go on, "
+        f"raise trainer.total_training_steps or trainer.total_epochs; {validate}another trainer.experiment_name (or "
+        "trainer.resume_mode=disable) starts afresh."
+    )

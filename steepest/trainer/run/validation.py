@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from steepest.data.prompts import Prompt
 from steepest.data.sampler import batches
 from steepest.learner.metrics import Metrics
+from steepest.progress import STEP
 from steepest.rewards.api import RewardResult
 from steepest.rollout.api import SamplingParams
 from steepest.trainer.experience.scoring import Scorer, sample_records
@@ -39,6 +40,10 @@ class Evaluator:
     pad_id: int
 
     def __call__(self) -> Evaluation:
+        with STEP.activity("validation", len(self.prompts)) as answered:
+            return self._evaluate(answered.advance)
+
+    def _evaluate(self, advance: Callable[[int], None]) -> Evaluation:
         records: list[dict[str, Any]] = []
         results: list[RewardResult] = []
         truncated = tokens = 0
@@ -49,6 +54,7 @@ class Evaluator:
             scored = self.scorer.results(batch, texts)
             results += scored
             records += sample_records(batch, texts, scored)
+            advance(len(rows))
             truncated += int(batch.truncated.sum())
             tokens += int(batch.response_lengths.sum())
         metrics = accuracy_metrics(records, results, num_samples=self.sampling.n)
@@ -92,4 +98,6 @@ def accuracy_metrics(
         if formats:
             metrics[f"val-aux/{source}/format_rate"] = sum(formats) / len(formats)
     metrics["val-aux/error_rate"] = sum(r.score is None for r in results) / len(results)
+    if any(r.timed_out for r in results):
+        metrics["val-aux/timeout_rate"] = sum(r.timed_out for r in results) / len(results)
     return metrics

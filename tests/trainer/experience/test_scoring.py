@@ -48,6 +48,8 @@ def test_reward_metrics_keep_correctness_and_format_apart():
     assert metrics["reward/error_rate"] == 0.25
     assert metrics["reward/format_rate"] == 2 / 3
     assert metrics["reward/acc"] == 1 / 3
+    assert "reward/timeout_rate" not in metrics
+    assert reward_metrics([*results, RewardResult(0.0, timed_out=True)])["reward/timeout_rate"] == 1 / 5
 
 
 def test_every_response_is_scored_against_its_own_prompt():
@@ -125,3 +127,13 @@ def test_batch_metrics_against_hand_counted_numbers():
     assert abs(metrics["response_length/clip_ratio"] - 1 / 3) < 1e-6
     assert metrics["group/equal_ratio"] == 0.5  # group 0 has 1 and 0, group 1 is alone
     assert "critic/values/mean" not in metrics
+
+
+def test_tokens_without_a_text_are_counted_over_the_policy_s_own():
+    """Responses [5, 6, 7], [5], [5, 6] by a tokenizer that has no 6: 2 of 6 tokens. Padding (0) does not count."""
+    batch = three_rows()
+    known = torch.tensor([1, 5, 7])
+    scorer = Scorer(FakePool(lambda request: RewardResult(1.0)), NumberTokenizer(), text_ids=known)
+    found = Finished(lambda step: Experience(batch, []), count=scorer.without_text)(1)
+    assert abs(found.metrics["rollout/no_text_ratio"] - 2 / 6) < 1e-6
+    assert Scorer(scorer.rewards, NumberTokenizer()).without_text(batch) == {}

@@ -15,6 +15,7 @@ from steepest.trainer.jobs.quickstart import (
     algorithms,
     job_overrides,
     main,
+    next_steps,
     ppo_overrides,
     run_quickstart,
     story,
@@ -82,3 +83,12 @@ def test_an_algorithm_without_a_preset_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="--algorithm rlo: there is no such preset. Did you mean rloo"):
         main(folder=tmp_path / "quickstart", algorithm="rlo")
     assert not (tmp_path / "quickstart").exists()
+
+
+@pytest.mark.parametrize("name", algorithms())
+def test_the_advice_at_the_end_is_about_what_was_chosen(name):
+    text = next_steps(name)
+    command, _, others = text.partition("trainer.save_freq=10\n")
+    assert (f"--config-name {name} " in command) == (name != "ppo")
+    assert name not in re.split(r"[ ,;:]+", others.replace("it is PPO", "").replace("of PPO", ""))
+    assert ("GRPO" in text) == (name == "ppo")

@@ -169,3 +169,19 @@ def test_a_run_out_of_memory_names_the_keys_of_this_job(toy, tmp_path, capsys):
         said = capsys.readouterr().err
         assert said.startswith("error: model update: a micro-batch of ") and words in said
         assert "or set model.enable_gradient_checkpointing=true, or take a smaller model." in said
+
+
+def test_defaults_larger_than_model_and_data_are_no_error(toy, tmp_path, capsys):
+    """A model with 100 positions, and fewer rows than the default batch: neither key was given."""
+    folder = tmp_path / "model"
+    shutil.copytree(toy["model"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 100}))
+    taken = ("model.path=", "data.max_length=", "data.train_batch_size=", "trainer.total_training_steps=")
+    argv = [item for item in overrides(toy, tmp_path / "run") if not item.startswith(taken)]
+    assert main([*argv, f"model.path={folder}", "trainer.total_training_steps=1"]) == 0
+    said = capsys.readouterr().out
+    assert "data.max_length=100 was chosen: the model takes no longer sequences (the default is 1024)." in said
+    assert "was chosen: there are no more rows." in said
+    saved = (tmp_path / "run" / "config.yaml").read_text()
+    assert "  max_length: 100  # derived from model.path\n" in saved

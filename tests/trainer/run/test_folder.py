@@ -10,7 +10,7 @@ from steepest.errors import CheckpointError, SteepestError
 from steepest.learner.checkpoint import FROM_NOTHING, Start
 from steepest.trainer.run import folder as start_module
 from steepest.trainer.run.hooks import changed_values, write_jsonl
-from steepest.trainer.run.resume import require_work
+from steepest.trainer.run.resume import finished_message
 from steepest.trainer.run.summary import end_summary
 from tests.support.machine import files_of_at_most
 
@@ -32,11 +32,11 @@ def test_a_checkpoint_of_another_job_is_refused_by_what_it_holds(tmp_path):
     assert FROM_NOTHING.folder("critic", Path("model")) == Path("model")
 
 
-def test_nothing_to_do_offers_only_what_the_job_has():
+def test_a_finished_run_offers_only_what_the_job_has():
     for can_validate in (True, False):
-        with pytest.raises(CheckpointError, match="nothing to do: the run stands at step 3") as caught:
-            require_work(Start(3, Path("x"), {}), 3, can_validate=can_validate)
-        assert ("trainer.val_only" in str(caught.value)) is can_validate
+        text = finished_message(3, 4, can_validate=can_validate)
+        assert text.startswith("the run is finished: it stands at step 3 and trainer.total_training_steps is 4.")
+        assert ("trainer.val_only" in text) is can_validate
 
 
 def test_a_folder_that_is_to_be_made_is_no_problem_and_one_below_a_file_is(tmp_path):
@@ -67,9 +67,9 @@ def test_a_kept_configuration_that_cannot_be_read_stops_no_run(tmp_path, capsys,
 def test_the_end_names_only_what_is_there(tmp_path):
     (tmp_path / "config.yaml").write_text("a: 1")
     (tmp_path / "samples.jsonl").touch()
-    text = end_summary({}, seconds=1, steps=2, folder=str(tmp_path))
+    text = end_summary({}, seconds=1, steps=2, folder=str(tmp_path), kept=False)
     assert f"{tmp_path} (config.yaml)\n" in text
-    assert "not saved: trainer.save_freq=-1 writes no checkpoint" in text
+    assert "not saved, as trainer.save_freq and trainer.save_last ask" in text
     (tmp_path / "global_step_2").mkdir()
     text = end_summary({}, seconds=1, steps=2, folder=str(tmp_path))
     assert text.endswith(f"{tmp_path} (config.yaml, 1 checkpoint(s))") and "not saved" not in text

@@ -64,3 +64,13 @@ def test_a_step_without_reward_says_nothing_about_the_critic():
 def test_a_young_critic_is_not_called_dead():
     m = {**HEALTHY, "critic/vf_explained_var": -0.5, "training/global_step": 3.0}
     assert Health()(m) == []
+
+
+def test_one_fact_is_one_warning():
+    """Equal scores everywhere are equal scores in every group."""
+    health = Health()
+    nothing = {**HEALTHY, "critic/score/max": 0.0, "critic/score/min": 0.0, "group/equal_ratio": 1.0}
+    (message,) = health(nothing)
+    assert "no reward signal" in message
+    (message,) = health({**HEALTHY, "group/equal_ratio": 1.0})
+    assert message.startswith("within every prompt")
