@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from steepest.config.describe import help_text
 from steepest.config.load import load_config, load_sft_config, save_config
 from steepest.config.schema import Config
 from steepest.config.settle import settle_batch, settle_lengths, settle_sft_batch, settle_sft_length
@@ -85,6 +86,11 @@ def test_a_run_that_goes_on_keeps_its_batch(
     assert sizes(config) == want
     if not words and want[0] == 512:
         assert notes == [f"data.train_batch_size=512, {MINI}=128, {CRITIC_MINI}=128: as at the run's last start."]
+
+
+def test_the_help_says_that_the_run_chooses_the_batch() -> None:
+    text = " ".join(help_text(Config, "steepest.trainer.main_ppo").split())
+    assert "Prompts a step; where it is not given, the run chooses it by device and rows and says so" in text
 
 
 def test_the_reference_command_keeps_its_sizes() -> None:

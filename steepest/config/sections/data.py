@@ -25,8 +25,8 @@ class DataConfig:
     val_files: RequiredFiles = ()
     """What to validate on, as `train_files`."""
     train_batch_size: Positive = 1024
-    """Prompts a step. The last incomplete batch of an epoch is left out. Where it is not given, the run chooses it by
-    device and rows and says so: about 512 responses on a card, 128 on a CPU."""
+    """Prompts a step; where it is not given, the run chooses it by device and rows and says so: about 512 responses on
+    a card, 128 on a CPU. The last incomplete batch of an epoch is left out."""
     val_batch_size: Positive | None = None
     """Prompts generated at once in validation; null: the whole set. The last partial batch is scored too."""
     max_prompt_length: Positive = 512
