@@ -144,7 +144,7 @@ class CheckpointStore:
             written = sum(p.stat().st_size for p in files_under(beside)) if beside.is_dir() else 0
             shutil.rmtree(beside, ignore_errors=True)
             if is_disk_full(error):
-                raise self._disk_full(step, max(needed, written)) from error
+                raise self._disk_full(step, max(needed, written), system_reason(error)) from error
             if isinstance(error, Exception) and (reason := system_reason(error)) is not None:
                 raise self._not_written(step, reason) from error
             raise
@@ -355,13 +355,15 @@ class CheckpointStore:
         }
         replace_text(self.folder / BEST, json.dumps(record, indent=1) + "\n", synced=True)
 
-    def _disk_full(self, step: int, needed: int) -> CheckpointError:
+    def _disk_full(self, step: int, needed: int, reason: str | None = None) -> CheckpointError:
+        """`reason`: what the system answered; a limit on the size of a file, or a quota, is no matter of free bytes."""
         free = free_bytes(self.folder)
         room = "no space" if free is None else f"{free} bytes free ({_human(free)})"
+        why = f" ({reason})" if reason else ""
         return CheckpointError(
-            f"checkpoint {_name(step)} cannot be written: the disk of {self.folder} has {room}, about {needed} bytes "
-            f"({_human(needed)}) are needed. {self._kept()} Free some space, point {setting('default_local_dir')} at "
-            f"another disk, or keep fewer with {setting('max_ckpt_to_keep')}."
+            f"checkpoint {_name(step)} cannot be written{why}: the disk of {self.folder} has {room}, about {needed} "
+            f"bytes ({_human(needed)}) are needed. {self._kept()} Free some space, point "
+            f"{setting('default_local_dir')} at another disk, or keep fewer with {setting('max_ckpt_to_keep')}."
         )
 
     def _not_written(self, step: int, reason: str) -> CheckpointError:
