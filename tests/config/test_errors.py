@@ -385,7 +385,7 @@ RULES = [
      "trainer.experiment_name='a/../b': has an empty part, . or .. between slashes, and it names a folder. Choose "
      "another."),
     (["trainer.project_name=~/runs"],
-     "trainer.project_name='~/runs': begins with ~, which a shell takes for a home folder, and it names a folder. "
+     "trainer.project_name='~/runs': begins with ~/, which a shell takes for a home folder, and it names a folder. "
      "Choose another."),
     (["trainer.project_name="],
      "trainer.project_name='': is empty, and it names a folder. Choose another."),

@@ -110,8 +110,8 @@ _LONGEST_NAME = NAME_BYTES - len(".old-999") - len(".lock")
 
 
 def _no_folder_name(value: str) -> str | None:
-    if value.startswith("~"):
-        return "begins with ~, which a shell takes for a home folder"
+    if value.startswith("~/"):
+        return "begins with ~/, which a shell takes for a home folder"
     if any(character < " " or character in "\x7f\x85\u2028\u2029" for character in value):
         return "holds a control character or a line break"
     for part in value.split("/"):
