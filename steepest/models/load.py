@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from steepest.errors import ModelError, setting
 from steepest.hub import local_model
-from steepest.models.architectures import text_config
+from steepest.models.architectures import parts_besides_text, text_config
 from steepest.models.causal_lm import CausalLM, check_length, longest_length
 from steepest.models.file_weights import (
     LANGUAGE_HEAD,
@@ -134,13 +134,13 @@ def load_causal_lm(
     Raises ModelError: missing or unreadable folder, missing weights, an architecture that cannot be packed.
     """
     source, extra = _source(Path(path))
-    config = _load_config(path, source, extra, trust_remote_code, override_config or {})
+    config, whole = _load_config(path, source, extra, trust_remote_code, override_config or {})
     with as_model_error(path, "causal language model"), quiet_transformers():
         hf, info = AutoModelForCausalLM.from_pretrained(
             source, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, dtype=dtype,
             ignore_mismatched_sizes=True, **_dequantised(extra),
         )  # fmt: skip
-    check_names(path, hf, info, other_heads=VALUE_HEAD)
+    check_names(path, hf, info, other_heads=VALUE_HEAD, other_parts=_other_parts(config, whole, info))
     check_tied(path, hf)
     _check_file(path, source, extra, hf)
     model = CausalLM(_finish(hf))
@@ -161,7 +161,7 @@ def load_value_model(
     else is as in `load_causal_lm`.
     """
     source, extra = _source(Path(path))
-    config = _load_config(path, source, extra, trust_remote_code, override_config or {})
+    config, whole = _load_config(path, source, extra, trust_remote_code, override_config or {})
     config.num_labels = 1
     has_class = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
     auto = AutoModelForTokenClassification if has_class else AutoModel
@@ -170,7 +170,10 @@ def load_value_model(
             source, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, dtype=dtype,
             ignore_mismatched_sizes=True, **_dequantised(extra),
         )  # fmt: skip
-    check_names(path, hf, info, other_heads=(*LANGUAGE_HEAD, *VALUE_HEAD), fresh_head=_HEADS_HERE)
+    check_names(
+        path, hf, info, other_heads=(*LANGUAGE_HEAD, *VALUE_HEAD), fresh_head=_HEADS_HERE,
+        other_parts=_other_parts(config, whole, info),
+    )  # fmt: skip
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     _check_file(path, source, extra, hf, but=fresh)
     model = ValueModel(_finish(hf)).to(dtype)
@@ -242,9 +245,11 @@ def _dequantised(extra: dict[str, str]) -> dict[str, Any]:
 
 def _load_config(
     path: Path | str, source: str, extra: dict[str, str], trust_remote_code: bool, override: Mapping[str, Any]
-) -> PretrainedConfig:
+) -> tuple[PretrainedConfig, PretrainedConfig]:
+    """The configuration of the language model, and the one of the whole, which may have other parts besides."""
     with as_model_error(path, "config"), quiet_transformers():
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+        whole = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+    config = text_config(path, whole)
     known = config.to_dict()
     for name, value in override.items():
         if name not in known:
@@ -253,7 +258,6 @@ def _load_config(
             raise ModelError(f"{_OVERRIDE_KEY}.{name}: {type(config).__name__} has no such entry.{hint}")
         setattr(config, name, value)
     check_pad_id(path, config)
-    whole, config = config, text_config(path, config)
     held = getattr(config, "dtype", None) or getattr(whole, "dtype", None)
     if held is not None and getattr(config, SOURCE_DTYPE, None) is None:
         setattr(config, SOURCE_DTYPE, str(held).removeprefix("torch."))
@@ -261,7 +265,12 @@ def _load_config(
         for name, value in part.to_dict().items():
             if _is_dropout(name) and isinstance(value, (int, float)):
                 setattr(part, name, 0.0)
-    return config
+    return config, whole
+
+
+def _other_parts(config: PretrainedConfig, whole: PretrainedConfig, info: Mapping[str, Any]) -> list[str]:
+    """The parts that the files may hold besides the language model: towers and projectors of a larger model."""
+    return [] if config is whole or not info["unexpected_keys"] else parts_besides_text(whole)
 
 
 def longest_sequence_of(
@@ -272,7 +281,7 @@ def longest_sequence_of(
     Raises ModelError for a configuration that cannot be read.
     """
     source, extra = _source(Path(path))
-    return longest_length(_load_config(path, source, extra, trust_remote_code, override_config or {}), wanted)
+    return longest_length(_load_config(path, source, extra, trust_remote_code, override_config or {})[0], wanted)
 
 
 def check_window(
@@ -280,7 +289,7 @@ def check_window(
 ) -> None:
     """`check_length` of the model of a folder, by its configuration alone: before its weights are loaded."""
     source, extra = _source(Path(path))
-    check_length(_load_config(path, source, extra, trust_remote_code, override_config or {}), length)
+    check_length(_load_config(path, source, extra, trust_remote_code, override_config or {})[0], length)
 
 
 def _is_dropout(name: str) -> bool:
