@@ -106,7 +106,8 @@ def end_token_ids(path: Path | str, tokenizer: Any) -> tuple[int, ...]:
             entries = PretrainedConfig.get_config_dict(where)[0]
         rows = {**entries, **(entries.get("text_config") or {})}.get("vocab_size")
         if not generation.is_file():
-            found |= _as_ids(entries.get("eos_token_id"), config, rows)
+            for part in (entries, entries.get("text_config") or {}):
+                found |= _as_ids(part.get("eos_token_id"), config, rows)
     if not extra and generation.is_file():
         with as_model_error(path, "generation config"):
             given = GenerationConfig.from_pretrained(where).eos_token_id
@@ -138,7 +139,7 @@ def load_causal_lm(
     with as_model_error(path, "causal language model"), quiet_transformers():
         hf, info = AutoModelForCausalLM.from_pretrained(
             source, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, dtype=dtype,
-            ignore_mismatched_sizes=True, **_dequantised(extra),
+            ignore_mismatched_sizes=True, **_names_in(config, whole), **_dequantised(extra),
         )  # fmt: skip
     check_names(path, hf, info, other_heads=VALUE_HEAD, other_parts=_other_parts(config, whole, info))
     check_tied(path, hf)
@@ -168,7 +169,7 @@ def load_value_model(
     with as_model_error(path, "value model"), quiet_transformers():
         hf, info = auto.from_pretrained(
             source, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, dtype=dtype,
-            ignore_mismatched_sizes=True, **_dequantised(extra),
+            ignore_mismatched_sizes=True, **_names_in(config, whole), **_dequantised(extra),
         )  # fmt: skip
     check_names(
         path, hf, info, other_heads=(*LANGUAGE_HEAD, *VALUE_HEAD), fresh_head=_HEADS_HERE,
@@ -266,6 +267,13 @@ def _load_config(
             if _is_dropout(name) and isinstance(value, (int, float)):
                 setattr(part, name, 0.0)
     return config, whole
+
+
+def _names_in(config: PretrainedConfig, whole: PretrainedConfig) -> dict[str, Any]:
+    """Arguments of from_pretrained: how the files of a larger model call the weights of its language model, where
+    transformers' text class alone does not know it (a critic of Llama 4)."""
+    names = {r"^language_model\.model\.": "model.", r"^language_model\.lm_head\.": "lm_head."}
+    return {} if config is whole else {"key_mapping": names}
 
 
 def _other_parts(config: PretrainedConfig, whole: PretrainedConfig, info: Mapping[str, Any]) -> list[str]:
