@@ -10,6 +10,7 @@ import typer
 
 from steepest import __version__
 from steepest.process.entry import guarded, leave, run_entry
+from steepest.process.streams import protect_streams
 
 if TYPE_CHECKING:
     from steepest.data.files import WrittenFile
@@ -239,6 +240,7 @@ def doctor(
 
 def main() -> None:
     """The console script."""
+    protect_streams()  # before typer prints a help
     try:
         app(prog_name="steepest")
     except SystemExit as end:

@@ -193,7 +193,7 @@ def base_of(folder: Path) -> BaseModel:
             return BaseModel(**json.loads((folder / BASE_FILE).read_text(encoding="utf-8")))
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         return BaseModel(config["base_model_name_or_path"], revision=config.get("revision"))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{folder}: {CONFIG_FILE} does not say which model the adapter belongs to ({error!r})."
         ) from error

@@ -34,6 +34,7 @@ from typing import Any
 
 from steepest.errors import ConfigError, setting
 from steepest.process.stopping import SIGNALS
+from steepest.process.streams import protect_streams
 from steepest.registry import Entry, load_file, nearest
 from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, data_source_names, read_outcome
 from steepest.rewards.process import Setup
@@ -236,6 +237,7 @@ def main() -> None:
     for fd in (wire_fd, lifeline):
         os.set_inheritable(fd, False)  # programs that a reward starts must not hold our wire open
     _print_to_stderr()
+    protect_streams()  # a reward that prints does not fail when the reader is gone
     _end_with_parent(lifeline, parent)
     with contextlib.suppress(EOFError, ConnectionError):  # the parent has closed the wire
         serve(Connection(wire_fd))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from steepest.console import say
 from steepest.learner.metrics import Metrics
@@ -113,7 +113,7 @@ class RunHooks(Protocol):
 
     def before_training(self, start_step: int) -> None: ...
     def remember(self, step: int) -> None: ...
-    def save(self, step: int) -> None: ...
+    def save(self, step: int, metrics: Metrics) -> None: ...
     def log(self, step: int, metrics: Metrics) -> None: ...
     def validate(self, step: int) -> None: ...
 
@@ -154,20 +154,22 @@ class _Steps:
     done: int
     tried: int
     saved: int
+    metrics: Metrics = field(default_factory=dict)
+    """The metrics of the last whole step. They go into its checkpoint, so that a kill before its row loses nothing."""
 
     def run(self) -> None:
         for number in range(self.start + 1, self.schedule.total_steps + 1):
             self.end_if_asked()
             with self.stop.during("hold"):
                 with self.stop.during("step"):
-                    metrics: dict[str, Any] = self.step(number)
+                    metrics = self.step(number)
                 self.hooks.remember(number)
-                self.done = number
+                self.done, self.metrics = number, metrics | self.timed.flush()
                 try:
                     if self.schedule.saves(number):
                         self.save()
                 finally:
-                    self.hooks.log(number, metrics | self.timed.flush())
+                    self.hooks.log(number, self.metrics | self.timed.flush())
             if number < self.schedule.total_steps or self.schedule.tests(number):  # else the run has ended anyway
                 self.end_if_asked()
             if self.schedule.tests(number):
@@ -181,7 +183,7 @@ class _Steps:
         """Save the last whole step, and measure for the next signal how long that takes."""
         self.tried, before = self.done, self.timed.seconds.get("save_checkpoint", 0.0)
         with self.timed("save_checkpoint"):
-            self.hooks.save(self.done)
+            self.hooks.save(self.done, self.metrics)
         self.saved = self.done
         self.stop.reserve = max(self.stop.reserve, self.timed.seconds["save_checkpoint"] - before)
 

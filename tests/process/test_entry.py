@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -159,3 +160,32 @@ def test_commands_end_that_way(tmp_path: Path) -> None:
             [sys.executable, "-c", first.format(arguments) + words], capture_output=True, text=True, cwd=tmp_path
         )
         assert done.returncode == code and "later than the end" not in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/a/b"),
+            "error: /a/b: No space left on device. Make room, or",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/a"),
+            "error: /a: Permission denied. Make room, or see to",
+        ),
+        (
+            Exception("Error: I/O error: No space (os error 28)"),
+            "error: Error: I/O error: No space (os error 28). Make",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_told_without_traceback(
+    capsys: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
+    assert guarded(lambda: fail(error)) == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_file_that_is_missing_is_a_bug_where_nobody_has_looked_for_it() -> None:
+    with pytest.raises(FileNotFoundError):
+        guarded(lambda: fail(FileNotFoundError(errno.ENOENT, "No such file", "/a")))

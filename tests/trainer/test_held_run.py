@@ -25,6 +25,7 @@ from steepest.trainer.experience.response_text import ResponseText
 from steepest.trainer.experience.scoring import Scorer
 from steepest.trainer.experience.single_turn import StepRollouts
 from steepest.trainer.jobs.ppo import encode_rows, load_rows, run_ppo
+from steepest.trainer.run.inputs import Inputs
 from tests.support.fake_parts import FakePool
 from tests.support.toy_run import make_toy, toy_overrides
 from tests.trainer.test_golden import digit
@@ -60,7 +61,7 @@ def train(toy, *words: str, held: bool) -> tuple[list[dict[str, float]], dict[st
     """(metrics of three steps, weights that they trained, description of the roles)."""
     config, device = load_config(toy_overrides(toy, toy["model"].parent / "run", *RUN, *words)), CPUDevice()
     tokenizer, folders = load_tokenizer(toy["model"]), {"actor": toy["model"], "critic": toy["model"]}
-    data = encode_rows(config, load_rows(config), tokenizer).train
+    data = encode_rows(config, load_rows(config), tokenizer, Inputs()).train
     plan, position = make_plan(config, len(data)), PromptPosition()
     torch.manual_seed(0)
     models = build_models(config, plan, FROM_NOTHING, folders, device)

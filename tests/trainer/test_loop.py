@@ -28,7 +28,7 @@ class RecordingHooks:
     def remember(self, step: int) -> None:
         self.remembered = step
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, metrics: dict[str, float]) -> None:
         assert self.remembered == step
         self._call(f"save {step}")
 

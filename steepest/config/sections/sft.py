@@ -21,6 +21,7 @@ from steepest.config.sections.model import (
     template_problems,
 )
 from steepest.config.sections.trainer import (
+    names_make_a_folder,
     one_process,
     resolve_folder,
     resume_path_is_given,
@@ -159,6 +160,7 @@ def one_sample_fits(c: SFTConfig, is_set: IsSet) -> Iterator[str]:
         )
 
 
+SECTION.rule("trainer.project_name", "trainer.experiment_name")(names_make_a_folder)
 SECTION.rule("trainer.nnodes", "trainer.n_gpus_per_node")(one_process)
 SECTION.rule("trainer.resume_mode", "trainer.resume_from_path")(resume_path_is_given)
 SECTION.rule("data.train_max_samples", "data.train_batch_size")(a_batch_is_full)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from steepest.config.checks import Deriver, IsSet, NoEffect, Section, names_of
 from steepest.config.types import (
     DERIVED,
+    NAME_BYTES,
     DeviceName,
     File,
     LoggerName,
@@ -93,6 +94,30 @@ def resolve_folder(d: Deriver) -> None:
     """The run folder."""
     folder = f"checkpoints/{d['trainer.project_name']}/{d['trainer.experiment_name']}"
     d.fill("trainer.default_local_dir", folder, "trainer.experiment_name")
+
+
+@SECTION.rule("trainer.project_name", "trainer.experiment_name")
+def names_make_a_folder(c: Config | SFTConfig, is_set: IsSet) -> Iterator[str]:
+    """Also where the folder is given: loggers make folders and addresses of the names."""
+    for name in ("project_name", "experiment_name"):
+        value = str(getattr(c.trainer, name))
+        if problem := _no_folder_name(value):
+            yield f"trainer.{name}={value[:60]!r}: {problem}, and it names a folder. Choose another."
+
+
+_LONGEST_NAME = NAME_BYTES - len(".old-999") - len(".lock")
+"""Longest name of a run folder: its lock and an earlier run set aside stand next to it."""
+
+
+def _no_folder_name(value: str) -> str | None:
+    if any(character < " " or character in "\x7f\x85\u2028\u2029" for character in value):
+        return "holds a control character or a line break"
+    for part in value.split("/"):
+        if part.strip() in ("", ".", ".."):
+            return "is empty" if not value.strip() else "has an empty part, . or .. between slashes"
+        if len(part.encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
+            return f"is longer than {_LONGEST_NAME} bytes"
+    return None
 
 
 @SECTION.rule("trainer.nnodes", "trainer.n_gpus_per_node")

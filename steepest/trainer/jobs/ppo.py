@@ -52,7 +52,15 @@ from steepest.trainer.loop import BYTES_A_SECOND, Schedule, run_steps
 from steepest.trainer.ppo import Observer
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.run.health import Health, Limits
-from steepest.trainer.run.hooks import Run, is_finished, owes_validation, validation_history, write_jsonl
+from steepest.trainer.run.hooks import (
+    Run,
+    is_finished,
+    owes_validation,
+    unlogged_row,
+    validation_history,
+    write_jsonl,
+)
+from steepest.trainer.run.inputs import Inputs, inputs_of
 from steepest.trainer.run.model_sources import ModelSources, sources_of
 from steepest.trainer.run.resume import find_start, finished_message
 from steepest.trainer.run.summary import end_summary, start_summary
@@ -99,17 +107,19 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
         for note in rewards.check(*rows.sources_and_columns()):
             say(note)
         model = config.actor_rollout_ref.model
-        sources, section = sources_of(config.trainer), "actor_rollout_ref.model"
+        sources, inputs, section = sources_of(config.trainer), inputs_of(config.trainer), "actor_rollout_ref.model"
         folders = {"actor": sources.folder(f"{section}.path", model.path, model.hub, model.revision)}
         trust = config.data.trust_remote_code
         tokenizer = open_tokenizer(model, section, folders["actor"], sources, trust_remote_code=trust)
         with START.activity("making tokens of the prompts"):
-            data = encode_rows(config, rows, tokenizer)
+            data = encode_rows(config, rows, tokenizer, inputs)
+        inputs.add_code(config)
+        inputs.add_machine(device.describe())
         config, data = settle(config, data, device, folders["actor"])
         check_model(config, folders["actor"])
         laps.lap("data")
         add_reward_model(rewards, config, sources, device)
-        job = Job(config, device, rewards, sources, folders, tokenizer, data, observers)
+        job = Job(config, device, rewards, sources, inputs, folders, tokenizer, data, observers)
         with hold(job.folder):
             return job.run(laps)
 
@@ -165,18 +175,24 @@ def check_ground_truths(prompts: Sequence[Prompt], functions: Sequence[WeightedF
             )
 
 
-def encode_rows(config: Config, rows: Data, tokenizer: Any) -> Data:
+def encode_rows(config: Config, rows: Data, tokenizer: Any, inputs: Inputs) -> Data:
+    """The prompts as the model reads them. `inputs` gets what they are, before and after."""
     data = config.data
+    inputs.add_tokenizer(tokenizer)
     encode = partial(
         encode_prompts,
         tokenizer=tokenizer,
         max_prompt_length=data.max_prompt_length,
         truncation=data.truncation,
         filter_overlong=data.filter_overlong_prompts,
-        template_kwargs=data.apply_chat_template_kwargs,
+        template_kwargs=inputs.template_kwargs(data.apply_chat_template_kwargs, tokenizer),
     )
     train, train_report = encode(rows.train)
     val, val_report = encode(rows.val)
+    for key, prompts, encoded in (("train", rows.train, train), ("val", rows.val, val)):
+        rows_of = ([p.messages, p.data_source, p.ground_truth, p.extra_info] for p in prompts)
+        inputs.add(f"data.{key}_files", rows_of, f"{len(prompts)} rows")
+        inputs.add(f"tokens of data.{key}_files", (p.token_ids for p in encoded), f"{len(encoded)} prompts")
     return Data(train, val, (f"train: {train_report.describe()}", f"validation: {val_report.describe()}"))
 
 
@@ -212,12 +228,13 @@ class Job:
         device: Device,
         rewards: Rewards,
         sources: ModelSources,
+        inputs: Inputs,
         folders: dict[str, Path],
         tokenizer: Any,
         data: Data,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.sources, self.observers = sources, observers
+        self.sources, self.inputs, self.observers = sources, inputs, observers
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
         writer = ResponseText(tokenizer, config.reward.skip_special_tokens, end_token_ids(folders["actor"], tokenizer))
         self.scorer = Scorer(rewards, writer, rewards.costs, text_ids(tokenizer))
@@ -241,8 +258,9 @@ class Job:
         start = find_start(
             store, mode=config.trainer.resume_mode, resume_from_path=config.trainer.resume_from_path, say=say
         )
-        history = validation_history(self.folder / "metrics.jsonl", start)
-        if not config.trainer.val_only and is_finished(self.schedule, start, history):
+        metrics = self.folder / "metrics.jsonl"
+        history = validation_history(metrics, start)
+        if not config.trainer.val_only and is_finished(self.schedule, start, history, metrics):
             say(finished_message(start.step, self.plan.total_steps))
             return Result(self.folder, history)
         with START.activity("loading the models and the engine"):
@@ -311,7 +329,11 @@ class Job:
         trainer = self.config.trainer
         kept, owes = self._records_kept(start), owes_validation(self.schedule, start, history)
         total = self.plan.total_steps
-        loggers = open_run_folder(self.config, trainer, self.folder, self.sources, total=total, start=kept)
+        lost = unlogged_row(self.folder / "metrics.jsonl", start)
+        sources, inputs = self.sources, self.inputs
+        loggers = open_run_folder(self.config, trainer, self.folder, sources, inputs, total=total, start=kept)
+        if lost is not None:
+            loggers.log(start.step, lost)
         return Run(
             folder=self.folder,
             loggers=loggers,

@@ -33,7 +33,16 @@ from steepest.process.stopping import STOP
 from steepest.progress import START
 from steepest.trainer.loop import BYTES_A_SECOND, Schedule, Timer, run_steps
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
-from steepest.trainer.run.hooks import is_finished, owes_validation, validation_history
+from steepest.trainer.run.hooks import (
+    GLOBAL_STEP,
+    METRICS,
+    is_finished,
+    kept_row,
+    owes_validation,
+    unlogged_row,
+    validation_history,
+)
+from steepest.trainer.run.inputs import Inputs, inputs_of
 from steepest.trainer.run.metrics import memory_metrics
 from steepest.trainer.run.model_sources import ModelSources, sources_of
 from steepest.trainer.run.resume import find_start, finished_message
@@ -92,16 +101,21 @@ class SFTRun:
     def remember(self, step: int) -> None:
         """The model is all of the state."""
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, metrics: Metrics) -> None:
         writers = {"actor": partial(self.model.save, tokenizer=self.tokenizer)}
-        state = {"step": step, "version": steepest.__version__}
+        state = {"step": step, "version": steepest.__version__, METRICS: kept_row(self._row(step, metrics))}
         self.store.save(step, writers, state, expected_bytes=self.model.checkpoint_bytes())
 
     def log(self, step: int, metrics: Metrics) -> None:
-        metrics["training/global_step"] = float(step)
-        metrics["training/epoch"] = float((step - 1) // self.steps_per_epoch)
-        metrics["perf/throughput"] = metrics["perf/total_num_tokens"] / metrics["timing_s/step"]
-        self.loggers.log(step, metrics)
+        self.loggers.log(step, self._row(step, metrics))
+
+    def _row(self, step: int, metrics: Metrics) -> Metrics:
+        return {
+            **metrics,
+            GLOBAL_STEP: float(step),
+            "training/epoch": float((step - 1) // self.steps_per_epoch),
+            "perf/throughput": metrics["perf/total_num_tokens"] / metrics["timing_s/step"],
+        }
 
     def validate(self, step: int) -> None:
         if not self.val:
@@ -134,7 +148,7 @@ def run_sft(config: SFTConfig) -> SFTResult:
         train = load(fetch(data.train_files, key="data.train_files"), max_samples=data.train_max_samples)
         val_files = fetch(data.val_files, key="data.val_files", splits=FOR_VALIDATION)
         val = load(val_files, max_samples=data.val_max_samples, key="data.val_files") if val_files else []
-    sources = sources_of(config.trainer)
+    sources, inputs = sources_of(config.trainer), inputs_of(config.trainer)
     folder = sources.folder("model.path", model.path, model.hub, model.revision)
     tokenizer = open_tokenizer(model, "model", folder, sources, trust_remote_code=model.trust_remote_code)
     encode = partial(
@@ -142,7 +156,7 @@ def run_sft(config: SFTConfig) -> SFTResult:
         tokenizer=tokenizer,
         max_length=data.max_length,
         truncation=data.truncation,
-        template_kwargs=data.apply_chat_template_kwargs,
+        template_kwargs=inputs.template_kwargs(data.apply_chat_template_kwargs, tokenizer),
         end_token_ids=end_token_ids(folder, tokenizer),
     )
     with START.activity("making tokens of the rows"):
@@ -151,11 +165,16 @@ def run_sft(config: SFTConfig) -> SFTResult:
     val_examples, val_report = encode(val)
     if val:
         say(f"validation: {val_report.describe()}")
+    inputs.add_tokenizer(tokenizer)
+    inputs.add_machine(device.describe())
+    for key, examples in (("train", train_examples), ("val", val_examples)):
+        parts = ([example.token_ids, example.loss_mask] for example in examples)
+        inputs.add(f"tokens of data.{key}_files", parts, f"{len(examples)} samples")
     config = _settle(config, folder, len(train), max(train_report.longest, val_report.longest))
     longest = config.data.max_length
     check_window(folder, longest, trust_remote_code=model.trust_remote_code, override_config=overrides(model))
     with hold(Path(config.trainer.default_local_dir)), adaptive_waiting():
-        result = _train(config, device, sources, folder, tokenizer, train_examples, val_examples)
+        result = _train(config, device, sources, inputs, folder, tokenizer, train_examples, val_examples)
     where = f"the model is in {result.model}" if result.model.is_dir() else "the model was not saved"
     say(f"finished in {duration(time.perf_counter() - began)}; {where}")
     return result
@@ -181,6 +200,7 @@ def _train(
     config: SFTConfig,
     device: Device,
     sources: ModelSources,
+    inputs: Inputs,
     folder: Path,
     tokenizer: object,
     train: Sequence[SFTExample],
@@ -194,9 +214,10 @@ def _train(
     start = find_start(store, mode=trainer.resume_mode, resume_from_path=trainer.resume_from_path, say=say)
     start.refuse_entry("kl_controller")  # a PPO run's
     schedule = Schedule(total, trainer.save_freq, trainer.test_freq if val else -1, trainer.save_last)
-    history = validation_history(run_folder / "metrics.jsonl", start, metric=LOSS)
+    metrics = run_folder / "metrics.jsonl"
+    history = validation_history(metrics, start, metric=LOSS)
     result = SFTResult(run_folder / f"global_step_{total}" / "actor", history)
-    if is_finished(schedule, start, history):
+    if is_finished(schedule, start, history, metrics):
         say(finished_message(start.step, total, can_validate=False))
         return result
     with START.activity("loading the model"):
@@ -205,7 +226,10 @@ def _train(
     model.model.check_length(data.max_length)
     say(_summary(config, plan, model, device, len(train), schedule))
     STOP.grace, STOP.reserve = trainer.grace_seconds, model.checkpoint_bytes() / BYTES_A_SECOND
-    with open_run_folder(config, trainer, run_folder, sources, total=total, start=start.step) as loggers:
+    lost = unlogged_row(metrics, start)
+    with open_run_folder(config, trainer, run_folder, sources, inputs, total=total, start=start.step) as loggers:
+        if lost is not None:
+            loggers.log(start.step, lost)
         owes = owes_validation(schedule, start, history)
         run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, history, owes)
         step = SFTStep(model, train, sampler, Timer(device.synchronize), device)

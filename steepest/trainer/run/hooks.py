@@ -9,23 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from steepest.console import say, shortened
 from steepest.errors import SteepestError
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.metrics import Metrics
-from steepest.loggers.api import Loggers
+from steepest.loggers.api import Loggers, as_number
 from steepest.loggers.jsonl import SampleLog, read_metrics
-from steepest.loggers.rows import dumps
+from steepest.loggers.rows import dumps, plain, restored
 from steepest.process.stopping import STOP
 from steepest.trainer.loop import Schedule
 from steepest.trainer.run.health import Health
 from steepest.trainer.run.metrics import speed_metrics
+from steepest.trainer.run.resume import UNREADABLE
 from steepest.trainer.run.validation import Evaluation, Evaluator
 
 ACCURACY = "val/accuracy"
+GLOBAL_STEP = "training/global_step"
+"""Stands in the row of a training step, and not in that of a validation."""
+METRICS = "metrics"
+"""Entry of a checkpoint's state: the row of its step."""
 
 
 def validation_history(metrics_file: Path, start: Start, *, metric: str = ACCURACY) -> dict[int, float]:
@@ -41,9 +44,27 @@ def owes_validation(schedule: Schedule, start: Start, history: Mapping[int, floa
     return schedule.tests(start.step) and start.step not in history
 
 
-def is_finished(schedule: Schedule, start: Start, history: Mapping[int, float]) -> bool:
-    """Whether no step and no validation is left."""
-    return start.step >= schedule.total_steps and not owes_validation(schedule, start, history)
+def is_finished(schedule: Schedule, start: Start, history: Mapping[int, float], metrics_file: Path) -> bool:
+    """Whether no step, no validation and no row of the metrics is left to do."""
+    over = start.step >= schedule.total_steps and not owes_validation(schedule, start, history)
+    return over and unlogged_row(metrics_file, start) is None
+
+
+def kept_row(metrics: Metrics) -> dict[str, Any]:
+    """The row of a step as a checkpoint's state holds it."""
+    return plain({name: as_number(name, value) for name, value in metrics.items()})
+
+
+def unlogged_row(metrics_file: Path, start: Start) -> Metrics | None:
+    """The metrics of the step that a run resumes from, if a kill fell between its checkpoint and its row.
+
+    None where the checkpoint is another run's: the record of this one begins with its own first step.
+    """
+    kept = start.state.get(METRICS)
+    if start.checkpoint is None or kept is None or start.checkpoint.resolve().parent != metrics_file.resolve().parent:
+        return None
+    logged = read_metrics(metrics_file).get(start.step, {}) if metrics_file.exists() else {}
+    return None if GLOBAL_STEP in logged else restored(kept)
 
 
 @dataclass
@@ -81,14 +102,18 @@ class Run:
         """Note the state at the end of a step: what ends the next one early may have changed it, the weights not."""
         self.remembered = self.state()
 
-    def save(self, step: int) -> None:
-        self.store.save(step, self.writers, {"step": step, **self.remembered}, expected_bytes=self.checkpoint_bytes)
+    def save(self, step: int, metrics: Metrics) -> None:
+        """The step's metrics go into the checkpoint too, see `unlogged_row`."""
+        state = {"step": step, METRICS: kept_row(self._row(step, metrics)), **self.remembered}
+        self.store.save(step, self.writers, state, expected_bytes=self.checkpoint_bytes)
+
+    def _row(self, step: int, metrics: Metrics) -> Metrics:
+        epoch = {"training/epoch": float((step - 1) // self.steps_per_epoch)}
+        return {**epoch, **metrics, GLOBAL_STEP: float(step), **speed_metrics(metrics)}
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Warnings first, then the step's line. Metrics are written even when saving the step failed."""
-        metrics["training/global_step"] = float(step)
-        metrics.setdefault("training/epoch", float((step - 1) // self.steps_per_epoch))
-        metrics |= speed_metrics(metrics)
+        metrics = self._row(step, metrics)
         for message in self.health(metrics):
             say(f"warning: step {step}: {message}.")
         self.loggers.log(step, metrics)
@@ -128,7 +153,7 @@ def changed_values(path: Path, new: Any) -> list[str]:
         return []
     try:
         before, after = flatten(OmegaConf.to_container(OmegaConf.load(path))), flatten(new)
-    except (YAMLError, OmegaConfBaseException):
+    except UNREADABLE:
         say(f"{path} cannot be read, so what changed since the run's last start is not known; it is written again.")
         return []
     return [f"{key}: {before.get(key)} -> {value}" for key, value in after.items() if before.get(key, value) != value]

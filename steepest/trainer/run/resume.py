@@ -9,7 +9,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from steepest.errors import CheckpointError, setting
 from steepest.learner.checkpoint import FROM_NOTHING, CheckpointStore, Start
+
+UNREADABLE = (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException)
+"""What reading a `config.yaml` raises that is not there, is damaged or is none."""
 
 
 def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | None, say: Callable[[str], None]) -> Start:
@@ -41,7 +45,7 @@ def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | Non
     if mode == "auto":
         store.settle(int(state["step"]))
     say(f"resuming from step {state['step']}: {found}")
-    return Start(int(state["step"]), found, state)
+    return Start(state["step"], found, state)
 
 
 def _is_of_the_run(folder: Path, checkpoint: Path) -> bool:
@@ -53,19 +57,28 @@ def _is_of_the_run(folder: Path, checkpoint: Path) -> bool:
         return True
     try:
         origin = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "trainer.resume_from_path")
-    except (OSError, YAMLError, OmegaConfBaseException):  # none there, or none that says where its run came from
+    except UNREADABLE:  # none there, or none that says where its run came from
         return False
-    return origin is not None and Path(origin).resolve() == checkpoint.resolve()
+    return isinstance(origin, str) and Path(origin).resolve() == checkpoint.resolve()
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Rename a run folder that holds anything to the first free `<folder>.old-<k>`; None when there was nothing."""
+    """Rename a run folder that holds anything to the first free `<folder>.old-<k>`; None when there was nothing.
+
+    Raises CheckpointError for a folder that cannot be renamed, such as the root of a mounted volume.
+    """
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     k = 1
     while (target := folder.with_name(f"{folder.name}.old-{k}")).exists():
         k += 1
-    folder.rename(target)
+    try:
+        folder.rename(target)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} holds an earlier run and cannot be renamed to {target.name} ({error.strerror or error}). Move "
+            f"what is in it yourself, or choose another {setting('default_local_dir')}."
+        ) from error
     return target
 
 

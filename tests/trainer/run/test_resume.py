@@ -125,6 +125,23 @@ def test_a_validation_that_a_kill_cut_off_is_made_up_for(toy, unbroken, tmp_path
     assert CheckpointStore(folder).steps() == sorted({6, best["step"]})
 
 
+def test_a_row_that_a_kill_cut_off_is_made_up_for(toy, unbroken, tmp_path):
+    """A step's row is written after its checkpoint; a kill between the two must not leave a gap."""
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    shutil.rmtree(folder / "global_step_6")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    before = [line for line in lines if json.loads(line)["step"] < 4]
+    (folder / "metrics.jsonl").write_text("".join(before))
+    run_ppo(load_config(toy_overrides(toy, folder, *STATEFUL)))
+    assert metrics(folder) == metrics(unbroken)
+    timed = [{k for k in row if k.startswith(("timing_s", "perf/"))} for row in read_rows(folder / "metrics.jsonl")]
+    whole = [{k for k in row if k.startswith(("timing_s", "perf/"))} for row in read_rows(unbroken / "metrics.jsonl")]
+    place = len(before)
+    assert timed[:place] + timed[place + 1 :] == whole[:place] + whole[place + 1 :]
+    assert timed[place] == whole[place] - {"timing_s/save_checkpoint"}
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(toy, unbroken, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
