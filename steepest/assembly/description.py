@@ -107,8 +107,8 @@ def describe_roles(roles: Roles) -> Description:
 
 
 def cast_bytes(part: Any) -> int:
-    """Bytes of the bfloat16 copies of a model's matrices. torch makes them for products in bfloat16, and keeps them from
-    the forward pass to the backward pass of a micro-batch. 0 for a model that computes in float32."""
+    """Bytes of the bfloat16 copies of a model's matrices. torch makes them for products in bfloat16, and keeps them
+    from the forward pass to the backward pass of a micro-batch. 0 for a model that computes in float32."""
     if part.compute.dtype != "bfloat16":
         return 0
     table = part.model.hf.get_input_embeddings().weight
