@@ -190,7 +190,7 @@ def main() -> None:
 
     skip = 2
     words = [*prepare(given.folder), f"trainer.total_training_steps={given.steps + skip}", "trainer.test_freq=-1",
-             "trainer.save_freq=-1", "trainer.val_before_train=False", "trainer.resume_mode=disable",
+             "trainer.save_freq=0", "trainer.val_before_train=False", "trainer.resume_mode=disable",
              *given.overrides]  # fmt: skip
     split = measure(words, skip)
     print(f"\nMean of {split.steps} steps, milliseconds; `step` is the sum of the parts above `log`\n{split.table()}")

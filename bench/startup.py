@@ -33,7 +33,7 @@ def command(model: Path, data: Path, folder: Path) -> list[str]:
         f"data.val_files={data}/test.parquet", f"actor_rollout_ref.model.path={model}", "data.train_batch_size=2",
         "data.max_prompt_length=512", "data.max_response_length=8", "actor_rollout_ref.actor.ppo_mini_batch_size=2",
         "trainer.total_training_steps=1", "trainer.val_before_train=False", "trainer.test_freq=-1",
-        "trainer.save_freq=-1", "trainer.logger=jsonl", f"trainer.default_local_dir={folder}", "trainer.device=cpu",
+        "trainer.save_freq=0", "trainer.logger=jsonl", f"trainer.default_local_dir={folder}", "trainer.device=cpu",
     ]  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from steepest import __version__
-from steepest.process.entry import guarded, run_entry
+from steepest.process.entry import guarded, leave, run_entry
+from steepest.process.streams import protect_streams
 
 if TYPE_CHECKING:
     from steepest.data.files import WrittenFile
@@ -239,7 +240,13 @@ def doctor(
 
 def main() -> None:
     """The console script."""
-    app(prog_name="steepest")
+    protect_streams()  # before typer prints a help
+    try:
+        app(prog_name="steepest")
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            leave(end.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -272,7 +272,7 @@ def test_the_command_of_the_page_runs_on_its_real_model(tmp_path: Path, shared: 
     words = "data.train_batch_size=2 actor_rollout_ref.actor.ppo_mini_batch_size=2 data.max_response_length=32"
     printed = shell.ok(
         f"export MODEL={smollm2}; {command.partition(' ')[2]} {words} data.val_max_samples=2 "
-        "trainer.total_training_steps=1 trainer.save_freq=-1"
+        "trainer.total_training_steps=1 trainer.save_freq=0"
     )
     assert "actor 135M; critic 135M; reference 135M" in printed and "train: 7,473 prompts" in printed
     assert re.findall(r"^step:(\d+) - training", printed, flags=re.M) == ["1"]

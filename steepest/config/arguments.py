@@ -17,8 +17,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from steepest.config import written
 from steepest.config.foreign_names import foreign
+from steepest.config.types import text_problem
 
+Trees = tuple[dict[str, Any], dict[str, Any]]
+"""A YAML file's values as they were read, and the same with what was written in place of what was read."""
 COMMAND_LINE = "command line"
 PRESETS = Path(__file__).parent / "presets"
 OPTIONS = ("--help", "--help-all", "--cfg job", "--config FILE", "--config-name NAME", "--config-path FOLDER")
@@ -44,6 +48,8 @@ class Assignment:
     key: str
     value: Any
     source: str
+    written: Any = None
+    """`value` with the text of every number, truth value and null in it; see written.py."""
     delete: bool = False
     check_value: bool = False
     """With `delete`: only if the value is the present one (`~key=value`)."""
@@ -185,6 +191,8 @@ def read_override(text: str) -> Assignment:
         raise ValueError(f"{text!r}: not a setting. Write key=value, e.g. trainer.device=cpu.")
     if not bare.partition("=")[0].strip():
         raise ValueError(f"{text!r}: no key before the equals sign. Write key=value, without spaces around it.")
+    if problem := text_problem(text):
+        raise ValueError(f"{text}: {problem}.")
     named, names = _name_own_code(text)
     try:
         override = OverridesParser.create().parse_override(named)
@@ -197,7 +205,14 @@ def read_override(text: str) -> Assignment:
             f"{key}={value}: several values for one key make a sweep, and Steepest makes one run a command. "
             f"A list is written '{key}=[{value}]'."
         )
-    return Assignment(key, _with_names(override.value(), names), COMMAND_LINE, override.is_delete(), "=" in text)
+    return Assignment(
+        key,
+        _with_names(override.value(), names),
+        COMMAND_LINE,
+        _with_names(written.override_text(named), names),
+        override.is_delete(),
+        "=" in text,
+    )
 
 
 _OWN_CODE = re.compile(r"""(?P<quote>['"]?)(?P<name>[^\s{}\[\],:='"]+:[A-Za-z_]\w*)(?P=quote)(?=\s*:)""")
@@ -235,13 +250,14 @@ def _read_loosely(text: str) -> Assignment:
         raise ValueError(f"{text!r}: {bare!r} is not a key. Keys look like trainer.device; write key=value.")
     if value[:1] in ("[", "{", "'", '"') and not value.startswith(("{%", "{{", "{#")):
         try:
-            return Assignment(bare, yaml.safe_load(value), COMMAND_LINE, key.startswith("~"), True)
+            read, as_written = written.read_yaml(value)
+            return Assignment(bare, read, COMMAND_LINE, as_written, key.startswith("~"), True)
         except yaml.YAMLError:
             raise ValueError(
                 f"{bare}={value}: cannot be read. Lists are written '[a,b]', mappings '{{a: b}}', "
                 "and the whole setting goes in single quotes in the shell."
             ) from None
-    return Assignment(bare, value, COMMAND_LINE, key.startswith("~"), True)
+    return Assignment(bare, value, COMMAND_LINE, value, key.startswith("~"), True)
 
 
 def _read_given_file(out: Arguments) -> None:
@@ -263,14 +279,15 @@ def _presets() -> str:
     return ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """A file of any name; Hydra's composition, which is particular about names, only where the file asks for it."""
-    tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+def _read_yaml(path: Path) -> Trees:
+    """A file of any name, as `compose_file` returns it. Hydra's composition, which is particular about names, is used
+    only where the file asks for it."""
+    tree, texts = written.read_yaml(path.read_text(encoding="utf-8"))
     if isinstance(tree, dict) and "defaults" in tree:
         return compose_file(path)
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict) or not isinstance(texts, dict):
         raise OSError("the file is not a mapping of keys")
-    return {str(key): value for key, value in tree.items()}
+    return {str(key): value for key, value in tree.items()}, {str(key): value for key, value in texts.items()}
 
 
 def _read_named_file(out: Arguments) -> None:
@@ -289,16 +306,16 @@ def _read_named_file(out: Arguments) -> None:
     _append_file(out, path, f"--config-name={name}", compose_file)
 
 
-def _append_file(out: Arguments, path: Path, option: str, read: Callable[[Path], dict[str, Any]]) -> None:
+def _append_file(out: Arguments, path: Path, option: str, read: Callable[[Path], Trees]) -> None:
     is_preset = path.parent == PRESETS
     source = f"preset {path.stem}" if is_preset else f"file {path}"
     try:
-        tree = read(path)
+        tree, texts = read(path)
     except _composition_errors() as error:
         reason = " ".join(str(error).split())
         out.problems.append(f"{option}: {path} cannot be read: {reason}")
         return
-    out.assignments.extend(Assignment(key, value, source) for key, value in tree.items())
+    out.assignments.extend(Assignment(key, value, source, texts[key]) for key, value in tree.items())
 
 
 def _locate(name: str, folder: str | None) -> Path:
@@ -313,17 +330,25 @@ def _locate(name: str, folder: str | None) -> Path:
 def _composition_errors() -> tuple[type[Exception], ...]:
     from hydra.errors import HydraException
 
-    return HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError
+    return HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError
 
 
-def compose_file(path: Path) -> dict[str, Any]:
-    """The file's tree, its `defaults:` list followed, as nested plain dicts; interpolations are left as text."""
-    from hydra import compose, initialize_config_dir
+def compose_file(path: Path) -> Trees:
+    """The file's tree, its `defaults:` list followed, as nested plain dicts, and the same with what was written in
+    place of what was read; interpolations are left as text."""
+    from hydra import initialize_config_dir
 
     _store_base_names()
     with initialize_config_dir(config_dir=str(path.parent), version_base=None):
-        config = compose(config_name=path.stem)
-    tree = OmegaConf.to_container(config, resolve=False)
+        read = _compose(path.stem)
+    with written.written_folder(path.parent):
+        return read, _compose(path.stem)
+
+
+def _compose(name: str) -> dict[str, Any]:
+    from hydra import compose
+
+    tree = OmegaConf.to_container(compose(config_name=name), resolve=False)
     if not isinstance(tree, dict):
         raise OSError("the file is not a mapping of keys")
     return {str(key): value for key, value in tree.items()}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf._utils import get_yaml_loader
 
 from steepest.config import tree
 from steepest.config.schema import Config, SFTConfig
@@ -56,9 +57,20 @@ def _is_required(key: str) -> bool:
     return any(leaves[key].required for leaves in (tree.leaves(Config), tree.leaves(SFTConfig)) if key in leaves)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that PyYAML, or OmegaConf's loader, would read as something else: "1e5"."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: _Dumper.yaml_implicit_resolvers.get(first, []) + rules
+    for first, rules in get_yaml_loader().yaml_implicit_resolvers.items()
+}
+
+
 def _yaml_value(value: Any) -> str:
     style = '"' if isinstance(value, str) and "\n" in value else None
-    text = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=float("inf"), sort_keys=False)
+    options: dict[str, Any] = {"default_flow_style": True, "default_style": style, "width": float("inf")}
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **options)
     return str(text).removesuffix("\n").removesuffix("\n...")
 
 

@@ -36,7 +36,7 @@ _PADDING = "Sequences are packed without padding; leave it out."
 _COLUMNS = "Rows carry all their columns to the reward; leave it out."
 _QUANTISED = (
     "Weights are not quantised: a rollout engine would have to round a merged adapter again, and would sample from "
-    "another policy than the one that is trained. Use LoRA (lora_rank=16 in the model's section): a frozen matrix takes "
+    "another policy than the one that is trained. Use LoRA (lora_rank=16 in that section): a frozen matrix takes "
     "2 bytes a weight where its file is in bfloat16. docs/lora.md has a table of the memory."
 )
 _PER_STEP = "There is no accumulation to set: a mini-batch is cut into micro-batches, and each update sees it whole."

@@ -10,7 +10,6 @@ Nothing here imports torch or opens a data file.
 from __future__ import annotations
 
 import copy
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,7 @@ from steepest.config.sections import (
     trainer,
 )
 from steepest.errors import ConfigError
+from steepest.process.files import replace_text
 
 ConfigT = TypeVar("ConfigT", Config, SFTConfig)
 DEFAULT = "default"
@@ -102,9 +102,7 @@ def save_config(config: Config | SFTConfig, path: Path) -> None:
     `--config path` loads it again. It is written under another name and renamed, so it is whole or not there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(describe.to_yaml(config, with_sources=True), encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, describe.to_yaml(config, with_sources=True))
 
 
 def _load(job: Job[ConfigT], argv: list[str]) -> ConfigT:
@@ -195,8 +193,9 @@ class _Loading(Generic[ConfigT]):
                 if leaf.key.startswith(f"{key}."):
                     self._reset(leaf, Assignment(leaf.key, None, a.source, delete=True))
         elif isinstance(a.value, dict):
+            written = a.written if isinstance(a.written, dict) else {}
             for name, value in a.value.items():
-                self._assign(Assignment(f"{key}.{name}", value, a.source))
+                self._assign(Assignment(f"{key}.{name}", value, a.source, written.get(name, value)))
         elif a.value is not None and not (key in self.book.refused and self.book.refused[key].accepts(a.value)):
             inner = [k.removeprefix(f"{key}.").split(".")[0] for k in self.book.leaves if k.startswith(f"{key}.")]
             self._blame(
@@ -214,9 +213,9 @@ class _Loading(Generic[ConfigT]):
 
     def _reset(self, leaf: tree.Leaf, a: Assignment) -> None:
         """`~key`: back to the default. `~key=value` only if that is the value."""
-        present = OmegaConf.select(self.node, leaf.key)
-        if a.check_value and present != a.value:
-            self._blame(leaf.key, a, f"~{leaf.key}={a.value}: the value is {present}.")
+        present, wanted = OmegaConf.select(self.node, leaf.key), tree.text_of(leaf, a.value, a.written)
+        if a.check_value and present != wanted:
+            self._blame(leaf.key, a, f"~{leaf.key}={wanted}: the value is {present}.")
             return
         default = list(leaf.default) if isinstance(leaf.default, tuple) else copy.deepcopy(leaf.default)
         OmegaConf.update(self.node, leaf.key, default, merge=False)
@@ -224,12 +223,13 @@ class _Loading(Generic[ConfigT]):
         self.bad.discard(leaf.key)
 
     def _store(self, leaf: tree.Leaf, key: str, inside: bool, a: Assignment) -> None:
+        value = a.value if inside else tree.text_of(leaf, a.value, a.written)
         try:
-            if not inside and "${" not in str(a.value):
-                tree.fit(leaf, a.value)
-            OmegaConf.update(self.node, key, a.value, merge=False)
+            if not inside and "${" not in str(value):
+                tree.fit(leaf, value)
+            OmegaConf.update(self.node, key, value, merge=False)
         except (ValueError, OmegaConfBaseException) as error:
-            self._blame(leaf.key, a, _unfit(leaf, key, a.value, error))
+            self._blame(leaf.key, a, _unfit(leaf, key, value, error))
             return
         self.sources[leaf.key] = a.source
 
@@ -267,7 +267,7 @@ class _Loading(Generic[ConfigT]):
             self._blame(leaf.key, source, f"{leaf.key}={_shown(value)}: {problem}")
             return leaf.default
         if value is not None and tree.is_path(leaf):
-            return [os.path.expanduser(v) for v in value] if leaf.is_list else os.path.expanduser(value)
+            return [tree.expand(v) for v in value] if leaf.is_list else tree.expand(value)
         return value
 
     def _check_required(self, values: dict[str, Any]) -> None:

@@ -229,11 +229,6 @@ def _check_critic_warmup(config: Config, total_steps: int) -> None:
 def _with_notes(plan: Plan, config: Config, num_samples: int, old_log_probs: str) -> Plan:
     actor = config.actor_rollout_ref.actor
     notes = list(_kl_notes(config))
-    if config.trainer.save_freq < 0 and not config.trainer.val_only:
-        notes.append(
-            "No checkpoint is written (trainer.save_freq=-1): the trained model is not kept, and a killed run starts "
-            "again. To keep it: trainer.save_freq=N, which also saves at the end."
-        )
     at_one = plan.updates_per_step == 1 and plan.old_log_probs != "rollout"
     loss = LOSSES.assume(actor.policy_loss.loss_mode)
     if at_one and loss.has_ratio:

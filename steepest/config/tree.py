@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from steepest.config.types import Bounds, IsPath, MinusOneOr, ModuleOf, NameOf, Required, Weighted
+from steepest.config.types import Bounds, IsPath, MinusOneOr, ModuleOf, NameOf, Required, Weighted, text_problem
 from steepest.registry import is_own_code, nearest
 
 ConfigT = TypeVar("ConfigT")
@@ -112,6 +113,18 @@ def sections(schema: type) -> set[str]:
     return {".".join(key.split(".")[:i]) for key in leaves(schema) for i in range(1, key.count(".") + 1)}
 
 
+def text_of(leaf: Leaf, value: Any, written: Any) -> Any:
+    """What the leaf is given: for a text what was written, else `value`, which was read. See written.py.
+
+    null stays null where it is a value, in a list and for a required key, which reports it.
+    """
+    if leaf.base is not str or isinstance(value, dict):
+        return value
+    if isinstance(value, list):
+        return [None if one is None else text for one, text in zip(value, written, strict=True)]
+    return None if value is None and (leaf.optional or leaf.is_list or leaf.required) else written
+
+
 def fit(leaf: Leaf, value: Any) -> Any:
     """Convert a parsed value to the leaf's type and shape: a lone value into a list, 1e3 or '1000' to 1000.
 
@@ -190,7 +203,11 @@ def value_problem(leaf: Leaf, value: Any) -> str | None:
     """Why a value of the right type is not allowed (choices, bounds, names), or None."""
     if value is None:
         return None
+    if problem := text_problem(value):
+        return f"{problem}."
     for one in value if leaf.is_list else [value]:
+        if (path := leaf.mark(IsPath)) and (problem := path.problem(one)):
+            return f"{problem}."
         if leaf.choices and one not in leaf.choices:
             return f"must be {leaf.expected}.{_guess(one, leaf.choices)}"
         bounds = leaf.mark(Bounds) or leaf.mark(MinusOneOr)
@@ -249,6 +266,11 @@ def _thaw_value(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return thaw(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def expand(path: str) -> str:
+    """`~` and `$NAME` in a path. A variable that is not set stays as it is written."""
+    return os.path.expandvars(os.path.expanduser(path))
 
 
 def is_path(leaf: Leaf) -> bool:

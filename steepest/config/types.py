@@ -6,7 +6,10 @@ the sections.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from collections.abc import Mapping as Mapped
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -45,9 +48,41 @@ class MinusOneOr:
         return None if value == -1 or value >= self.low else f"must be -1 or at least {self.low}"
 
 
+NAME_BYTES, PATH_BYTES = 255, 4095
+"""Longest name of a file or folder, and longest path, of Linux."""
+
+
 @dataclass(frozen=True)
 class IsPath:
     """A file or folder: `~` is expanded."""
+
+    def problem(self, value: str) -> str | None:
+        """What keeps `value` from being the path of any file, or None."""
+        if "\0" in value:
+            return "holds a NUL character, which no path can"
+        try:
+            path = os.fsencode(os.path.expanduser(value))
+        except UnicodeEncodeError:
+            return (
+                f"this process can name only files whose names are {sys.getfilesystemencoding()}. Start it with "
+                "LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+            )
+        if max(map(len, path.split(b"/"))) > NAME_BYTES:
+            return f"a name in a path has at most {NAME_BYTES} bytes"
+        return f"a path has at most {PATH_BYTES} bytes" if len(path) > PATH_BYTES else None
+
+
+def text_problem(value: Any) -> str | None:
+    """Why a value, or a text within it, is no text: bytes of the command line that are not in its encoding."""
+    if isinstance(value, Mapped):
+        return next(filter(None, map(text_problem, (*value, *value.values()))), None)
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(text_problem, value)), None)
+    if not isinstance(value, str) or not any("\ud800" <= character <= "\udfff" for character in value):
+        return None
+    encoding = sys.getfilesystemencoding()
+    remedy = "" if encoding == "utf-8" else f" as {encoding}. Start the command with LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+    return f"holds bytes that cannot be read{remedy}"
 
 
 @dataclass(frozen=True)

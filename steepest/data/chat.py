@@ -12,6 +12,8 @@ from steepest.errors import ConfigError, DataError, ModelError, setting
 
 TRUNCATIONS = ("error", "left", "right", "middle")
 CHUNK = 1024  # texts a tokenizer call: enough for its threads, little memory
+MOST_CHARACTERS_A_TOKEN, LEAST_CHARACTERS = 256, 1_000_000
+"""A text with more characters is refused by its length. The longest tokens of usual vocabularies are 128 blanks."""
 _OURS = (
     "tokenize",
     "add_generation_prompt",
@@ -83,7 +85,9 @@ def encode_prompts(
     ]
     _check_template_reads_messages(prompts, texts)
     unread = unread_parts([(prompt.uid, prompt.messages) for prompt in prompts], tokenizer, template_kwargs)
-    ids, num_bos_removed = tokenize(texts, tokenizer)
+    if truncation == "error" and not filter_overlong:
+        check_characters(texts, [prompt.uid for prompt in prompts], max_prompt_length, setting("max_prompt_length"))
+    ids, num_bos_removed = tokenize([bounded(text, max_prompt_length, truncation) for text in texts], tokenizer)
     too_long = {place for place, row in enumerate(ids) if len(row) > max_prompt_length}
     report = EncodeReport(
         num_kept=len(prompts) - (len(too_long) if filter_overlong else 0),
@@ -110,6 +114,34 @@ def encode_prompts(
         if not (filter_overlong and place in too_long)
     ]
     return kept, report
+
+
+def check_characters(texts: Sequence[str], uids: Sequence[str], limit: int, key: str) -> None:
+    """Raise DataError for a text that is too long for `limit` tokens by far, which takes minutes and gigabytes to
+    find by its tokens."""
+    for text, uid in zip(texts, uids, strict=True):
+        if len(text) > most_characters(limit):
+            raise DataError(
+                f"row {uid}: {len(text):,} characters, which are far more than {key}={limit} tokens. See whether the "
+                f"file or the column is the right one; to keep such rows, drop the long ones with "
+                f"{setting('filter_overlong_prompts')}=True or cut them with {setting('truncation')}."
+            )
+
+
+def most_characters(limit: int) -> int:
+    """The number of characters above which no text has only `limit` tokens."""
+    return max(LEAST_CHARACTERS, MOST_CHARACTERS_A_TOKEN * limit)
+
+
+def bounded(text: str, limit: int, truncation: str) -> str:
+    """`text` without most of what is cut away after tokenising or makes it too long, which would take minutes and
+    gigabytes to tokenise."""
+    most = most_characters(limit)
+    if len(text) <= 2 * most:
+        return text
+    if truncation == "left":
+        return text[-most:]
+    return text[:most] + text[-most:] if truncation == "middle" else text[:most]
 
 
 def _check_template_reads_messages(prompts: Sequence[Prompt], texts: Sequence[str]) -> None:

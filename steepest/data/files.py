@@ -8,11 +8,12 @@ import json
 import os
 import re
 import zlib
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from steepest.data.csv_rows import csv_rows
 from steepest.errors import DataError
@@ -96,8 +97,19 @@ def open_text(path: Path) -> TextIO:
     return path.open(encoding="utf-8-sig", newline="")
 
 
+def open_bytes(path: Path) -> BinaryIO:
+    """The bytes of a file, unpacked if its name ends with `.gz`."""
+    return cast("BinaryIO", gzip.open(path)) if path.name.lower().endswith(GZIP) else path.open("rb")
+
+
 def _read_table(name: str, stem: str, key: str, columns: Collection[str] | None) -> Table:
     path = Path(name).expanduser()
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that holds NUL
+        pass
+    except OSError as error:  # too long, a loop of links, a folder without permission
+        raise DataError(f"{key}={name!r}: cannot be read: {error.strerror}.") from error
     if path.is_dir():
         raise DataError(f"{key}={name!r} is a folder; name the {', '.join(SUFFIXES)} files in it.")
     if not path.is_file():
@@ -161,34 +173,29 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _jsonl_rows(path: Path, name: str) -> list[dict[str, Any]]:
     rows = []
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
+    with open_bytes(path) as lines:
+        for number, read in enumerate(lines, start=1):
+            where = f"{name}, line {number} (counted from 1)"
+            line = _text(read.removeprefix(BOM_UTF8) if number == 1 else read, where)
             if not line.strip():
                 continue
             try:
-                row = json.loads(line, object_pairs_hook=_object)
-            except _TwiceError as error:
-                raise DataError(f"{name}, line {number} (counted from 1): {error}") from None
+                row = _json(line, where)
             except json.JSONDecodeError as error:
                 raise DataError(
-                    f"{name}, line {number} (counted from 1): not JSON: {error.msg} at character {error.colno}; "
+                    f"{where}: not JSON: {error.msg} at character {error.colno}; "
                     f"found {shown(line.strip())}. A .jsonl file holds one JSON object a line."
                 ) from error
             if not isinstance(row, dict):
-                raise DataError(
-                    f"{name}, line {number} (counted from 1): found {shown(row)}; expected a JSON object with named "
-                    f"columns."
-                )
+                raise DataError(f"{where}: found {shown(row)}; expected a JSON object with named columns.")
             rows.append(row)
     return rows
 
 
 def _json_rows(path: Path, name: str) -> list[dict[str, Any]]:
     try:
-        with open_text(path) as text:
-            rows = json.loads(text.read(), object_pairs_hook=_object)
-    except _TwiceError as error:
-        raise DataError(f"{name}: {error}") from None
+        with open_bytes(path) as file:
+            rows = _json(_text(file.read().removeprefix(BOM_UTF8), name), name)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # one object a line, as many .json files of data sets have it
             return _jsonl_rows(path, name)
@@ -202,6 +209,39 @@ def _json_rows(path: Path, name: str) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise DataError(f"{name}, row {index} (counted from 0): found {shown(row)}; expected a JSON object.")
     return rows
+
+
+def _text(read: bytes, where: str) -> str:
+    try:
+        return read.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = read[error.start]
+        raise DataError(
+            f"{where}: not UTF-8: byte 0x{byte:02x} at position {error.start}. Save the file as UTF-8, for example by "
+            "`iconv -t UTF-8`."
+        ) from error
+
+
+def _json(text: str, where: str) -> Any:
+    """Raises JSONDecodeError for what is no JSON, DataError for JSON that no row can be made of."""
+    try:
+        found = json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError:
+        raise
+    except _TwiceError as error:
+        raise DataError(f"{where}: {error}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise DataError(f"{where}: not readable as JSON: {error}.") from error
+    if "\\ud" in text.lower():  # an escape, perhaps of one half of a pair
+        try:
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = ascii(error.object[error.start])
+            raise DataError(
+                f"{where}: {half} is one half of a surrogate pair, and no character: no tokenizer reads it. Write the "
+                "text as UTF-8 with what cannot be read replaced."
+            ) from error
+    return found
 
 
 @dataclass(frozen=True)

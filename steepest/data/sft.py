@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steepest.data.chat import EncodeReport, check_lengths, cut, render, tokenize, unread_parts
+from steepest.data.chat import EncodeReport, check_characters, check_lengths, cut, render, tokenize, unread_parts
 from steepest.data.columns import SYSTEM, add_system_message, check_columns, without_row_numbers
 from steepest.data.files import Table, read_tables
 from steepest.data.messages import is_missing, read_conversation
@@ -229,6 +229,8 @@ def encode_sft(
     check_lengths(max_length, truncation, key=setting("max_length"))
     ends = list(end_token_ids) if end_token_ids is not None else [tokenizer.eos_token_id]
     texts = [_turn_texts(row, tokenizer, template_kwargs) for row in rows]
+    if truncation == "error":
+        check_characters([row[-1] for row in texts], [row.uid for row in rows], max_length, setting("max_length"))
     flat, num_bos_removed = tokenize([text for row in texts for text in row], tokenizer)
     pieces = iter(flat)
     examples = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from steepest.hub.faults import HubFault
+from steepest.process.files import free_bytes
 
 Kind = Literal["model", "dataset"]
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
@@ -69,8 +69,8 @@ def checksum(path: Path, kind: str) -> str:
 def require_room(folder: Path, needed: int) -> None:
     """Raise HubFault if the disk of `folder` (which need not exist yet) has less than `needed` bytes free."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if needed > 0 and needed + _SPARE > free:
+    free = free_bytes(there)
+    if needed > 0 and free is not None and needed + _SPARE > free:
         raise HubFault("space", f"{human(needed)} are needed in {folder}, {human(free)} are free")
 
 

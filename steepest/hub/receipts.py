@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from steepest.hub.files import Kind, Listing, RemoteFile, what_is_wrong
+from steepest.process.files import replace_text
 
 
 @dataclass
@@ -81,12 +82,10 @@ class Receipts:
 def _load(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or a damaged one: the files are listed and checked again
+    except (OSError, ValueError, RecursionError):  # none, or a damaged one: the files are listed and checked again
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _store(path: Path, content: Mapping[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    beside.replace(path)
+    replace_text(path, json.dumps(content) + "\n")

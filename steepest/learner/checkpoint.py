@@ -12,6 +12,7 @@ deleted. `remove_leftovers` clears what a kill left of them.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -24,14 +25,15 @@ from typing import Any
 
 from steepest.errors import CheckpointError, setting
 from steepest.learner.checkpoint_files import (
+    MANIFEST,
     files_under,
     is_disk_full,
     read_manifest,
     seal,
-    sync,
+    system_reason,
     what_is_wrong,
-    write_text_atomic,
 )
+from steepest.process.files import free_bytes, replace_text, sync
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ LATEST = "latest_checkpointed_iteration.txt"
 BEST = "best.json"
 _STEP = re.compile(r"global_step_(\d+)")
 _UNKNOWN = float("inf")
+_NO_RENAME = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 _WRITING, _REPLACED, _DELETING = ".tmp-", ".old-", ".del-"
 
 
@@ -116,17 +119,19 @@ class CheckpointStore:
         The checkpoint appears whole or not at all; one of the same step is replaced. Afterwards older ones are
         pruned. `expected_bytes` is compared with the free space first (default: the size of the newest checkpoint).
 
-        Raises CheckpointError, with free and needed bytes, when the disk is full before or while writing; what was
-        there before is untouched. Any other error of a writer passes through, equally without a trace on disk.
-        Raises ValueError for a state that JSON cannot hold (NaN and inf included).
+        Raises CheckpointError, with free and needed bytes, when the disk is full before or while writing, and with the
+        system's reason when the folder cannot be written; what was there before is untouched. Any other error of a
+        writer passes through, equally without a trace on disk. Raises ValueError for a state that JSON cannot hold
+        (NaN and inf included).
         """
         text = json.dumps(dict(state), indent=1, allow_nan=False) + "\n"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        needed = self._size_of_newest() if expected_bytes is None else expected_bytes
-        if shutil.disk_usage(self.folder).free < needed:
-            raise self._disk_full(step, needed)
-        beside, target = self.folder / f"{_WRITING}{_name(step)}", self.folder / _name(step)
+        needed, beside = expected_bytes or 0, self.folder / f"{_WRITING}{_name(step)}"
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            needed = self._size_of_newest() if expected_bytes is None else expected_bytes
+            free = free_bytes(self.folder)
+            if free is not None and free < needed:
+                raise self._disk_full(step, needed)
             self._delete(beside)
             beside.mkdir()
             for name, write in writers.items():
@@ -134,20 +139,33 @@ class CheckpointStore:
                 write(beside / name)
             (beside / STATE).write_text(text, encoding="utf-8")
             seal(beside, {"step": step, "serial": self._next_serial()})
-            scores = self._scores()
-            if target.exists() and scores.pop(step, None) is not None:
-                self._write_best(scores)  # first: the old weights' score must never stand next to the new ones
-            self._put_in_place(beside, target)
-            self._own.add(target)
-            write_text_atomic(self.folder / LATEST, f"{step}\n")
-            self._write_best(scores)
+            target = self._publish(step, beside)
         except BaseException as error:
             written = sum(p.stat().st_size for p in files_under(beside)) if beside.is_dir() else 0
             shutil.rmtree(beside, ignore_errors=True)
             if is_disk_full(error):
                 raise self._disk_full(step, max(needed, written)) from error
+            if isinstance(error, Exception) and (reason := system_reason(error)) is not None:
+                raise self._not_written(step, reason) from error
             raise
         self.prune(protect=step)
+        return target
+
+    def settle(self, step: int) -> None:
+        """Do what a kill right after the checkpoint of `step` appeared left undone: the two small files, pruning."""
+        replace_text(self.folder / LATEST, f"{step}\n", synced=True)
+        self._write_best(self._scores())
+        self.prune(protect=step)
+
+    def _publish(self, step: int, beside: Path) -> Path:
+        """Put a finished folder in its place, and name it in `latest_checkpointed_iteration.txt`."""
+        target, scores = self.folder / _name(step), self._scores()
+        if target.exists() and scores.pop(step, None) is not None:
+            self._write_best(scores)  # first: the old weights' score must never stand next to the new ones
+        self._put_in_place(beside, target)
+        self._own.add(target)
+        replace_text(self.folder / LATEST, f"{step}\n", synced=True)
+        self._write_best(scores)
         return target
 
     def remove_leftovers(self) -> list[str]:
@@ -155,11 +173,15 @@ class CheckpointStore:
 
         Returns the names removed. Call it at the start of a run, never while another process writes here.
         """
-        self._restore_replaced()
+        try:
+            self._restore_replaced()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder}: what a killed run left there cannot be put in order ({error}). See to the folder, or "
+                f"choose another {setting('default_local_dir')}."
+            ) from error
         found = [p for p in self._entries() if p.name.startswith((_WRITING, _REPLACED, _DELETING))]
-        for path in found:
-            self._delete(path)
-        return [path.name for path in found]
+        return [path.name for path in found if self._discarded(path)]
 
     def prune(self, *, protect: int | None = None) -> list[int]:
         """Delete all but the `keep` newest, the best and `protect`; returns the steps deleted.
@@ -172,13 +194,7 @@ class CheckpointStore:
         steps = [step for step, path in self._newest_first() if _serial(path) != _UNKNOWN]
         best = self.best()
         kept = {*steps[: self.keep], protect, best[0] if best else None}
-        gone = [step for step in steps if step not in kept]
-        for step in gone:
-            doomed = self.folder / f"{_DELETING}{_name(step)}"
-            self._delete(doomed)
-            os.rename(self.folder / _name(step), doomed)
-            self._delete(doomed)
-        return gone
+        return [step for step in steps if step not in kept and self._discarded(self.folder / _name(step))]
 
     def mark_best(self, step: int, score: float) -> bool:
         """Record the validation score of a step in `best.json`. True when no other checkpoint scored as high.
@@ -186,7 +202,13 @@ class CheckpointStore:
         Recorded before or after the step is saved. Ties go to the earlier step.
         """
         scores = {**self._scores(), step: float(score)}
-        self._write_best(scores)
+        try:
+            self._write_best(scores)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder / BEST}: the score of step {step} cannot be written ({error.strerror or error}). Make "
+                f"room or see to the folder of {setting('default_local_dir')}, then start the same command again."
+            ) from error
         return all(value < score for other, value in scores.items() if other != step and self.has(other))
 
     # -- reading --------------------------------------------------------------------------------------------
@@ -244,8 +266,12 @@ class CheckpointStore:
     @staticmethod
     def state(path: Path | str) -> dict[str, Any]:
         """`trainer_state.json` of a checkpoint that `latest` or `open` gave."""
-        found = json.loads((Path(path) / STATE).read_text(encoding="utf-8"))
-        assert isinstance(found, dict)
+        try:
+            found = json.loads((Path(path) / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{Path(path) / STATE} cannot be read ({error}).") from error
+        if not isinstance(found, dict) or type(found.get("step")) is not int:
+            raise CheckpointError(f"{Path(path) / STATE} names no step: it was not written by Steepest.")
         return found
 
     # -- inside ---------------------------------------------------------------------------------------------
@@ -282,6 +308,20 @@ class CheckpointStore:
             if path.name.startswith(_REPLACED) and not target.exists():
                 os.rename(path, target)
 
+    def _discarded(self, path: Path) -> bool:
+        """Delete a folder. One that cannot be deleted (a reader on NFS holds a file) takes room and ends no run."""
+        doomed = path if path.name.startswith(".") else self.folder / f"{_DELETING}{path.name}"
+        try:
+            if path != doomed:
+                self._delete(doomed)
+                _rename_to_delete(path, doomed)
+            self._delete(doomed)
+            self._delete(path)
+        except OSError as error:
+            self._warn(f"{path} is no longer needed and cannot be deleted ({error}). Delete it by hand.")
+            return False
+        return True
+
     def _delete(self, path: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path)
@@ -298,7 +338,7 @@ class CheckpointStore:
             return {int(step): float(score) for step, score in found["scores"].items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self._warn(f"{self.folder / BEST} cannot be read ({error}); scores of earlier validations are forgotten.")
             return {}
 
@@ -313,27 +353,46 @@ class CheckpointStore:
             "score": None if best is None else there[best],
             "scores": {str(step): scores[step] for step in sorted(scores)},
         }
-        write_text_atomic(self.folder / BEST, json.dumps(record, indent=1) + "\n")
+        replace_text(self.folder / BEST, json.dumps(record, indent=1) + "\n", synced=True)
 
     def _disk_full(self, step: int, needed: int) -> CheckpointError:
-        free = shutil.disk_usage(self.folder).free
-        good = self._newest_first()
-        kept = f"The last one, {good[0][1]}, is untouched." if good else "There is no earlier one."
+        free = free_bytes(self.folder)
+        room = "no space" if free is None else f"{free} bytes free ({_human(free)})"
         return CheckpointError(
-            f"checkpoint {_name(step)} cannot be written: the disk of {self.folder} has {free} bytes free "
-            f"({_human(free)}), about {needed} bytes ({_human(needed)}) are needed. {kept} Free some space, point "
-            f"{setting('default_local_dir')} at another disk, or keep fewer with {setting('max_ckpt_to_keep')}."
+            f"checkpoint {_name(step)} cannot be written: the disk of {self.folder} has {room}, about {needed} bytes "
+            f"({_human(needed)}) are needed. {self._kept()} Free some space, point {setting('default_local_dir')} at "
+            f"another disk, or keep fewer with {setting('max_ckpt_to_keep')}."
         )
+
+    def _not_written(self, step: int, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint {_name(step)} cannot be written into {self.folder}: {reason}. {self._kept()} See to that "
+            f"folder, or choose another {setting('default_local_dir')}, then start the same command again."
+        )
+
+    def _kept(self) -> str:
+        good = self._newest_first()
+        return f"The last one, {good[0][1]}, is untouched." if good else "There is no earlier one."
 
 
 def _name(step: int) -> str:
     return f"global_step_{step}"
 
 
+def _rename_to_delete(path: Path, doomed: Path) -> None:
+    """Where no folder can be renamed (a lower layer of a container), one without its manifest counts as unfinished."""
+    try:
+        os.rename(path, doomed)
+    except OSError as error:
+        if error.errno not in _NO_RENAME:
+            raise
+        (path / MANIFEST).unlink(missing_ok=True)
+
+
 def _serial(path: Path) -> float:
     manifest = read_manifest(path)
     serial = None if manifest is None else manifest.get("serial")
-    return float(serial) if isinstance(serial, (int, float)) else _UNKNOWN
+    return float(serial) if type(serial) is int else _UNKNOWN
 
 
 def _human(size: float) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from steepest.process.files import sync, system_errno
 
 MANIFEST = "manifest.json"
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -17,24 +18,6 @@ _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 def files_under(folder: Path) -> Iterator[Path]:
     """Every file below `folder` but its manifest, in sorted order."""
     yield from (p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / MANIFEST)
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace a small file: a reader and a kill see the old text or the new, never a part."""
-    beside = path.with_name(f".tmp-{path.name}")
-    beside.write_text(text, encoding="utf-8")
-    sync(beside)
-    os.replace(beside, path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def seal(folder: Path, facts: dict[str, Any]) -> None:
@@ -61,7 +44,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest, or None when it is missing or is none."""
     try:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else None
 
@@ -103,18 +86,20 @@ def sha256(file: Path) -> str:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception, or one that it came from, says that the disk, a quota or a size limit is reached.
+    """Whether an exception, or one that it came from, says that the disk, a quota or a size limit is reached."""
+    return any(system_errno(one) in _DISK_FULL for one in _chain(error))
 
-    safetensors raises an error of its own that carries the system's number in its text only.
-    """
+
+def system_reason(error: BaseException) -> str | None:
+    """The system's reason in an exception, or in one that it came from; None where no call of the system failed."""
+    return next((str(one) for one in _chain(error) if system_errno(one) is not None), None)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _DISK_FULL:
-            return True
-        if any(f"os error {number})" in str(seen) or f"code: {number}," in str(seen) for number in _DISK_FULL):
-            return True
+        yield seen
         seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def _check_length(file: Path) -> None:

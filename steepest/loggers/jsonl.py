@@ -10,10 +10,10 @@ from steepest.loggers.rows import RowFile, read_rows
 
 
 class SampleLog:
-    """Writes `samples.jsonl`, one line per logged response: what the model wrote and its score."""
+    """Writes `samples.jsonl`, one line per logged response: what the model wrote and its score. See RowFile."""
 
-    def __init__(self, path: str | Path, *, start_step: int = 0) -> None:
-        self._rows = RowFile(path, start_step=start_step)
+    def __init__(self, path: str | Path, *, start_step: int = 0, redo: int | None = None) -> None:
+        self._rows = RowFile(path, start_step=start_step, redo=redo)
 
     def add(
         self,

@@ -27,7 +27,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from steepest.errors import ModelError, setting
 from steepest.hub import local_model
-from steepest.models.causal_lm import CausalLM, longest_length
+from steepest.models.architectures import text_config
+from steepest.models.causal_lm import CausalLM, check_length, longest_length
 from steepest.models.file_weights import (
     LANGUAGE_HEAD,
     VALUE_HEAD,
@@ -46,10 +47,12 @@ __all__ = [
     "as_model_error",
     "check_pad_id",
     "check_vocabulary",
+    "check_window",
     "end_token_ids",
     "load_causal_lm",
     "load_tokenizer",
     "load_value_model",
+    "longest_sequence_of",
     "text_ids",
 ]
 
@@ -263,7 +266,8 @@ def _load_config(
             raise ModelError(f"{_OVERRIDE_KEY}.{name}: {type(config).__name__} has no such entry.{hint}")
         setattr(config, name, value)
     check_pad_id(path, config)
-    held = getattr(config, "dtype", None)
+    whole, config = config, text_config(path, config)
+    held = getattr(config, "dtype", None) or getattr(whole, "dtype", None)
     if held is not None and getattr(config, SOURCE_DTYPE, None) is None:
         setattr(config, SOURCE_DTYPE, str(held).removeprefix("torch."))
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
@@ -282,6 +286,14 @@ def longest_sequence_of(
     """
     source, extra = _source(Path(path))
     return longest_length(_load_config(path, source, extra, trust_remote_code, override_config or {}), wanted)
+
+
+def check_window(
+    path: Path | str, length: int, *, trust_remote_code: bool = False, override_config: Mapping[str, Any] | None = None
+) -> None:
+    """`check_length` of the model of a folder, by its configuration alone: before its weights are loaded."""
+    source, extra = _source(Path(path))
+    check_length(_load_config(path, source, extra, trust_remote_code, override_config or {}), length)
 
 
 def _is_dropout(name: str) -> bool:

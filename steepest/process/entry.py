@@ -6,13 +6,21 @@ An entry point (`main_ppo`, `main_sft`, ...) imports this module first and torch
 
 from __future__ import annotations
 
+import atexit
+import errno
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from steepest.errors import ConfigError, SteepestError
+from steepest.process.files import system_errno
+from steepest.process.stopping import STOP, Stopped, tell
+from steepest.process.streams import protect_streams
 
 WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 SCHEDSTAT = Path("/proc/self/schedstat")
@@ -60,18 +68,27 @@ LOADED = time.perf_counter()
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+"""128 and the number of the signal, as a shell has it: 130 for Ctrl-C, 143 for SIGTERM."""
+RESUMES = "The same command resumes from the last checkpoint, or starts again if none was written."
 _MAX_PROBLEMS = 20
 """Number of problems shown in full, so that the message fits on a screen."""
+
+_OF_THE_MACHINE = frozenset(
+    {errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP}
+    | {errno.ENOTDIR, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
+)
+"""Faults of a disk, a folder or a limit: a traceback says nothing more about them."""
 
 Main = Callable[[list[str]], "int | None"]
 
 
 def run_entry(main: Main, argv: Sequence[str] | None = None) -> int:
-    """Run `main(argv)` and return the exit code of the process: `sys.exit(run_entry(main))`.
+    """Run `main(argv)` and return the exit code of the process: `leave(run_entry(main))`.
 
     `argv` does not hold the program's name; None means the arguments of this process. None from `main` counts as 0. A
-    SteepestError is printed on standard error without traceback (exit code 2), Ctrl-C as one sentence (130). Any other
-    exception is a bug of ours and keeps its traceback.
+    SteepestError, and what the system refuses (a full disk, a folder without permission), is printed on standard error
+    without traceback (exit code 2), a signal as one sentence (128 and its number). Any other exception is a bug of ours
+    and keeps its traceback. What the command prints cannot end it: see streams.py.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: main(arguments))
@@ -79,19 +96,48 @@ def run_entry(main: Main, argv: Sequence[str] | None = None) -> int:
 
 def guarded(call: Callable[[], int | None]) -> int:
     """`run_entry` for a function that takes no arguments."""
+    protect_streams()
     try:
-        code = call()
+        with STOP.watch():
+            code = call()
     except SteepestError as error:
         print(_red(describe(error)), file=sys.stderr, flush=True)
         return EXIT_USER_ERROR
+    except Stopped as stopped:
+        tell(f"Stopped by {stopped.name}. {stopped.note or RESUMES}")
+        return stopped.exit_code
+    except Exception as error:
+        if system_errno(error) not in _OF_THE_MACHINE:
+            raise
+        print(_red(f"error: {describe_fault(error)}"), file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print(
-            "\nInterrupted. The same command resumes from the last checkpoint, or starts again if none was written.",
-            file=sys.stderr,
-            flush=True,
-        )
+        tell(f"Interrupted. {RESUMES}")
         return EXIT_INTERRUPTED
     return EXIT_OK if code is None else code
+
+
+_LEAVING: list[int] = []
+"""The exit code, once `leave` was called."""
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, without the seconds that the interpreter takes to clear up after torch.
+
+    Threads are waited for and functions registered by `atexit` run, as always; then the process ends.
+    """
+    _LEAVING.append(code)
+    sys.exit(code)
+
+
+@atexit.register  # first of all, so that it runs last: this module is imported before torch and every logger
+def _end() -> None:
+    if _LEAVING:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a pipe that nobody reads any more
+                stream.flush()
+        os._exit(_LEAVING[-1])
 
 
 def describe(error: SteepestError) -> str:
@@ -104,6 +150,16 @@ def describe(error: SteepestError) -> str:
     if len(shown) < len(error.problems):
         lines.append(f"  and {len(error.problems) - len(shown)} more; fix these first.")
     return "\n".join(lines)
+
+
+def describe_fault(error: Exception) -> str:
+    """The message of what the system refused: file, reason, remedy."""
+    name = getattr(error, "filename", None)
+    reason = getattr(error, "strerror", None) or str(error)
+    return (
+        f"{f'{name}: ' if name else ''}{reason}. Make room, or see to the file or folder and its permissions, then "
+        "start the same command again."
+    )
 
 
 def _red(text: str) -> str:

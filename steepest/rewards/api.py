@@ -16,6 +16,7 @@ from steepest.registry import Entry, Registry
 #   modes               the values of `reward.mode` that the function takes as `mode=`
 #   needs               fields of RewardRequest that it takes as keywords, in addition to the usual four
 #   check_ground_truth  called with a row's ground truth; raises if no answer can equal it
+#   plain_answers       called with a row's ground truth; the plainest answers that state it, one of which must score 1
 #   check_options       called with the options of `reward.functions`; raises ValueError for invalid ones
 #   prepare             called once per process before the first call; it does not count in the sample's time
 #   part                True: usable only as a part of a sum; a data_source cannot choose it
@@ -60,12 +61,18 @@ class RewardRequest:
 
     sample_id: str  # names the sample in warnings
     data_source: str
-    solution: str  # the decoded response, without the prompt and without special tokens
+    solution: str  # the decoded response, without the prompt; docs/rewards.md, "What a reward gets"
     ground_truth: Any
     extra_info: dict[str, Any] = field(default_factory=dict)
     num_tokens: int | None = None  # of the response, in the policy's tokens, the end token included
     messages: Sequence[Mapping[str, Any]] = ()  # the conversation that the response answers
     is_text: bool = False  # the row's prompt was a text, not messages
+    opening: str = ""  # what the chat template has opened of the response at the end of the prompt, such as "<think>\n"
+
+    @property
+    def whole(self) -> str:
+        """The response with its opening: what the built-in rewards read."""
+        return self.opening + self.solution
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class RewardResult:
     parts: dict[str, float] = field(default_factory=dict)  # the other numbers that the function returned
     error: str | None = None
     scores: dict[str, float] = field(default_factory=dict)  # each reward of a weighted sum by name, without its weight
+    timed_out: bool = False  # a built-in grader was ended by the time limit: the response scores 0
 
     def named(self) -> dict[str, float]:
         """All numbers of this response by name: the parts, and the rewards of a sum."""

@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steepest.console import say
 from steepest.errors import ConfigError, RewardError, setting
+from steepest.process.files import LineFile
 from steepest.rewards.api import RewardRequest, RewardResult
 from steepest.rewards.chat_client import ChatClient, ChatFault
 from steepest.rewards.pool import allowed_failures
@@ -70,10 +72,10 @@ def check_prompt(prompt: str) -> None:
 
 def fill_prompt(prompt: str, request: RewardRequest) -> str:
     """The text sent to the judge. Places inside of the filled-in texts are not replaced."""
-    tag = "<<<" + hashlib.sha256(request.solution.encode()).hexdigest()[:16] + ">>>"
+    tag = "<<<" + hashlib.sha256(request.whole.encode()).hexdigest()[:16] + ">>>"
     values = {
         "question": "\n\n".join(_text(message) for message in request.messages if message.get("role") != "system"),
-        "response": f"{tag}\n{request.solution}\n{tag}",
+        "response": f"{tag}\n{request.whole}\n{tag}",
         "ground_truth": "(none)" if request.ground_truth is None else str(request.ground_truth),
     }
     return re.sub(r"\{(question|response|ground_truth)\}", lambda match: values[match[1]], prompt)
@@ -106,25 +108,25 @@ class ReplyCache:
     def __init__(self, file: str | None) -> None:
         self._replies: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._file = None
+        self._file: LineFile | None = None
         if file is None:
             return
         path = Path(file).expanduser()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+", encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise ConfigError(f"{setting('cache_file', 'judge')}={file!r}: {error.strerror}.") from error
-        self._file.seek(0)
-        lines = self._file.read().split("\n")
+            self._file = LineFile(path)
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            if lines[-1]:
+                self._file.append("")
+        except (OSError, ValueError) as error:  # ValueError: a name that holds NUL
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"{setting('cache_file', 'judge')}={file!r}: {reason}.") from error
         for line in lines:
             try:
                 row = json.loads(line)
                 self._replies[str(row["key"])] = str(row["reply"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
-        if lines[-1]:
-            self._file.write("\n")
 
     def get(self, key: str) -> str | None:
         with self._lock:
@@ -133,13 +135,25 @@ class ReplyCache:
     def put(self, key: str, reply: str) -> None:
         with self._lock:
             self._replies[key] = reply
-            if self._file is not None:
-                self._file.write(json.dumps({"key": key, "reply": reply}) + "\n")
-                self._file.flush()
+            if self._file is None:
+                return
+            try:
+                self._file.append(json.dumps({"key": key, "reply": reply}))
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """What is on disk saves questions of a later run; this one does not need it."""
+        assert self._file is not None
+        say(f"warning: {self._file.path}: replies of the judge are no longer stored ({error.strerror or error}).")
+        self._file = None
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as error:
+                self._give_up(error)
 
 
 @dataclass

@@ -3,50 +3,99 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
 _MAX_DIGITS = 60  # longer runs are noise, and Python refuses to convert very long ones
 _MAX_EXPONENT = 400
 
+# A number may follow a letter of a script without spaces, or a word in one of _ALPHABETS; it may not follow a Latin
+# letter, a single letter, an underscore or a digit (x72, GPT4, H2O, x_72), nor `#` or the sign of Chinese ordinals.
+_ALPHABETS = "\u0370-\u06ff\u10a0-\u10ff"
+NOT_IN_A_NAME = rf"(?<![0-9A-Za-z_\u00aa\u00b5\u00ba-\u024f\u7b2c\#])(?<!_\{{)(?<!(?<![{_ALPHABETS}])[{_ALPHABETS}])"
+_SCRIPTS = "\u0400-\u06ff\u0900-\u097f\u0e00-\u0eff\u1780-\u17ff\u3001-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_WORDS_AROUND = re.compile(
+    rf"(?:(?!.{{0,20}}[\u4e0d\u975e])[{_SCRIPTS}][{_SCRIPTS}\s:,*]*)?(?P<formula>[^{_SCRIPTS}]*[0-9][^{_SCRIPTS}]*?)"
+    rf"(?:(?![\u767e\u5343\u4e07\u842c\u4ebf\u5104\ub9cc\uc5b5\u500d\u4ee5])[{_SCRIPTS}][{_SCRIPTS}\s.*]*)?"
+)
+_CURRENCY_SIGN = re.compile("[\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9\u20ba\u0e3f]")
+CURRENCY = (
+    re.compile(r"(?<![A-Za-z])(?:US|HK|NT|AU?|CA?|NZ|SG?|R|MX)(?=\s?\$\s?[-0-9])"),
+    re.compile(
+        r"(?<![A-Za-z])(?:US|USD|EUR|GBP|CNY|RMB|JPY|INR|KRW|CHF|SGD|AUD|CAD|HKD|NZD|TWD|BRL|MXN|RUB|TRY|ZAR|THB|VND|IDR|PHP|MYR"
+        r"|NT|RM|Rs\.?)(?=\s?[$]?\s?[-.]?[0-9])"
+    ),
+)
+_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+_TEN_TO_THE = re.compile("(?<=10)\u207b?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
+_OTHER_DIGIT = re.compile(r"[^\W\x00-\x7f]")
 _CLEANING: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile("[\u2212\u2013\ufe63\uff0d]"), "-"),
+    (re.compile("\u066b"), "."),
+    (re.compile("\u066c|(?<=[0-9])['\u2019](?=[0-9]{3}(?![0-9]))"), ","),
+    (re.compile(r"\^\s*\{?\s*\\circ\s*\}?"), "\u00b0"),
+    (re.compile(r"\\!\s?|(?<=\d)\\,(?=\d{3})|(?<=\d)\{,\}(?=\d{3})"), ""),
+    (re.compile(r"(?<![\d.,])(\d{1,3})\.(\d{3})\.(\d{3})(?![\d.])"), r"\1\2\3"),
+    (re.compile(r"(?<![\d.,])(\d{1,3})\.(\d{3}),(\d{1,2})(?![\d.,])"), r"\1\2.\3"),
     (re.compile("[\u00a0\u2009\u202f\u2007]|\\\\[,;:! ]"), " "),
-    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r" \1/\2 "),
-    (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile("\u2044|\u2215|\u00f7"), "/"),
+    (re.compile(r"\\[dtc]?frac\s*([0-9])\s*([0-9])"), r" \1/\2 "),
+    (re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r" \1/\2 "),
+    (re.compile(r"\{\s*(\d+)\s*\\over\s*(\d+)\s*\}"), r" \1/\2 "),
+    (re.compile(r"(?<=[-+])\s+(?=\d+/\d+\s)"), ""),
+    (
+        re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|boldsymbol|bm|mbox|underline)\s*\{([^{}]*)\}"),
+        r"\1",
+    ),
     (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\b(?:US|USD)(?=\s?\$?[0-9])"), ""),
+    *((pattern, "") for pattern in CURRENCY),
     (re.compile(r"\\times|\\cdot|\u00d7"), " x "),
     (re.compile(r"(?<![\w.])(?<!x\s)(?<!x\s\s)10\s?\^\s?\{?(-?[0-9]{1,3})\}?(?![\w.])"), r"1e\1"),
     (re.compile("\u2248|\u2243|\\\\approx|\\\\sim"), " = "),
     (re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]"), "^"),
-    (re.compile(r"\\(?=[$%])|\*\*|__|[`$\u20ac\u00a3\u00a5]|\\[()\[\]]|\\(?:left|right)\b"), ""),
+    (
+        re.compile(
+            r"\\(?=[$%])|\*\*|__|[`$\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9\u20ba\u0e3f]|\\[()\[\]]|\\(?:left|right)\b"
+        ),
+        "",
+    ),
     (re.compile(r"(?<=\d)_(?=\d)"), ""),
 )
-_DIGITS = str.maketrans({chr(0xFF10 + i): str(i) for i in range(10)})
 _NUMBER = re.compile(
     r"""
-    (?<![\w.^])
-    (?P<sign>(?<![\w)])(?:[-+]|minus\ )\s?)?
+    (?<![.^])"""
+    + NOT_IN_A_NAME
+    + r"""
+    (?P<sign>(?<!\))(?:[-+]|minus\ |negative\ |[\u8d1f\u8ca0]|\u96f6\u4e0b)\s?)?
     (?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])|[0-9]{1,3}(?:\ [0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))
     (?P<decimals>\.[0-9]+|,[0-9]{1,2}(?![0-9,]))?
     (?P<mixed>\ [0-9]{1,4}/[0-9]{1,4})?
     (?:[eE](?P<exponent>[-+]?[0-9]{1,3})(?!\w)|\s{0,3}x\s{0,3}10\s?\^\s?\{?(?P<power>[-+]?[0-9]{1,3})\}?)?
     (?:\s?/\s?(?P<divisor>[0-9]{1,15}))?
-    (?P<scale>k\b|\s?(?:hundred|dozen|thousand|million|billion|trillion)\b)?
+    (?P<scale>[kM]\b|\s?(?:hundred|dozen|thousand|million|billion|trillion)\b
+      |[\u767e\u5343\u4e07\u842c\u4ebf\u5104\ub9cc\uc5b5])?
     (?P<percent>\s?(?:%|percent\b|per\ cent\b))?
     """,
     re.VERBOSE,
 )
 _SCALES = {
-    "k": 10**3, "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12
+    "k": 10**3, "M": 10**6, "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+    "trillion": 10**12,
+    "\u767e": 100, "\u5343": 1000, "\u4e07": 10**4, "\u842c": 10**4, "\ub9cc": 10**4,
+    "\u4ebf": 10**8, "\u5104": 10**8, "\uc5b5": 10**8,
 }  # fmt: skip
 # If this is between two numbers, they are parts of one expression, range or list, and neither is the answer.
-_JOINING = re.compile(r"\s*(?:[-+*^:/,;&x!]|\\div|\u00f7|or|to|and|,\s*(?:and|or))?\s*[({]*\s*\Z", re.IGNORECASE)
+_JOINING = re.compile(
+    r"\s*(?:[-+*^:/,;&x!~\u3001\u301c]|\\div|\u00f7|or|to|and|,\s*(?:and|or)|[\u548c\u6216\u81f3\u5230\u4e0e\u53ca]"
+    r"|[hH]|[\u65f6\u6642\u70b9\u9ede\u5206]|\u00b0)?\s*[({]*\s*\Z",
+    re.IGNORECASE,
+)
 _DENIED = re.compile(
     r"\bnot\b|n't\b|n\u2019t\b|\b(?:more|less|fewer|greater|bigger|smaller|other)\s+than\b|\bat\s+(?:least|most)\b"
     r"|\b(?:between|(?:half|third|quarter)\s+of|twice|double|under|over|above|below)\b"
-    r"|[<>\u2260\u00b1]|\\(?:pm|neq?|geq?|leq?)\b",
+    r"|[<>\u2260\u00b1\u2264\u2265]|\\(?:pm|neq?|geq?|leq?)\b|[\u4e0d\u975e]"
+    r"|[\u5927\u5c0f\u5c11\u591a]\u4e8e|\u8d85\u8fc7|\u81f3[\u5c11\u591a]|\u4ee5[\u4e0a\u4e0b]|\u4e4b\u95f4",
     re.IGNORECASE,
 )
 _FUNCTION = re.compile("(?:sqrt|log|ln|sin|cos|tan|exp|\u221a)\\s*[({]?\\s*\\Z", re.IGNORECASE)
@@ -55,6 +104,11 @@ _UNITS = (
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 )  # fmt: skip
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4} | {
+    word + plural: below
+    for below, word in enumerate(("third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"), start=3)
+    for plural in ("", "s")
+}
 _WORDS = {word: value for value, word in enumerate(_UNITS)} | {word: 10 * n for n, word in enumerate(_TENS, start=2)}
 
 
@@ -66,9 +120,26 @@ class Number:
     percent: bool = False
 
 
+def plain_digits(text: str) -> str:
+    """`text` with 0 to 9 for the digits of other scripts."""
+    return _OTHER_DIGIT.sub(lambda match: str(unicodedata.decimal(match[0], match[0])), text)
+
+
+def without_words(text: str) -> str:
+    r"""A formula without currency names and without the words of other scripts around it: `\frac{1}{2}` of
+    `\u5171\frac{1}{2}\u5143`. A word that denies (\u4e0d) or multiplies (\u4e07) stays."""
+    for pattern in CURRENCY:
+        text = pattern.sub("", text)
+    if text.isascii():
+        return text
+    match = _WORDS_AROUND.fullmatch(plain_digits(_CURRENCY_SIGN.sub("", text)).strip())
+    return text if match is None else match["formula"].strip()
+
+
 def clean(text: str) -> str:
     """Replace LaTeX, Markdown and Unicode spellings of numbers by plain ones."""
-    text = text.translate(_DIGITS)
+    text = _TEN_TO_THE.sub(lambda match: "^" + unicodedata.normalize("NFKC", match[0]).replace("\u2212", "-"), text)
+    text = _VULGAR.sub(lambda match: f" {unicodedata.normalize('NFKC', match[0])} ", plain_digits(text))
     for pattern, replacement in _CLEANING:
         text = pattern.sub(replacement, text)
     return text
@@ -105,7 +176,7 @@ def _near(text: str, match: re.Match[str]) -> str:
 def _is_joined(text: str, matches: list[re.Match[str]], index: int) -> bool:
     match = matches[index]
     behind = text[match.end() :]
-    if _FUNCTION.search(text[: match.start()][-20:]):
+    if _FUNCTION.search(text[: match.start()][-20:]) or (match["sign"] and text[: match.start()].endswith("|")):
         return True
     if index + 1 < len(matches) and _JOINING.match(text[match.end() : matches[index + 1].start()]):
         return True
@@ -113,7 +184,8 @@ def _is_joined(text: str, matches: list[re.Match[str]], index: int) -> bool:
         return True
     return bool(
         re.match(
-            r"\s*(?:\)?\s*[\^!*/:]|[-+]\s*\d|\+|,\d|x\b|(?:st|nd|rd|th)\b|or\s+so\b|squared\b|cubed\b|of\s+\d)", behind
+            r"[\u2080-\u2089]|\s*(?:\)?\s*[\^!*/:]|[-+]\s*\d|\+|,\d|x\b|[a-cefijnopqruvwxyzBDEIMOPQRSUXYZ](?![A-Za-z])|\u2030|(?:st|nd|rd|th)\b|or\s+so\b|squared\b|cubed\b|of\s+\d)",
+            behind,
         )
     )
 
@@ -133,14 +205,21 @@ def _value(match: re.Match[str]) -> Number | None:
         value += Fraction(int(above), int(below))
     if match["scale"]:
         value *= _SCALES[match["scale"].strip()]
-    value = -value if (match["sign"] or "").strip() in ("-", "minus") else value
+    value = (
+        -value
+        if (match["sign"] or "").strip() in ("-", "minus", "negative", "\u8d1f", "\u8ca0", "\u96f6\u4e0b")
+        else value
+    )
     return Number(value / 100 if match["percent"] else value, match["percent"] is not None)
 
 
 def number_in_words(text: str) -> Number | None:
     """`seventy-two`, `minus five`, `six dozen`: a text that is only a number in words."""
     words = re.findall(r"[a-z]+", text.lower())
-    negative = words[:1] == ["minus"]
+    negative = words[:1] in (["minus"], ["negative"])
+    part = _part_in_words(words[1 if negative else 0 :])
+    if part is not None:
+        return Number(-part if negative else part)
     total = current = 0
     words = [word for word in words[1 if negative else 0 :] if word != "and"]
     for word in words:
@@ -153,3 +232,14 @@ def number_in_words(text: str) -> Number | None:
         else:
             return None
     return Number(Fraction(-(total + current) if negative else total + current)) if words else None
+
+
+def _part_in_words(words: list[str]) -> Fraction | None:
+    """`one half`, `two thirds`, `one and a half`; None for anything else."""
+    if len(words) < 2 or words[-1] not in _PARTS or words[-2] not in ("a", *_UNITS[1:]):
+        return None
+    part = Fraction(_WORDS.get(words[-2], 1), _PARTS[words[-1]])
+    if len(words) == 2:
+        return part
+    whole = number_in_words(" ".join(words[:-3])) if words[-3] == "and" else None
+    return None if whole is None else whole.value + part

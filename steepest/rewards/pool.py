@@ -20,6 +20,7 @@ from typing import Any
 from steepest.config.sections.reward import GRADER, WeightedFunction
 from steepest.errors import ConfigError, DataError, RewardError, setting
 from steepest.process.cores import usable_cores
+from steepest.process.patience import waiting_for
 from steepest.registry import is_own_code, nearest
 from steepest.rewards.api import RewardRequest, RewardResult, match_name
 from steepest.rewards.process import Setup, WorkerProcess, end_all
@@ -29,6 +30,7 @@ _RATE, _TIMEOUT = setting("max_error_rate", "reward"), setting("timeout_s", "rew
 _MODE, _CUSTOM = setting("mode", "reward"), setting("custom_reward_path")
 _MAX_CHUNK = 32
 _MAX_WORKERS = 8
+_WORKERS_A_CORE = 16  # more only wait for one another; each takes about 50 MB and a second of a core to start
 _SILENT_DEATHS = 3  # after so many workers died in one call with work that they had not begun, the call fails
 _HEARTBEAT_SECONDS = 0.5  # interval of checks for a dead worker whose child process keeps the wire open
 _ENDING_SECONDS = 0.5  # time for a process whose wire has ended to exit, so that its own exit code is reported
@@ -71,6 +73,11 @@ class RewardPool:
             problems.append(
                 f"{setting('num_workers', 'reward')}={num_workers}: at least 1 is needed, or null for one a core."
             )
+        if self.num_workers > (most := _WORKERS_A_CORE * usable_cores()):
+            problems.append(
+                f"{setting('num_workers', 'reward')}={num_workers}: at most {most} on this machine ({_WORKERS_A_CORE} "
+                f"for each of {usable_cores()} usable cores). Use less, or null for one a core."
+            )
         if not timeout_s > 0:
             problems.append(f"{_TIMEOUT}={timeout_s}: a time limit in seconds above 0 is needed.")
         if not 0 <= max_error_rate <= 1:
@@ -81,6 +88,10 @@ class RewardPool:
         self.start_seconds = start_seconds
         self.error_rate = 0.0  # share of failed samples in the last call of `score`
         self._functions = tuple(functions)
+        # What takes long in a built-in grader is a text of the policy. In a function or a pattern of the user's own it
+        # may be that function.
+        own = [one for one in functions if is_own_code(one.name) or "pattern" in one.options]
+        self._built_in = custom is None and not own
         self._custom = (str(Path(custom[0]).expanduser().resolve()), custom[1]) if custom else None
         self._custom_kwargs = dict(custom_kwargs or {})
         self._has_own_code = custom is not None or any(is_own_code(function.name) for function in functions)
@@ -118,7 +129,9 @@ class RewardPool:
         Raises ConfigError when the user's function cannot be imported or called, or `reward.mode` is not one of the
         modes; DataError when a data_source has no reward, or a function has a parameter that no column fills.
         """
-        with self._lock, self._killing_on_error():
+        what = f"the import of {_CUSTOM}={self._custom[0]}" if self._custom else "the reward workers to start"
+        patience = waiting_for(f"{what}, at most {self.start_seconds:g} s")
+        with self._lock, self._killing_on_error(), patience:
             self._start_workers(self.num_workers)
             while self._sources is None:
                 self._read_workers(None)
@@ -175,7 +188,8 @@ class RewardPool:
 
         A sample fails when its function raises, returns no finite number, runs longer than `timeout_s` or takes the
         worker down with it. It gets score None and the reason; other samples are not affected. `error_rate` is the
-        share of failures, and one warning reports them (logger "steepest.rewards").
+        share of failures, and one warning reports them (logger "steepest.rewards"). A response on which a built-in
+        grader runs longer than `timeout_s` is wrong and no failure: it scores 0 and is marked `timed_out`.
 
         Raises RewardError as soon as more samples have failed than `allowed_failures`, or when workers cannot run.
         """
@@ -200,6 +214,14 @@ class RewardPool:
                 )
         if call.failed:
             _LOG.warning("%s These rows get no score.", call.failure_text())
+        slow = [
+            one.sample_id for one, result in zip(requests, call.results, strict=True) if result and result.timed_out
+        ]
+        if slow:
+            _LOG.warning(
+                "reward: %d of %d responses took more than %g s to grade and score 0. First: sample %s.",
+                len(slow), len(requests), self.timeout_s, slow[0],
+            )  # fmt: skip
         return [result for result in call.results if result is not None]
 
     @contextlib.contextmanager
@@ -252,7 +274,7 @@ class RewardPool:
                 self._give_up(worker, call)
 
     def _deadline(self, worker: WorkerProcess) -> float:
-        return worker.since + (self.timeout_s if worker.begun else self.start_seconds)
+        return worker.since + (self.timeout_s if worker.begun and not worker.preparing else self.start_seconds)
 
     def _read(self, worker: WorkerProcess, call: _Call | None) -> None:
         try:
@@ -268,8 +290,8 @@ class RewardPool:
                 raise ConfigError(rest[0])
             if kind == "ready":
                 worker.ready, self._sources, self._own = True, rest[0], rest[1]
-            elif kind == "begun":
-                worker.begun = True
+            elif kind in ("begun", "preparing"):
+                worker.begun, worker.preparing = True, kind == "preparing"
             elif call is not None:
                 call.finish(worker.chunk.popleft(), _result(kind, rest))
 
@@ -290,11 +312,16 @@ class RewardPool:
             what = f"{_CUSTOM}={self._custom[0]!r}: importing it" if self._custom else "a reward worker"
             raise ConfigError(f"{what} took more than {self.start_seconds:g} s to start.")
         if call is not None:
-            self._take_back(worker, call, f"timeout after {self.timeout_s:g} s")
+            if worker.preparing:
+                self._take_back(worker, call, f"its preparation took more than {self.start_seconds:g} s")
+                return
+            wrong = {function.label: 0.0 for function in self._functions}
+            result = RewardResult(0.0, {"acc": 0.0}, scores=wrong, timed_out=True) if self._built_in else None
+            self._take_back(worker, call, f"timeout after {self.timeout_s:g} s", result)
 
-    def _take_back(self, worker: WorkerProcess, call: _Call, why: str) -> None:
+    def _take_back(self, worker: WorkerProcess, call: _Call, why: str, result: RewardResult | None = None) -> None:
         if worker.begun:
-            call.finish(worker.chunk.popleft(), RewardResult(None, error=why))
+            call.finish(worker.chunk.popleft(), result or RewardResult(None, error=why))
         else:
             call.num_silent_deaths += 1
             if call.num_silent_deaths >= _SILENT_DEATHS:

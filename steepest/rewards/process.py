@@ -76,6 +76,7 @@ class WorkerProcess:
             self.wire.send(setup)
         self.ready = False
         self.begun = False  # True after the worker's message that it works on chunk[0]
+        self.preparing = False  # it imports what chunk[0] needs, which is not on the sample's time
         self.chunk: deque[int] = deque()  # numbers of the samples it has and has not answered, in order
         self.since = time.monotonic()  # start of the process, then of the sample it works on
 
@@ -87,7 +88,7 @@ class WorkerProcess:
         """Send work to an idle worker. Raises OSError if it is gone."""
         self.wire.send(list(payloads))
         self.chunk.extend(numbers)
-        self.begun, self.since = False, time.monotonic()
+        self.begun, self.preparing, self.since = False, False, time.monotonic()
 
     def messages(self) -> list[list[Any]]:
         """All messages that can be read now. Raises EOFError or OSError if none was read and no more will come."""

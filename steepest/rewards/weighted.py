@@ -47,7 +47,7 @@ class BoundFunction:
             return self.signature.keywords(request, self.options)
         keywords: dict[str, Any] = {
             "data_source": request.data_source,
-            "solution_str": request.solution,
+            "solution_str": request.solution if is_own_code(entry.name) else request.whole,
             "ground_truth": request.ground_truth,
             "extra_info": request.extra_info,
         }
@@ -171,15 +171,30 @@ def ground_truth_problem(data_source: str, ground_truth: Any, functions: Sequenc
     """The problem that the rewards of a row find in its ground truth, or None.
 
     It is called for every row before a model is loaded. `functions` are those of `reward.functions`; empty: the reward
-    registered for the data source. A reward without the fact `check_ground_truth` accepts every ground truth.
+    registered for the data source. A reward without the facts `check_ground_truth` and `plain_answers` accepts every
+    ground truth.
     """
     names = [function.name for function in functions] if functions else [GRADER]
     for name in names:
         entry = entry_for(data_source) if name == GRADER else REWARDS.get(name) if name in REWARDS.names() else None
-        check = entry.facts.get("check_ground_truth") if entry is not None else None
-        try:
-            if check is not None:
-                check(ground_truth)
-        except (TypeError, ValueError) as error:
-            return str(error)
+        problem = _problem(entry, ground_truth) if entry is not None else None
+        if problem is not None:
+            return problem
+    return None
+
+
+def _problem(entry: Entry, ground_truth: Any) -> str | None:
+    check, plain_answers = entry.facts.get("check_ground_truth"), entry.facts.get("plain_answers")
+    try:
+        if check is not None:
+            check(ground_truth)
+        answers = [] if plain_answers is None else plain_answers(ground_truth)
+        scores = [entry.value("", answer, ground_truth)["score"] for answer in answers]
+    except (TypeError, ValueError) as error:
+        return str(error)
+    if answers and max(scores) < 1:
+        return (
+            f"ground_truth is {str(ground_truth)[:40]!r}: no response can equal it, {answers[0][:60]!r} scores 0 by "
+            f"{entry.name}"
+        )
     return None

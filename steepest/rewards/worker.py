@@ -6,6 +6,7 @@ Wire, child to parent: JSON, so that the parent never unpickles what a scoring p
     ["ready", {data_source: [modes]}, [own functions]] or ["refused", [problems]]      once
     ["begun"]                                                         a list has arrived, its first sample starts;
                                                                       again when its preparations are over
+    ["preparing"]                                                     a sample waits for them, up to the next "begun"
     ["scored", score, parts, scores] or ["failed", "TypeName: message (file:line)"]
                                                                       once a sample, in order; the next one starts
 
@@ -28,9 +29,12 @@ import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from steepest.errors import ConfigError, setting
+from steepest.process.stopping import SIGNALS
+from steepest.process.streams import protect_streams
 from steepest.registry import Entry, load_file, nearest
 from steepest.rewards.api import REWARDS, RewardRequest, RewardResult, data_source_names, read_outcome
 from steepest.rewards.process import Setup
@@ -50,28 +54,33 @@ class Scorer:
         self._mode = setup.mode
         self._loop: asyncio.AbstractEventLoop | None = None
         self._source = ""  # file of the function that is running
+        self._prepared: set[Callable[[], None]] = set()
 
-    def score(self, payload: bytes, begin: Callable[[], None]) -> list[Any]:
+    def score(self, payload: bytes, announce: Callable[[str], None]) -> list[Any]:
         """The message about one sample. Any exception of the function, also SystemExit, becomes a "failed" message.
 
-        `begin` is called after a preparation, if there was one: the sample's time starts then.
+        `announce` gets "preparing" before and "begun" after a preparation, if there is one: the sample's time starts
+        then.
         """
         self._source = ""
         try:
             request: RewardRequest = pickle.loads(payload)
-            self._prepare(request.data_source, begin)
+            self._prepare(request.data_source, announce)
             result = self._by_custom(request) if self._custom else self._by_functions(request)
         except BaseException as error:
             return ["failed", describe(error, self._source)]
         return ["scored", result.score, result.parts, result.scores]
 
-    def _prepare(self, data_source: str, begin: Callable[[], None]) -> None:
+    def _prepare(self, data_source: str, announce: Callable[[str], None]) -> None:
         wanted = [] if self._custom else preparations(self._functions, data_source)
-        before = prepare_once.cache_info().misses
-        for prepare in wanted:
+        new = [prepare for prepare in wanted if prepare not in self._prepared]
+        if not new:
+            return
+        announce("preparing")
+        for prepare in new:
             prepare_once(prepare)
-        if prepare_once.cache_info().misses > before:
-            begin()
+            self._prepared.add(prepare)
+        announce("begun")
 
     def _by_custom(self, request: RewardRequest) -> RewardResult:
         custom = self._custom
@@ -185,6 +194,21 @@ def _end_with_parent(lifeline: int, parent: int) -> None:
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
+def _outlive_signals() -> None:
+    """Do nothing on the signals that stop the trainer: it ends its step first, and then this process.
+
+    A scheduler sends them to every process of a job. They are not ignored, which programs that a reward starts would
+    inherit, so that it could not terminate them.
+    """
+    for signum in SIGNALS:
+        signal.signal(signum, _do_nothing)
+    os.register_at_fork(after_in_child=lambda: [signal.signal(signum, signal.SIG_DFL) for signum in SIGNALS])
+
+
+def _do_nothing(signum: int, frame: FrameType | None) -> None:
+    pass
+
+
 def serve(wire: Connection) -> None:
     """Answer requests until the parent closes the wire."""
 
@@ -204,14 +228,16 @@ def serve(wire: Connection) -> None:
         chunk: list[bytes] = wire.recv()
         send(["begun"])
         for payload in chunk:
-            send(scorer.score(payload, lambda: send(["begun"])))
+            send(scorer.score(payload, lambda kind: send([kind])))
 
 
 def main() -> None:
+    _outlive_signals()
     wire_fd, lifeline, parent = (int(argument) for argument in sys.argv[1:4])
     for fd in (wire_fd, lifeline):
         os.set_inheritable(fd, False)  # programs that a reward starts must not hold our wire open
     _print_to_stderr()
+    protect_streams()  # a reward that prints does not fail when the reader is gone
     _end_with_parent(lifeline, parent)
     with contextlib.suppress(EOFError, ConnectionError):  # the parent has closed the wire
         serve(Connection(wire_fd))

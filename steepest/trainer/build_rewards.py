@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -31,7 +31,7 @@ class ModelReward:
     max_error_rate: float
 
     def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
-        rows = [self.model.token_ids(request.messages, request.solution) for request in requests]
+        rows = [self.model.token_ids(request.messages, request.whole) for request in requests]
         limit = self.model.max_tokens
         fits = [limit is None or len(row) <= limit for row in rows]
         scores = iter(self.model.score([row for row, fit in zip(rows, fits, strict=True) if fit]))
@@ -101,7 +101,7 @@ def add(result: RewardResult, function: WeightedFunction, other: RewardResult) -
     if result.score is None or other.score is None:
         return RewardResult(None, result.parts, error=result.error or other.error, scores=result.scores)
     scores = {**result.scores, function.label: other.score}
-    return RewardResult(result.score + function.weight * other.score, result.parts, scores=scores)
+    return replace(result, score=result.score + function.weight * other.score, scores=scores)
 
 
 def build_rewards(config: Config) -> Rewards:

@@ -21,6 +21,7 @@ from steepest.core.batch import Batch
 from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.devices.api import Device
 from steepest.learner.metrics import Metrics
+from steepest.process.stopping import Stop
 from steepest.rollout import SamplingParams
 from steepest.trainer.algorithm.advantages import Advantages
 from steepest.trainer.algorithm.correction import CorrectedRewards, build_rejections, compare
@@ -229,6 +230,10 @@ def build_learn(
     )
 
 
-def build_step(collect: Collector, learn: Learn, position: PromptPosition, observers: Sequence[Observer]) -> PPOStep:
-    """The step of `ppo.py`. The run's place among the prompts follows what has been learnt from."""
-    return PPOStep(collect, learn, (lambda step, experience: position.learn(experience.prompts_taken), *observers))
+def build_step(
+    collect: Collector, learn: Learn, position: PromptPosition, observers: Sequence[Observer], stop: Stop
+) -> PPOStep:
+    """The step of `ppo.py`. The run's place among the prompts follows what has been learnt from. After a signal the
+    weights are not touched any more if the time that is left is too short for it."""
+    follow = (lambda step, experience: position.learn(experience.prompts_taken), *observers)
+    return PPOStep(collect, learn, follow, before_learning=stop.give_up_unless)

@@ -10,6 +10,7 @@ but the experience and the engine's weights, so a queue can stand between the tw
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -81,13 +82,21 @@ class PPOStep:
     collect: Collector
     learn: Learn
     observers: Sequence[Observer] = ()
+    before_learning: Callable[[float], None] = lambda seconds: None
+    """Called with the seconds of the longest `learn` so far; raises where the time left is shorter."""
+    learning: bool = False
+    learn_seconds: float = 0.0
 
     def __call__(self, step: int) -> Metrics:
         timed = self.learn.timed
         with timed("step"):
             experience = self.collect(step)
+            self.before_learning(self.learn_seconds)
+            began, self.learning = time.perf_counter(), True
             metrics = self.learn(experience, step)
+            self.learn_seconds = max(self.learn_seconds, time.perf_counter() - began)
         timed.add(experience.seconds, experience.flops)
         for observe in self.observers:
             observe(step, experience)
+        self.learning = False
         return experience.metrics | metrics

@@ -381,16 +381,24 @@ RULES = [
     (["algorithm.mask_equal_groups=True"],
      f"algorithm.mask_equal_groups=True with {ROLLOUT}.n=1: a group of one never differs, so nothing would be left. "
      f"Use {ROLLOUT}.n >= 2."),
-    ([f"{CORRECTION}.rollout_is=token", f"{CORRECTION}.rollout_is_threshold=0.5_2"],
-     f"{CORRECTION}.rollout_is_threshold=0.52: 1, the ratio of two policies that agree, must be within (a band has a "
-     "dot in both numbers, e.g. 0.5_2.0)."),
+    (["trainer.experiment_name=a/../b"],
+     "trainer.experiment_name='a/../b': has an empty part, . or .. between slashes, and it names a folder. Choose "
+     "another."),
+    (["trainer.project_name="],
+     "trainer.project_name='': is empty, and it names a folder. Choose another."),
+    ([f"trainer.project_name={'n' * 250}"],
+     f"trainer.project_name='{'n' * 60}': is longer than 242 bytes, and it names a folder. Choose another."),
+    ([f"{CORRECTION}.rollout_is=token", f"{CORRECTION}.rollout_is_threshold=0.5_0.9"],
+     f"{CORRECTION}.rollout_is_threshold=0.5_0.9: 1, the ratio of two policies that agree, must be within."),
+    ([f"{CORRECTION}.rollout_is=token", f"{CORRECTION}.rollout_is_threshold=0.5_2_0"],
+     f"{CORRECTION}.rollout_is_threshold=0.5_2_0: must be a number, or low_high, e.g. 0.5_2.0."),
     ([f"{CORRECTION}.rollout_is=sequence", f"{CORRECTION}.rollout_is_threshold=high"],
      f"{CORRECTION}.rollout_is_threshold=high: must be a number, or low_high, e.g. 0.5_2.0."),
     ([f"{CORRECTION}.rollout_rs=token_k1"],
      f"{CORRECTION}.rollout_rs=[token_k1]: needs {CORRECTION}.rollout_rs_threshold, one each or one for all: a band of "
      "ratios for k1, e.g. 0.5_2.0, a divergence in nats for k2 and k3, e.g. 0.01."),
-    ([f"{CORRECTION}.rollout_rs=[token_k1,seq_max_k3]", f"{CORRECTION}.rollout_rs_threshold=0.5_2.0"],
-     f"{CORRECTION}.rollout_rs_threshold: 0.5_2.0 for seq_max_k3: must be one number, a divergence in nats, "
+    ([f"{CORRECTION}.rollout_rs=[token_k1,seq_max_k3]", f"{CORRECTION}.rollout_rs_threshold=0.5_2"],
+     f"{CORRECTION}.rollout_rs_threshold: 0.5_2 for seq_max_k3: must be one number, a divergence in nats, "
      "e.g. 0.01."),
     ([f"{CORRECTION}.rollout_rs=[token_k1,seq_max_k3]", f"{CORRECTION}.rollout_rs_threshold=[0.5_2.0,1,2]"],
      f"{CORRECTION}.rollout_rs_threshold: 3 thresholds for 2 rejections: give one each, or one for all."),
@@ -547,8 +555,8 @@ WARNINGS = [
       "for its value with a true gradient."]),
     ([f"{ACTOR}.clip_ratio=0.1", f"{ACTOR}.clip_ratio_low=0.2", f"{ACTOR}.clip_ratio_high=0.28"],
      [f"{ACTOR}.clip_ratio has no effect: clip_ratio_low and clip_ratio_high are both given."]),
-    (["trainer.max_actor_ckpt_to_keep=3"],
-     ["trainer.max_actor_ckpt_to_keep has no effect: trainer.save_freq=-1 writes no checkpoints."]),
+    (["trainer.max_actor_ckpt_to_keep=3", "trainer.save_freq=0"],
+     ["trainer.max_actor_ckpt_to_keep has no effect: no checkpoint is written."]),
     ([f"{ROLLOUT}.enforce_eager=True", f"{ROLLOUT}.engine_kwargs.vllm={{x:1}}"],
      [f"{ROLLOUT}.enforce_eager, {ROLLOUT}.engine_kwargs.vllm have no effect: they are vLLM's, and {ROLLOUT}.name is "
       "another engine."]),

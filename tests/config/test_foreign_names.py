@@ -105,7 +105,7 @@ def test_each_job_answers_with_its_own_keys() -> None:
 def test_quantised_bases_are_answered_with_the_reason_and_what_to_take(name: str) -> None:
     text = (
         "no such key. Weights are not quantised: a rollout engine would have to round a merged adapter again, and "
-        "would sample from another policy than the one that is trained. Use LoRA (lora_rank=16 in the model's "
+        "would sample from another policy than the one that is trained. Use LoRA (lora_rank=16 in that "
         "section): a frozen matrix takes 2 bytes a weight where its file is in bfloat16. docs/lora.md has a table of "
         "the memory."
     )

@@ -111,17 +111,6 @@ def test_recompute_asks_for_the_pass_before_a_single_update_too() -> None:
     assert make_plan(load_config([*GRPO, *words]), 64).old_log_probs == "pass"
 
 
-def test_a_run_that_keeps_nothing_says_so() -> None:
-    words = ["data.train_batch_size=10", "trainer.total_training_steps=25"]
-
-    def notes(*more: str) -> list[str]:
-        plan = make_plan(load_config([*REQUIRED, *words, *more]), 100)
-        return [note for note in plan.notes if "No checkpoint is written (trainer.save_freq=-1)" in note]
-
-    assert len(notes()) == 1
-    assert notes("trainer.save_freq=5") == notes("trainer.val_only=True") == []
-
-
 def test_warmup_is_a_number_of_steps_or_a_share() -> None:
     words = [
         f"{ACTOR}.optim.lr_warmup_steps_ratio=0.15",

@@ -88,7 +88,7 @@ def test_broken_json_names_the_line(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n[1]\n', encoding="utf-8")
     assert "line 2 (counted from 1): found [1] (list); expected a JSON object" in message_of(str(path))
     path.write_bytes(b'{"a": "\xff"}\n')
-    assert "cannot be read: 'utf-8' codec" in message_of(str(path))
+    assert f"{path}, line 1 (counted from 1): not UTF-8: byte 0xff at position 7. Save" in message_of(str(path))
     path = tmp_path / "t.json"
     path.write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8")
     (table,) = read_tables(str(path), key=KEY)
@@ -97,6 +97,36 @@ def test_broken_json_names_the_line(tmp_path: Path) -> None:
     assert "expected a JSON list of objects" in message_of(str(path))
     path.write_text('[{"a": 1}, 5]', encoding="utf-8")
     assert "row 1 (counted from 0): found 5 (int); expected a JSON object." in message_of(str(path))
+
+
+@pytest.mark.parametrize(
+    "cell, said",
+    [
+        (b'"\\ud83d"', r"'\ud83d' is one half of a surrogate pair, and no character"),
+        (b'{"b": ["x", "\\uDE00"]}', r"'\ude00' is one half of a surrogate pair"),
+        (b"1" * 5000, "not readable as JSON: Exceeds the limit (4300 digits)"),
+        (b"[" * 100_000, "not readable as JSON: maximum recursion depth exceeded"),
+        ("\u00e4".encode("latin-1"), "not UTF-8: byte 0xe4 at position"),
+    ],
+)
+def test_a_text_that_no_tokenizer_reads_is_named_with_its_line(tmp_path: Path, cell: bytes, said: str) -> None:
+    (tmp_path / "t.jsonl").write_bytes(b'{"a": 1}\n{"a": ' + cell + b"}\n")
+    assert f"{tmp_path}/t.jsonl, line 2 (counted from 1): {said}" in message_of(f"{tmp_path}/t.jsonl")
+    (tmp_path / "t.json").write_bytes(b'[{"a": ' + cell + b"}]")
+    assert f"{tmp_path}/t.json: {said}" in message_of(f"{tmp_path}/t.json")
+
+
+def test_a_whole_pair_and_other_escapes_are_read(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00 \\u0000 \\\\ud83d"}\r\n')
+    [table] = read_tables(f"{tmp_path}/t.jsonl", key="k")
+    assert table.rows == [{"a": "\U0001f600 \0 \\ud83d"}]
+
+
+def test_paths_that_the_system_refuses(tmp_path: Path) -> None:
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    assert message_of(f"{tmp_path}/loop.jsonl").endswith("cannot be read: Too many levels of symbolic links.")
+    assert message_of(f"{tmp_path}/{'n' * 300}.jsonl").endswith("cannot be read: File name too long.")
+    assert "there is no such file" in message_of(f"{tmp_path}/a\0.jsonl")
 
 
 def test_values_are_shown_short_and_with_their_type() -> None:

@@ -280,6 +280,75 @@ def test_a_writer_that_fails_leaves_no_trace(tmp_path):
     assert names(tmp_path) == before and store.latest() == tmp_path / "global_step_1"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EROFS, "Read-only file system", "/a"),
+        PermissionError(errno.EACCES, "Permission denied", "/a"),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "/a"),
+        Exception("Error while serializing: I/O error: Read-only file system (os error 30)"),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_its_reason(tmp_path, error):
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+
+    def refused(path):
+        raise error
+
+    with pytest.raises(CheckpointError, match="^checkpoint global_step_2 cannot be written into ") as caught:
+        store.save(2, {"actor": refused}, {"step": 2})
+    assert f"{tmp_path}: {error}. The last one, {tmp_path}/global_step_1, is untouched." in str(caught.value)
+    assert names(tmp_path) == ["global_step_1", "latest_checkpointed_iteration.txt"]
+
+
+def test_a_file_in_place_of_the_run_folder(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(CheckpointError, match=f"cannot be written into {tmp_path}/run: .* There is no earlier one."):
+        save(CheckpointStore(tmp_path / "run"), 1)
+
+
+def test_a_run_folder_that_vanished_is_made_again(tmp_path):
+    store = CheckpointStore(tmp_path / "run")
+    save(store, 1)
+    shutil.rmtree(tmp_path / "run")
+    save(store, 2)
+    assert store.latest() == tmp_path / "run" / "global_step_2"
+
+
+def test_what_cannot_be_deleted_ends_no_run(tmp_path):
+    """A link to a folder stands for a folder that a reader on NFS keeps from being deleted."""
+    warnings = []
+    (tmp_path / "elsewhere").mkdir()
+    store = CheckpointStore(tmp_path / "run", 1, warn=warnings.append)
+    save(store, 1)
+    (tmp_path / "run" / ".del-global_step_1").symlink_to(tmp_path / "elsewhere")
+    save(store, 2)
+    assert store.steps() == [1, 2] and store.latest() == tmp_path / "run" / "global_step_2"
+    assert store.remove_leftovers() == []
+    assert [text.split(" (")[0] for text in warnings] == [
+        f"{tmp_path}/run/global_step_1 is no longer needed and cannot be deleted",
+        f"{tmp_path}/run/.del-global_step_1 is no longer needed and cannot be deleted",
+    ]
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"step": "2"}', b"\xff", b"[" * 100_000])
+def test_a_state_that_names_no_step(tmp_path, text):
+    (tmp_path / "trainer_state.json").write_bytes(text)
+    with pytest.raises(CheckpointError, match=f"^{tmp_path}/trainer_state.json "):
+        CheckpointStore.state(tmp_path)
+
+
+@pytest.mark.parametrize("serial", ["NaN", "1e999", '"2"', "true", "null", "[]"])
+def test_a_manifest_with_another_serial_number_is_no_obstacle(tmp_path, serial):
+    store = CheckpointStore(tmp_path, warn=lambda text: None)
+    save(store, 1)
+    manifest = tmp_path / "global_step_1" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"serial": 1', f'"serial": {serial}'))
+    save(store, 2)
+    assert store.steps() == [1, 2]
+
+
 # -- full disks -------------------------------------------------------------------------------------------------
 
 

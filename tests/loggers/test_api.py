@@ -119,7 +119,7 @@ def test_a_logger_that_fails_to_close_does_not_keep_the_others_open(tmp_path: Pa
 def test_jsonl_that_cannot_write_ends_the_run(tmp_path: Path) -> None:
     loggers = make_loggers([], tmp_path, "p", "e", {})
     loggers.log(1, {"x": 1.0})
-    said = r"metrics.jsonl: cannot append to the run's log \(File too large\)"
+    said = r"metrics.jsonl: cannot append to this record of the run \(File too large\)"
     with files_of_at_most(60), pytest.raises(SteepestError, match=said):
         loggers.log(2, {"x": 1.0})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from steepest.errors import SteepestError
 from steepest.loggers import SampleLog, make_loggers, read_metrics
 from steepest.loggers.rows import RowFile, dumps, read_rows
+from tests.support.machine import files_of_at_most
 
 
 def strict(line: str) -> dict[str, object]:
@@ -145,6 +147,83 @@ def test_a_ground_truth_that_is_no_json_is_written_as_text(tmp_path: Path) -> No
 def test_a_damaged_line_in_the_middle_is_an_error_and_not_lost(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(SteepestError, match="metrics.jsonl:2"):
+    with pytest.raises(SteepestError, match="metrics.jsonl:2: this line is no row"):
         RowFile(file, start_step=3)
     assert file.read_text() == '{"step": 1}\n{"st\n{"step": 3}\n'
+
+
+DAMAGED = {
+    b'{"st': "Invalid control character",
+    b"\xff\xfe": "not UTF-8: invalid start byte",
+    b'{"step": 2, "x": "\xc3"}': "not UTF-8: invalid continuation byte",
+    b"\x00\x00\x00": "Expecting value",
+    b"[1]": "no object with a step",
+    b"3": "no object with a step",
+    b'{"x": 1}': "no object with a step",
+    b'{"step": "2"}': "no object with a step",
+    b'{"step": 2, "_nonfinite": {"x": "what"}}': "what",
+    b'{"step": 2, "_nonfinite": 3}': "int",
+    b"[" * 100_000: "recursion",
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=lambda line: repr(line[:20]))
+def test_a_damaged_line_is_named_with_its_fault(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    for call in (lambda: RowFile(file, start_step=3), lambda: read_metrics(file)):
+        with pytest.raises(SteepestError, match="metrics.jsonl:2: this line is no row of a record ") as caught:
+            call()
+        assert DAMAGED[line] in str(caught.value)
+    file.write_bytes(b'{"step": 1}\n' + line)  # cut off by a kill, or zeros after a loss of power: it is removed
+    RowFile(file, start_step=3).close()
+    assert file.read_bytes() == b'{"step": 1}\n'
+
+
+def test_rows_after_the_checkpoint_are_cut_on_a_full_disk_too(tmp_path: Path) -> None:
+    log_steps(tmp_path, range(1, 8))
+    rows = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    with files_of_at_most(0):
+        RowFile(tmp_path / "metrics.jsonl", start_step=4).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(rows[:4])
+
+
+def test_rows_in_another_order_are_kept_by_their_step(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 9}\n{"step": 2}\n')
+    RowFile(file, start_step=4).close()
+    assert [row["step"] for row in read_rows(file)] == [1, 2]
+
+
+def test_a_full_disk_is_told_once_and_costs_no_earlier_row(tmp_path: Path) -> None:
+    said = (
+        r"metrics.jsonl: cannot append to this record of the run \(File too large\). Make room or fix the folder, or "
+    )
+    with pytest.raises(SteepestError, match=said), files_of_at_most(150):
+        log_steps(tmp_path, range(1, 9))
+    left = (tmp_path / "metrics.jsonl").read_bytes()
+    assert left.endswith(b"\n") and len(left) <= 150
+    steps = sorted(read_metrics(tmp_path / "metrics.jsonl"))
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) >= 2
+    log_steps(tmp_path, range(2, 4), start_step=1)
+    assert sorted(read_metrics(tmp_path / "metrics.jsonl")) == [1, 2, 3]
+
+
+def test_a_file_that_was_removed_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    with make_loggers([], folder, "p", "e", {}) as loggers:
+        loggers.log(1, {"x": 1})
+        shutil.rmtree(folder)
+        loggers.log(2, {"x": 2})
+        loggers.log(3, {"x": 3})
+    assert sorted(read_metrics(folder / "metrics.jsonl")) == [2, 3]
+    assert capsys.readouterr().out == (
+        f"warning: {folder}/metrics.jsonl was removed while the run wrote to it. It is begun again.\n"
+    )
+
+
+@pytest.mark.parametrize("place", ["/proc/x/metrics.jsonl", "{tmp_path}/file/metrics.jsonl", "/dev/null/x"])
+def test_a_place_that_takes_no_file(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SteepestError, match="cannot open this record of the run"):
+        RowFile(place.format(tmp_path=tmp_path))

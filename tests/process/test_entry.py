@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -160,3 +161,73 @@ def test_shapes_that_repeat_stay_and_others_go(capacity: str | None, made: int, 
     done = subprocess.run([sys.executable, "-c", _PRODUCTS], env=env, capture_output=True, text=True, check=True)
     lines = [line.split(",") for line in done.stdout.splitlines() if ",inner_product," in line]
     assert [sum(f"create:cache_{what}" in line for line in lines) for what in ("miss", "hit")] == [made, kept]
+
+
+LEAVING = """
+import atexit, sys, threading
+from steepest.process.entry import leave
+
+class Large:
+    def __del__(self):
+        print("torn down")
+
+large = Large()
+large.itself = large
+atexit.register(print, "at exit")
+threading.Thread(target=lambda: print("a thread"), daemon=False).start()
+print("no newline", end="")
+leave(7)
+"""
+
+
+def test_a_command_ends_without_teardown_and_loses_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True)
+    assert done.returncode == 7 and done.stderr == ""
+    assert sorted(done.stdout.replace("no newline", "no newline\n").split("\n")) == [
+        "",
+        "a thread",
+        "at exit",
+        "no newline",
+    ]
+
+
+def test_commands_end_that_way(tmp_path: Path) -> None:
+    """Both forms of a command; a function that is registered before Steepest is imported would run after its end."""
+    first = "import atexit, sys; atexit.register(print, 'later than the end'); sys.argv = ['steepest', {}]; "
+    for words, code, arguments in (
+        ("from steepest.__main__ import main; main()", 0, "'--version'"),
+        ("import runpy; runpy.run_module('steepest.trainer.main_sft', run_name='__main__')", 2, "'no.such.key=1'"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", first.format(arguments) + words], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == code and "later than the end" not in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/a/b"),
+            "error: /a/b: No space left on device. Make room, or",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/a"),
+            "error: /a: Permission denied. Make room, or see to",
+        ),
+        (
+            Exception("Error: I/O error: No space (os error 28)"),
+            "error: Error: I/O error: No space (os error 28). Make",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_told_without_traceback(
+    capsys: pytest.CaptureFixture[str], error: Exception, said: str
+) -> None:
+    assert guarded(lambda: fail(error)) == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_file_that_is_missing_is_a_bug_where_nobody_has_looked_for_it() -> None:
+    with pytest.raises(FileNotFoundError):
+        guarded(lambda: fail(FileNotFoundError(errno.ENOENT, "No such file", "/a")))

@@ -103,16 +103,19 @@ def test_flexible_reads_all_of_the_text_and_keeps_the_strict_format():
     assert gsm8k("openai/gsm8k", "#### 73", "72", mode="flexible") == {"score": 0.0, "acc": 0.0, "format": 1.0}
 
 
-@pytest.mark.parametrize("truth", ["1,234", "72 dollars", "", " 72", "seventy-two", "7" + "\u0662"])
+@pytest.mark.parametrize("truth", ["1,23", "72 dollars", "seventy-two", "7" + "\u0662", "#### 72 of 80", "N/A"])
 def test_a_ground_truth_that_nothing_can_equal_is_an_error_and_not_a_zero(truth):
     with pytest.raises(ValueError, match="expected a plain number"):
         score("#### 72", truth)
 
 
 def test_ground_truth_types():
-    assert gsm8k("openai/gsm8k", "#### 72", 72)["score"] == 1.0
-    for truth in (72.0, True, None, ["72"]):
+    assert gsm8k("openai/gsm8k", "#### 72", 72)["score"] == gsm8k("openai/gsm8k", "#### 72", 72.0)["score"] == 1.0
+    for truth in (True, None, ["72"]):
         with pytest.raises(TypeError, match="ground_truth is"):
+            gsm8k("openai/gsm8k", "#### 72", truth)
+    for truth in ("", float("nan")):
+        with pytest.raises(ValueError, match="ground_truth is"):
             gsm8k("openai/gsm8k", "#### 72", truth)
 
 

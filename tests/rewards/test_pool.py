@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from steepest.config.sections.reward import WeightedFunction
 from steepest.errors import ConfigError, DataError, RewardError
 from steepest.rewards import RewardPool, RewardRequest, RewardResult
 from steepest.rewards.pool import allowed_failures
@@ -291,3 +292,59 @@ def test_workers_start_while_the_caller_does_other_things():
         assert len(pids) == 2
         pool.check(["openai/gsm8k"])
         assert pool.worker_pids() == pids
+
+
+# ---- answers that a built-in grader cannot grade in time
+
+
+@pytest.fixture
+def slow_grader(tmp_path, monkeypatch):
+    """A grader of the package, in the workers, that never ends on the answer `slow`."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time\n"
+        "from steepest.rewards.api import REWARDS\n"
+        "@REWARDS.register('graded', check_ground_truth=str)\n"
+        "def graded(data_source, solution_str, ground_truth, extra_info=None):\n"
+        "    while solution_str == 'slow': time.sleep(1)\n"
+        "    return {'score': 1.0, 'acc': 1.0}\n"
+    )
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), str(root))))
+
+
+@pytest.mark.parametrize("functions", [(), (WeightedFunction("graded", 2.0),)])
+def test_an_answer_that_takes_too_long_to_grade_scores_zero_and_ends_no_run(slow_grader, functions, caplog):
+    """More than max_error_rate of them: the policy wrote them, so the run goes on."""
+    asked = [RewardRequest(f"row:{i}", "graded", text, "1") for i, text in enumerate(["slow", "fast", "slow"])]
+    with RewardPool(functions=functions, timeout_s=3.0, num_workers=2, max_error_rate=0.0) as pool:
+        results = pool.score(asked)
+        assert pool.error_rate == 0.0
+    scores = {"graded": 0.0} if functions else {}
+    slow = RewardResult(0.0, {"acc": 0.0}, scores=scores, timed_out=True)
+    fast = RewardResult(2.0 if functions else 1.0, {"acc": 1.0}, scores={"graded": 1.0} if functions else {})
+    assert results == [slow, fast, slow]
+    assert [record.getMessage() for record in caplog.records if record.name == "steepest.rewards"] == [
+        "reward: 2 of 3 responses took more than 3 s to grade and score 0. First: sample row:0."
+    ]
+
+
+def test_a_preparation_is_not_on_the_time_of_a_sample(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time\n"
+        "from steepest.rewards.api import REWARDS\n"
+        "@REWARDS.register('prepared', prepare=lambda: time.sleep(1.5))\n"
+        "def prepared(data_source, solution_str, ground_truth, extra_info=None): return 1.0\n"
+    )
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), str(root))))
+    with RewardPool(timeout_s=1.0, num_workers=1) as pool:
+        assert pool.score([RewardRequest("row:0", "prepared", "x", "1")]) == [RewardResult(1.0)]
+
+
+def test_a_slow_function_or_pattern_of_the_users_own_is_a_failure():
+    pattern = WeightedFunction("format", 1.0, {"pattern": "(a+)+$"})
+    with (
+        RewardPool(functions=[pattern], timeout_s=1.0, num_workers=1, max_error_rate=0.1) as pool,
+        pytest.raises(RewardError, match="timeout after 1 s.* Fix the reward function; or raise timeout_s"),
+    ):
+        pool.score([RewardRequest(f"row:{i}", "any", "a" * 60 + "b", "1") for i in range(2)])

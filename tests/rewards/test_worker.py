@@ -18,8 +18,8 @@ from steepest.rewards.worker import Scorer, describe, load_custom
 FUNCTIONS = str(Path(__file__).parent / "functions.py")
 
 
-def begin() -> None:
-    """What a worker tells its parent when preparations are over."""
+def begin(kind: str) -> None:
+    """What a worker says to its parent before and after preparations."""
 
 
 @pytest.fixture(autouse=True)
@@ -101,5 +101,5 @@ def test_a_preparation_runs_once_a_process_and_the_samples_time_begins_after_it(
     scorer = Scorer(Setup(None, (), "strict", tuple(sys.path), None))
     row = pickle.dumps(RewardRequest("id", "aime2024", "\\boxed{073}", "73"))
     prepare_once.cache_clear()
-    assert [scorer.score(row, lambda: begun.append(1))[1] for _ in range(2)] == [1.0, 1.0]
-    assert begun == [1]
+    assert [scorer.score(row, begun.append)[1] for _ in range(2)] == [1.0, 1.0]
+    assert begun == ["preparing", "begun"]

@@ -106,9 +106,12 @@ class FakeCluster:
 class NumberTokenizer:
     pad_token_id = 0
 
-    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
-        assert skip_special_tokens
-        return [" ".join(map(str, row)) for row in rows]
+    def texts(self, batch: Batch) -> list[str]:
+        rows = zip(batch.responses.tolist(), batch.response_lengths.tolist(), strict=True)
+        return [" ".join(map(str, row[:n])) for row, n in rows]
+
+    def opening(self, prompt_ids: Sequence[int]) -> str:
+        return ""
 
 
 class FakePool:

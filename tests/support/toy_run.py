@@ -57,6 +57,7 @@ def toy_overrides(toy: dict[str, Path], run_folder: Path, *more: str, reward: st
         "reward.num_workers=1",
         "trainer.logger=jsonl",
         "trainer.device=cpu",
+        "trainer.save_freq=0",
         f"trainer.default_local_dir={run_folder}",
         *more,
     ]

@@ -16,6 +16,7 @@ from steepest.core.kl import AdaptiveKLController, FixedKLController
 from steepest.core.rollout_correction import Rejection, Weighting
 from steepest.data.sampler import PromptSampler
 from steepest.devices.backends.cpu import CPUDevice
+from steepest.process.stopping import Stop
 from steepest.trainer import build_step
 from steepest.trainer.algorithm.correction import CorrectedRewards
 from steepest.trainer.algorithm.critic_values import NoCritic, ValuesFromPass, ValuesFromUpdate
@@ -261,7 +262,9 @@ def test_a_whole_step_over_a_cluster_without_a_model():
     config, plan = made(*TWO)
     learn = build_step.build_learn(config, plan, cluster, build_step.build_controller(config), device=DEVICE, limit=1.0)
     seen: list[tuple[int, Experience]] = []
-    step = build_step.build_step(collect, learn, PromptPosition(), [lambda number, found: seen.append((number, found))])
+    step = build_step.build_step(
+        collect, learn, PromptPosition(), [lambda number, found: seen.append((number, found))], Stop()
+    )
     metrics = step(1)
     assert cluster.calls == [
         "release_engine", "policy_is_reference", "log_probs", "ref_log_probs", "values", "update_critic 1",
@@ -287,7 +290,9 @@ def test_the_position_follows_what_is_learnt_before_any_observer_looks():
         assert position.state_dict()["taken"] == 2, "collecting is not learning"
         return Experience(batch, [], prompts_taken=5)
 
-    step = build_step.build_step(collect, learn, position, [lambda number, found: looked.append(position.state_dict())])
+    step = build_step.build_step(
+        collect, learn, position, [lambda number, found: looked.append(position.state_dict())], Stop()
+    )
     step(1)
     assert looked == [{"taken": 5}] and position.taken == 9
 

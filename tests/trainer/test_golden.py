@@ -38,6 +38,7 @@ from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.trainer.algorithm.advantages import Advantages
 from steepest.trainer.algorithm.kl_rewards import KLShapedRewards, plain_rewards
 from steepest.trainer.algorithm.old_log_probs import FromPass
+from steepest.trainer.experience.response_text import ResponseText
 from steepest.trainer.experience.scoring import Scorer, place_scores
 from steepest.trainer.experience.single_turn import generate_batch
 from tests.support.fake_parts import FakePool
@@ -69,7 +70,7 @@ class Toy:
         self.prompts, _ = encode_prompts(
             rows, self.tokenizer, max_prompt_length=16, truncation="error", filter_overlong=False
         )
-        self.scorer = Scorer(FakePool(digit), self.tokenizer)
+        self.scorer = Scorer(FakePool(digit), ResponseText(self.tokenizer))
         self.vocabulary = len(self.tokenizer)
         words = [self.tokenizer.decode([v]).strip() for v in range(self.vocabulary)]
         self.rewards = torch.tensor([[float(w == p.ground_truth) for w in words] for p in self.prompts])

@@ -17,12 +17,15 @@ from steepest.data.sampler import PromptSampler
 from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.checkpoint import FROM_NOTHING
 from steepest.models.load import load_tokenizer
+from steepest.process.stopping import Stop
 from steepest.rollout.weights import ModelDescription
 from steepest.trainer import build_step
 from steepest.trainer.experience.dynamic_sampling import PromptPosition
+from steepest.trainer.experience.response_text import ResponseText
 from steepest.trainer.experience.scoring import Scorer
 from steepest.trainer.experience.single_turn import StepRollouts
 from steepest.trainer.jobs.ppo import encode_rows, load_rows, run_ppo
+from steepest.trainer.run.inputs import Inputs
 from tests.support.fake_parts import FakePool
 from tests.support.toy_run import make_toy, toy_overrides
 from tests.trainer.test_golden import digit
@@ -58,7 +61,7 @@ def train(toy, *words: str, held: bool) -> tuple[list[dict[str, float]], dict[st
     """(metrics of three steps, weights that they trained, description of the roles)."""
     config, device = load_config(toy_overrides(toy, toy["model"].parent / "run", *RUN, *words)), CPUDevice()
     tokenizer, folders = load_tokenizer(toy["model"]), {"actor": toy["model"], "critic": toy["model"]}
-    data = encode_rows(config, load_rows(config), tokenizer).train
+    data = encode_rows(config, load_rows(config), tokenizer, Inputs()).train
     plan, position = make_plan(config, len(data)), PromptPosition()
     torch.manual_seed(0)
     models = build_models(config, plan, FROM_NOTHING, folders, device)
@@ -70,12 +73,12 @@ def train(toy, *words: str, held: bool) -> tuple[list[dict[str, float]], dict[st
     engine.load_weights(roles.weights, 0)
     cluster = LocalCluster(roles, device, frees_engine=False)
     sampler = PromptSampler(len(data), config.data.train_batch_size, seed=1)
-    sampling, scorer = build_step.train_sampling(config), Scorer(FakePool(digit), tokenizer)
+    sampling, scorer = build_step.train_sampling(config), Scorer(FakePool(digit), ResponseText(tokenizer))
     rollouts = StepRollouts(cluster, data, sampler, sampling, tokenizer.pad_token_id)
     collect = build_step.build_collector(config, plan, cluster, rollouts, scorer, position, device=device)
     controller = build_step.build_controller(config)
     learn = build_step.build_learn(config, plan, cluster, controller, device=device, limit=1.0)
-    step = build_step.build_step(collect, learn, position, ())
+    step = build_step.build_step(collect, learn, position, (), Stop())
     numbers = [{k: v for k, v in step(n).items() if not k.startswith("perf/")} for n in (1, 2, 3)]
     trained = {"actor": roles.actor, "critic": roles.critic}
     tensors = {

@@ -122,7 +122,7 @@ def test_a_head_reads_its_values_in_the_pass_of_the_reference(runs):
 @pytest.mark.parametrize("estimator", ["gae", "grpo"])
 def test_without_a_reference_and_without_a_critic(toy, tmp_path, estimator):
     words = ["algorithm.kl_ctrl.kl_coef=0", "critic.share_base=head", "trainer.total_training_steps=2"]
-    words += [f"algorithm.adv_estimator={estimator}", "actor_rollout_ref.rollout.n=2", "trainer.save_freq=-1"]
+    words += [f"algorithm.adv_estimator={estimator}", "actor_rollout_ref.rollout.n=2", "trainer.save_freq=0"]
     folder = tmp_path / "run"
     run_ppo(load_config(toy_overrides(toy, folder, *RUN, *words)))
     last = metrics(folder)[-2]
@@ -131,7 +131,7 @@ def test_without_a_reference_and_without_a_critic(toy, tmp_path, estimator):
 
 @pytest.mark.parametrize("kind", ["own critic", "adapter", "head"])
 def test_it_learns(toy, tmp_path, kind):
-    words = ["trainer.total_training_steps=25", "trainer.test_freq=25", "trainer.save_freq=-1"]
+    words = ["trainer.total_training_steps=25", "trainer.test_freq=25", "trainer.save_freq=0"]
     words += ["actor_rollout_ref.actor.optim.lr=1e-2", "critic.optim.lr=5e-3"]
     done = run_ppo(load_config(toy_overrides(toy, tmp_path / "run", *VERL, *KINDS[kind], *words)))
     assert done.history[0] < 0.3 and done.history[25] > 0.5

@@ -6,7 +6,6 @@ import dataclasses
 import time
 from functools import partial
 
-import pytest
 import torch
 
 from steepest.core.batch import Batch
@@ -14,7 +13,7 @@ from steepest.trainer.algorithm.critic_values import NoCritic, Values
 from steepest.trainer.algorithm.old_log_probs import FromUpdate, OldLogProbs
 from steepest.trainer.build_step import after_warmup
 from steepest.trainer.experience.api import Experience
-from steepest.trainer.loop import Schedule, Timer, run_steps
+from steepest.trainer.loop import Timer
 from steepest.trainer.ppo import Learn, PPOStep
 
 OPTIONAL = [item.name for item in dataclasses.fields(Batch) if item.default is None]
@@ -279,74 +278,3 @@ def test_operations_of_the_collector_and_of_the_parts_make_up_the_step():
         assert seconds["gen"] == 2.0 and seconds["reward"] == 1.0, "of this step alone"
         assert flops["gen"] == 7.0 and flops["update_actor"] == 20.0 and flops["step"] == 27.0
         assert not any(value for name, value in flops.items() if name not in ("gen", "update_actor", "step"))
-
-
-class RecordingHooks:
-    def __init__(self, failing: str = "") -> None:
-        self.calls: list[str] = []
-        self.failing = failing
-
-    def _call(self, name: str) -> None:
-        self.calls.append(name)
-        if name == self.failing:
-            raise OSError(name)
-
-    def before_training(self, start_step: int) -> None:
-        self._call(f"before {start_step}")
-
-    def save(self, step: int) -> None:
-        self._call(f"save {step}")
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        self._call(f"log {step}")
-
-    def validate(self, step: int) -> None:
-        self._call(f"validate {step}")
-
-
-def run(hooks: RecordingHooks, *, total: int, save: int, test: int, start: int = 0) -> None:
-    run_steps(lambda step: {}, Timer(), Schedule(total, save, test), hooks, start)
-
-
-def test_saving_and_validating_fall_on_their_steps_and_on_the_last():
-    hooks = RecordingHooks()
-    run(hooks, total=5, save=2, test=3)
-    assert hooks.calls == [
-        "before 0",
-        "log 1",
-        "save 2",
-        "log 2",
-        "log 3",
-        "validate 3",
-        "save 4",
-        "log 4",
-        "save 5",
-        "log 5",
-        "validate 5",
-    ]
-
-
-def test_minus_one_means_never():
-    hooks = RecordingHooks()
-    run(hooks, total=2, save=-1, test=-1)
-    assert hooks.calls == ["before 0", "log 1", "log 2"]
-
-
-def test_a_resumed_run_starts_after_its_step():
-    hooks = RecordingHooks()
-    run(hooks, total=4, save=-1, test=-1, start=2)
-    assert hooks.calls == ["before 2", "log 3", "log 4"]
-
-
-def test_a_failing_save_still_logs_the_step():
-    hooks = RecordingHooks(failing="save 1")
-    with pytest.raises(OSError, match="save 1"):
-        run(hooks, total=2, save=1, test=-1)
-    assert hooks.calls == ["before 0", "save 1", "log 1"]
-
-
-def test_a_failing_validation_comes_after_the_save():
-    hooks = RecordingHooks(failing="validate 1")
-    with pytest.raises(OSError, match="validate 1"):
-        run(hooks, total=1, save=1, test=1)
-    assert hooks.calls == ["before 0", "save 1", "log 1", "validate 1"]

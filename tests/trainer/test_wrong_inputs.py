@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from steepest.models.tiny import build_tiny_model
+from steepest.process.cores import usable_cores
 from steepest.process.entry import run_entry
 from steepest.trainer.main_ppo import main
 from steepest.trainer.run.folder import hold
@@ -87,6 +88,54 @@ def test_a_parquet_without_prompt(toy, tmp_path, capsys):
     assert_fails(capsys, argv, "odd.parquet", "'prompt'", "it has text", "data.prompt_key")
 
 
+def broken_rows(tmp_path):
+    """A file of rows that cannot be read."""
+    (tmp_path / "broken.jsonl").write_text("{")
+    return tmp_path / "broken.jsonl"
+
+
+def broken_model(tmp_path):
+    """A folder of a model that does not load."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    return tmp_path / "broken"
+
+
+def test_missing_files_are_told_together_and_first(toy, tmp_path, capsys):
+    argv = toy_overrides(toy, tmp_path / "run")
+    for key in ("data.train_files", "data.val_files"):
+        argv = with_value(argv, key, f"{tmp_path}/{key}.parquet")
+    argv = with_value(with_value(argv, MODEL, "./nowhere"), "custom_reward_function.path", "nowhere.py")
+    said = assert_fails(
+        capsys, argv, "data.train_files=", "data.val_files=", f"{MODEL}=", "custom_reward_function.path="
+    )
+    assert said.startswith("error: 4 problems:")
+
+
+def test_a_window_that_is_too_short_is_told_before_the_weights_are_read(toy, tmp_path, capsys):
+    shutil.copytree(toy["model"], tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")
+    argv = with_value(toy_overrides(toy, tmp_path / "run"), MODEL, tmp_path / "model")
+    argv = with_value(argv, "data.max_response_length", 100_000)
+    assert_fails(capsys, argv, MODEL, "a sequence may reach 100016 tokens", "max_position_embeddings")
+
+
+def test_a_prompt_of_a_whole_file_is_refused_by_its_length(toy, tmp_path, capsys):
+    row = json.loads(toy["data"].read_text().splitlines()[0])
+    row["prompt"][0]["content"] = "say 1 " * 200_000
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 128)
+    argv = with_value(toy_overrides(toy, tmp_path / "run"), "data.train_files", tmp_path / "rows.jsonl")
+    assert_fails(
+        capsys, argv, "row rows:0: 1,20", "characters, which are far more than data.max_prompt_length=16 tokens"
+    )
+
+
+def test_more_workers_than_a_machine_can_use(toy, tmp_path, capsys):
+    argv = with_value(toy_overrides(toy, tmp_path / "run"), "reward.num_workers", 1_000_000)
+    most = 16 * usable_cores()
+    assert_fails(capsys, argv, f"reward.num_workers=1000000: at most {most} on this machine (16 for each of")
+
+
 def test_a_wrong_row_is_named_before_a_model_loads(toy, tmp_path, capsys):
     rows = toy["data"].read_text().splitlines()
     row = json.loads(rows[7])
@@ -95,7 +144,7 @@ def test_a_wrong_row_is_named_before_a_model_loads(toy, tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(rows) + "\n")
     argv = with_value(toy_overrides(toy, tmp_path), "data.train_files", file)
-    argv = with_value(argv, MODEL, "./nowhere")  # the data is looked at first
+    argv = with_value(argv, MODEL, broken_model(tmp_path))  # the data is looked at first
     assert_fails(capsys, argv, "rows.jsonl", "row 7", "usr", "user")
 
 
@@ -105,7 +154,7 @@ def test_a_ground_truth_that_no_answer_can_equal_is_named_before_a_model_loads(t
     lines = [json.dumps({**row, "reward_model": {"ground_truth": truth}}) for truth in ("1", "2", "three")]
     file.write_text("\n".join(lines) + "\n")
     argv = [item for item in toy_overrides(toy, tmp_path) if not item.startswith("custom_reward_function")]
-    argv = with_value(with_value(argv, "data.train_files", file), MODEL, "./nowhere")
+    argv = with_value(with_value(argv, "data.train_files", file), MODEL, broken_model(tmp_path))
     assert_fails(capsys, argv, "rows:2", "reward_model", "'three'", "plain number")
 
 
@@ -140,7 +189,7 @@ def test_folders_that_cannot_be_written_are_told_before_anything_is_read(toy, tm
     (tmp_path / "file").touch()
     argv = with_value(toy_overrides(toy, tmp_path), "trainer.default_local_dir", tmp_path / "file")
     argv += [f"trainer.rollout_data_dir={tmp_path}/file/a", f"trainer.validation_data_dir={tmp_path}/file"]
-    argv = with_value(argv, "data.train_files", "nowhere.parquet")
+    argv = with_value(argv, "data.train_files", broken_rows(tmp_path))
     said = assert_fails(capsys, argv, "3 problems", "trainer.default_local_dir", "trainer.rollout_data_dir")
     assert said.count(f"{tmp_path}/file is no folder") == 3
 
@@ -149,7 +198,9 @@ def test_a_loss_of_the_users_own_is_looked_up_before_the_data(toy, tmp_path, cap
     (tmp_path / "mine.py").write_text("def loss(x): ...\n")
     mode = "actor_rollout_ref.actor.policy_loss.loss_mode"
     argv = [*toy_overrides(toy, tmp_path / "run"), f"{mode}={tmp_path}/mine.py:los"]
-    assert_fails(capsys, with_value(argv, "data.train_files", "nowhere.parquet"), mode, "defines no 'los'", "'loss'")
+    assert_fails(
+        capsys, with_value(argv, "data.train_files", broken_rows(tmp_path)), mode, "defines no 'los'", "'loss'"
+    )
 
 
 def damaged_model(toy, folder: Path) -> Path:

@@ -55,22 +55,23 @@ def read_band(text: str) -> tuple[float | None, float]:
     """(low, high); low is None for a single number. Raises ValueError whose text is the reason."""
     low, between, high = text.strip().partition("_")
     try:
+        if "_" in high:  # Python reads 2_0 as 20
+            raise ValueError
         numbers = [float(low), float(high)] if between else [float(low)]
     except ValueError:
         raise ValueError("must be a number, or low_high, e.g. 0.5_2.0") from None
     if not all(0 < number < float("inf") for number in numbers):
         raise ValueError("must be above 0")
     if numbers[-1] < 1.0 or (numbers[0] > 1.0 and between):
-        # `0.5_2` is a way to write the number 0.52, and it arrives as that.
-        raise ValueError(
-            "1, the ratio of two policies that agree, must be within (a band has a dot in both numbers, e.g. 0.5_2.0)"
-        )
+        raise ValueError("1, the ratio of two policies that agree, must be within")
     return (numbers[0], numbers[1]) if between else (None, numbers[0])
 
 
 def read_bound(text: str) -> float:
     """A divergence in nats. Raises ValueError whose text is the reason."""
     try:
+        if "_" in text:  # Python reads 0.5_2 as 0.52
+            raise ValueError
         bound = float(text)
     except ValueError:
         raise ValueError("must be one number, a divergence in nats, e.g. 0.01") from None

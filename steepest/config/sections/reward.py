@@ -135,6 +135,9 @@ class RewardConfig:
     """Share of a batch's scores that may fail before the run ends. Ours, not verl's."""
     mode: Literal["strict", "flexible"] = "strict"
     """GSM8K: strict wants `#### number`; flexible compares the value, in any usual form. Ours, not verl's."""
+    skip_special_tokens: Literal["template", "all", "none"] = "template"
+    """Special tokens that the text for rewards leaves out: those of the chat template and the end, or all, or none.
+    Ours, not verl's, which leaves all out."""
     overlong_buffer: OverlongBufferConfig = field(default_factory=OverlongBufferConfig)
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)

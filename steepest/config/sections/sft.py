@@ -21,10 +21,13 @@ from steepest.config.sections.model import (
     template_problems,
 )
 from steepest.config.sections.trainer import (
+    names_make_a_folder,
     one_process,
     resolve_folder,
     resume_path_is_given,
     resume_path_without_effect,
+    saves_anything,
+    saving_without_effect,
 )
 from steepest.config.types import (
     DERIVED,
@@ -36,6 +39,7 @@ from steepest.config.types import (
     Mapping,
     MinusOneOr,
     Positive,
+    PositiveFloat,
     RequiredFiles,
     Seed,
 )
@@ -111,8 +115,12 @@ class SFTTrainerConfig:
     """Machines."""
     n_gpus_per_node: Positive = 1
     """Accelerators a machine."""
-    save_freq: Annotated[int, MinusOneOr(1)] = -1
-    """Steps between checkpoints, and one at the end; -1: one at the end only."""
+    save_freq: Annotated[int, MinusOneOr(0)] = -1
+    """Steps between checkpoints; -1: none but that of the last step; 0: none at all."""
+    save_last: bool = True
+    """Save the last step too, whatever `save_freq` is (0 apart)."""
+    grace_seconds: PositiveFloat = 25.0
+    """Seconds a run may take to end its step and save it after SIGTERM, Ctrl-C or another stop signal."""
     test_freq: Annotated[int, MinusOneOr(1)] = -1
     """Steps between validations, and one at the end; -1: none."""
     default_local_dir: File = DERIVED
@@ -152,6 +160,7 @@ def one_sample_fits(c: SFTConfig, is_set: IsSet) -> Iterator[str]:
         )
 
 
+SECTION.rule("trainer.project_name", "trainer.experiment_name")(names_make_a_folder)
 SECTION.rule("trainer.nnodes", "trainer.n_gpus_per_node")(one_process)
 SECTION.rule("trainer.resume_mode", "trainer.resume_from_path")(resume_path_is_given)
 SECTION.rule("data.train_max_samples", "data.train_batch_size")(a_batch_is_full)
@@ -166,6 +175,8 @@ def adapter_has_layers(c: SFTConfig, is_set: IsSet) -> Iterator[str]:
 def keys_without_effect() -> list[NoEffect]:
     return [
         resume_path_without_effect(),
+        *saving_without_effect(),
+        NoEffect(("trainer.max_ckpt_to_keep",), lambda c: not saves_anything(c.trainer), "no checkpoint is written"),
         NoEffect(names_of("data", "val_max_samples"), lambda c: not c.data.val_files, "there are no data.val_files"),
         NoEffect(("trainer.test_freq",), lambda c: not c.data.val_files, "there are no data.val_files"),
         *model_without_effect("model", lambda c: c.model),

@@ -7,10 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from steepest.config.checks import Deriver, IsSet, NoEffect, Section, names_of
-from steepest.config.types import DERIVED, DeviceName, File, LoggerName, MinusOneOr, NonNegative, Positive
+from steepest.config.types import (
+    DERIVED,
+    NAME_BYTES,
+    DeviceName,
+    File,
+    LoggerName,
+    MinusOneOr,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+)
 
 if TYPE_CHECKING:
     from steepest.config.schema import Config, SFTConfig
+    from steepest.config.sections.sft import SFTTrainerConfig
 
 SECTION = Section()
 
@@ -37,8 +48,12 @@ class TrainerConfig:
     """Machines."""
     n_gpus_per_node: Positive = 1
     """Accelerators a machine (on CPU: processes). verl: 8."""
-    save_freq: Annotated[int, MinusOneOr(1)] = -1
-    """Steps between checkpoints, and one at the end; -1: none."""
+    save_freq: Annotated[int, MinusOneOr(0)] = -1
+    """Steps between checkpoints; -1: none but that of the last step; 0: none at all."""
+    save_last: bool = True
+    """Save the last step too, whatever `save_freq` is (0 apart). Ours, not verl's."""
+    grace_seconds: PositiveFloat = 25.0
+    """Seconds a run may take to end its step and save it after SIGTERM, Ctrl-C or another stop signal. Ours."""
     test_freq: Annotated[int, MinusOneOr(1)] = -1
     """Steps between validations, and one at the end; -1: none."""
     val_before_train: bool = True
@@ -79,6 +94,30 @@ def resolve_folder(d: Deriver) -> None:
     """The run folder."""
     folder = f"checkpoints/{d['trainer.project_name']}/{d['trainer.experiment_name']}"
     d.fill("trainer.default_local_dir", folder, "trainer.experiment_name")
+
+
+@SECTION.rule("trainer.project_name", "trainer.experiment_name")
+def names_make_a_folder(c: Config | SFTConfig, is_set: IsSet) -> Iterator[str]:
+    """Also where the folder is given: loggers make folders and addresses of the names."""
+    for name in ("project_name", "experiment_name"):
+        value = str(getattr(c.trainer, name))
+        if problem := _no_folder_name(value):
+            yield f"trainer.{name}={value[:60]!r}: {problem}, and it names a folder. Choose another."
+
+
+_LONGEST_NAME = NAME_BYTES - len(".old-999") - len(".lock")
+"""Longest name of a run folder: its lock and an earlier run set aside stand next to it."""
+
+
+def _no_folder_name(value: str) -> str | None:
+    if any(character < " " or character in "\x7f\x85\u2028\u2029" for character in value):
+        return "holds a control character or a line break"
+    for part in value.split("/"):
+        if part.strip() in ("", ".", ".."):
+            return "is empty" if not value.strip() else "has an empty part, . or .. between slashes"
+        if len(part.encode("utf-8", "surrogateescape")) > _LONGEST_NAME:
+            return f"is longer than {_LONGEST_NAME} bytes"
+    return None
 
 
 @SECTION.rule("trainer.nnodes", "trainer.n_gpus_per_node")
@@ -134,15 +173,29 @@ def keys_without_effect() -> list[NoEffect]:
         ),
         NoEffect(
             names_of("trainer", "max_actor_ckpt_to_keep max_critic_ckpt_to_keep"),
-            lambda c: c.trainer.save_freq < 0,
-            "trainer.save_freq=-1 writes no checkpoints",
+            lambda c: not saves_anything(c.trainer),
+            "no checkpoint is written",
         ),
+        *saving_without_effect(),
         NoEffect(
             names_of("trainer", "log_val_generations validation_data_dir"),
             lambda c: not c.trainer.val_before_train and c.trainer.test_freq < 0,
             "there is no validation: trainer.val_before_train is off and trainer.test_freq is -1",
         ),
         resume_path_without_effect(),
+    ]
+
+
+def saves_anything(trainer: TrainerConfig | SFTTrainerConfig) -> bool:
+    """Whether a run writes any checkpoint."""
+    return trainer.save_freq > 0 or (trainer.save_freq < 0 and trainer.save_last)
+
+
+def saving_without_effect() -> list[NoEffect]:
+    """Entries that both jobs have."""
+    return [
+        NoEffect(("trainer.save_last",), lambda c: c.trainer.save_freq == 0, "trainer.save_freq is 0"),
+        NoEffect(("trainer.grace_seconds",), lambda c: not saves_anything(c.trainer), "no checkpoint is written"),
     ]
 
 

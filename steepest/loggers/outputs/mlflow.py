@@ -38,11 +38,11 @@ class MlflowLogger:
     def _start(self, context: LoggerContext) -> str:
         id_file = context.run_folder / "mlflow_run_id.txt"
         if context.start_step and id_file.exists():
-            return id_file.read_text().strip()
+            return id_file.read_text(encoding="utf-8").strip()
         experiment = self._client.get_experiment_by_name(context.project)
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(context.project)
         run_id = str(self._client.create_run(experiment_id, run_name=context.experiment).info.run_id)
-        id_file.write_text(run_id + "\n")
+        id_file.write_text(run_id + "\n", encoding="utf-8")
         return run_id
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

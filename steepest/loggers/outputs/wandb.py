@@ -18,7 +18,7 @@ class WandbLogger:
         import wandb
 
         id_file = context.run_folder / "wandb_run_id.txt"
-        known = id_file.read_text().strip() if context.start_step and id_file.exists() else None
+        known = id_file.read_text(encoding="utf-8").strip() if context.start_step and id_file.exists() else None
         self._run: Any = wandb.init(
             project=context.project,
             name=context.experiment,
@@ -27,7 +27,7 @@ class WandbLogger:
             id=known,
             resume="allow" if known else None,
         )
-        id_file.write_text(self._run.id + "\n")
+        id_file.write_text(self._run.id + "\n", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)

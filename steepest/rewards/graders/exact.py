@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import Any
 
-from steepest.rewards.answers import ground_truth_text, last_line, statements, visible
+from steepest.rewards.answers import ground_truth_text, last_line, last_remark, plain, statements, visible
 from steepest.rewards.api import REWARDS
 
 _SPELLINGS = str.maketrans(
@@ -15,11 +15,37 @@ _SPELLINGS = str.maketrans(
         "\u2013": "-", "\u2014": "-", "\u2212": "-",
     }
 )  # fmt: skip
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
-_BULLET = re.compile(r"^\s*(?:[#>*-]+|[0-9]+\.)\s+")
+_TEXT_COMMAND = re.compile(
+    r"\\(?:text(?:bf|it|sf|rm)?|emph|math(?:rm|bf|it|sf)|boldsymbol|bm|mbox|underline|operatorname)\s*\{([^{}]*)\}"
+    r"|</?(?:b|i|em|strong|u|code)>"
+)
+# one spelling for what can be written in LaTeX and in Unicode
+_LATEX: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"\\!\s?|(?<=\d)\\,(?=\d{3})|(?<=\d)\{,\}(?=\d{3})"), ""),
+    (re.compile(r"(?<!\\)\\[,;: ]"), " "),
+    (re.compile(r"\s*\\?%"), "%"),
+    (re.compile(r"\\(?:emptyset|varnothing)(?![a-zA-Z])"), "\u2205"),
+    (re.compile(r"\\pi(?![a-zA-Z])"), "\u03c0"),
+    (re.compile(r"\\sqrt\s*(?:\{(\w+)\}|(\w))"), "\u221a\\1\\2"),
+    (re.compile(r"\\leq?(?![a-zA-Z])|<="), "\u2264"),
+    (re.compile(r"\\geq?(?![a-zA-Z])|>="), "\u2265"),
+    (re.compile(r"\\times(?![a-zA-Z])\s?|\u00d7"), " x "),
+    (re.compile(r"\^\s*\{?\s*\\circ\s*\}?"), "\u00b0"),
+    (re.compile(r"\^\{(-?\w+)\}"), r"^\1"),
+    (re.compile(r"_\{?([0-9]+)\}?"), r"\1"),
+    (re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+"), r"^\g<0>"),
+    (re.compile("(?<=[0-9])(?=[\u00bc-\u00be\u2150-\u215e])"), " "),
+    (re.compile(r"^\(([^()]*)\)$"), r"\1"),
+)
+_BULLET = re.compile(r"^\s*(?:[#>*]+|-+(?!\s*[0-9])|[0-9]+\.)\s+")
 _ABBREVIATION = re.compile(r"\b(?:\w\.){2,}")
 _ARTICLE = re.compile(r"^(?:the|an|a)\s+(?=\w)")
-_AROUND = " \t\n\"'`*_$.,;:!?\u3002\uff01\uff1f\u3001"
+_DELIMITERS = re.compile(r"\\[()\[\]]")
+_AROUND = (
+    " \t\n\"'`*_$.,;:!?\u3002\uff01\uff1f\u3001\u0964\u00ab\u00bb\u201e\u300a\u300b\u300c\u300d\u3010\u3011\u00b7\u2022"
+)
+
+_MARKS = " \t\n\"'`*_$"
 
 
 def normalise(text: str) -> str:
@@ -29,39 +55,47 @@ def normalise(text: str) -> str:
     between words and a full stop at the end make no difference. All other characters count: signs, decimal points,
     `%`, `+`.
     """
-    text = _TEXT_COMMAND.sub(r"\1", text)
-    text = "".join(c if _changes_number(c) else unicodedata.normalize("NFKC", c) for c in text)
-    text = unicodedata.normalize("NFC", text).translate(_SPELLINGS).casefold()
+    text = _TEXT_COMMAND.sub(r"\1", _DELIMITERS.sub("", plain(text.strip(_MARKS))))
+    for pattern, replacement in _LATEX:
+        text = pattern.sub(replacement, text)
+    text = unicodedata.normalize("NFKC", text).replace("\u2044", "/").translate(_SPELLINGS).casefold()
     text = _BULLET.sub("", text)
     text = _ABBREVIATION.sub(lambda match: match[0].replace(".", ""), text)
     text = text.strip(_AROUND)
     text = re.sub(r"(?<=[^\W\d])-(?=[^\W\d])", " ", text)
-    text = re.sub(r",(?=\s)|(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
+    text = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
+    text = re.sub(r",(?=\s)", "", re.sub(r"(?<=[0-9]),\s+(?=[0-9])", ",", text))
     text = re.sub(r"\s*([=<>+*/^-])\s*", r"\1", " ".join(text.split()))
     return _ARTICLE.sub("", text)
 
 
-def _changes_number(c: str) -> bool:
-    """True if the compatibility form of `c` would change a number: superscripts and fractions (10\u00b2 -> 102)."""
-    return unicodedata.decomposition(c).startswith(("<super>", "<fraction>"))
-
-
 def stated_text(text: str) -> str:
-    """The text of the answer: the last statement (see answers.py), else the last line."""
+    """The text of the answer: the last statement (see answers.py), else what looks like a heading or a sentence about
+    the answer at the end of the text, else the last line."""
     shown = visible(text)
     found = statements(shown)
-    return found[-1].text if found else last_line(shown)
+    if found:
+        return found[-1].text
+    remark = last_remark(shown)
+    return remark.text if remark is not None else last_line(shown)
 
 
 def _truths(ground_truth: Any) -> list[str]:
-    """The ground truth as a list: one text, or several texts that are all right."""
+    """The ground truth as a list: one text, or several texts that are all right. A text such as `Answer: Paris` is
+    right as it is and as what it states."""
     truths = list(ground_truth) if isinstance(ground_truth, (list, tuple)) else [ground_truth]
     if not truths:
         raise ValueError("ground_truth is an empty list")
-    return [ground_truth_text(truth) for truth in truths]
+    texts = [ground_truth_text(truth) for truth in truths]
+    return [*texts, *(found[-1].text for text in texts if (found := statements(text)))]
 
 
-@REWARDS.register("exact", check_ground_truth=_truths)
+def _plain_answers(ground_truth: Any) -> list[str]:
+    forms = ("Answer: {}", "<answer>{}</answer>", "{}")
+    return [form.format(truth) for truth in _truths(ground_truth) for form in forms]
+
+
+@REWARDS.register("exact", check_ground_truth=_truths, plain_answers=_plain_answers)
 def exact(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None
 ) -> dict[str, float]:

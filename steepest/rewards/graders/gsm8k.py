@@ -14,7 +14,9 @@ import re
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
+from steepest.rewards.answers import body, ground_truth_text, plain, statements
 from steepest.rewards.api import REWARDS
+from steepest.rewards.numbers import CURRENCY, NOT_IN_A_NAME, plain_digits
 
 Mode = Literal["strict", "flexible"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -26,20 +28,25 @@ _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 # `70-72`, `70 or 72`, `1 1/2`. Such a number is no answer.
 _NUMBER = re.compile(
     r"""
-    (?<![\w.])
-    (?P<sign>(?<![)\w])[-+])? (?:[$€£¥]\s?)? (?P<inner_sign>-)?
+    (?<![.])"""
+    + NOT_IN_A_NAME
+    + r"""
+    (?P<sign>(?<!\))[-+])? (?:[$€£¥\u20b9\u20bd\u20a9\u20ba\u0e3f]\s?)? (?P<inner_sign>-)?
     (?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))
     (?P<decimals>\.[0-9]+)?
     (?P<exponent>[eE][-+]?[0-9]{1,2}(?!\w))?
     (?:\s?/\s?(?P<divisor>[0-9]{1,15}))?
-    (?P<scale>k\b|\s?(?:hundred|dozen|thousand|million|billion)\b)?
-    (?:(?=\s*(?:[-+*^:/\xd7\xf7]|\\times|\\cdot|\\div|or\b|to\b)\s*[($]*[0-9]|\ [0-9]+/[0-9])(?P<unfinished>))?
+    (?P<scale>k\b|\s?(?:hundred|dozen|thousand|million|billion)\b|[\u767e\u5343\u4e07\u842c\u4ebf\u5104])?
+    (?:(?=\s*(?:[-+*^:/\xd7\xf7~]|\\times|\\cdot|\\div|or\b|to\b|[\u6216\u81f3\u5230\u65f6\u6642\u70b9\u9ede])\s*[($]*[0-9]
+      |\ [0-9]+/[0-9])(?P<unfinished>))?
     """,
     re.VERBOSE,
 )
-_SCALES = {"k": 10**3, "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-_MARKER = re.compile(r"#{4,}(?![#]|[ \t]*step\b)(?P<line>[^\n]*)(?=\n\s*(?P<next>[^\n]*)|\Z)", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
+_SCALES = {
+    "k": 10**3, "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+    "\u767e": 100, "\u5343": 1000, "\u4e07": 10**4, "\u842c": 10**4, "\u4ebf": 10**8, "\u5104": 10**8,
+}  # fmt: skip
+_IS = re.compile(r"\b(?:is|are|equals|must\ be)\b:?\s(?=[^\w\n]{0,3}[0-9])")
 _MAX_DIGITS = 30  # longer runs of digits are noise, and Python refuses to convert very long ones
 
 # LaTeX and Markdown that surrounds or interrupts numbers, in this order
@@ -50,6 +57,7 @@ _CLEANING: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\\[,!;]"), ""),
     (re.compile(r"\\([$%])"), r"\1"),
     (re.compile("\u2212"), "-"),  # the minus sign of typographers
+    *((pattern, "") for pattern in CURRENCY),
     (re.compile(r"\*\*|__|`|~|\\[()\[\]]"), " "),
 )
 
@@ -65,32 +73,37 @@ def flexible_answer(text: str) -> Fraction | None:
 
     It looks at these places of the whole text and takes the first hit:
       1. the last marker (four or more `#`) with a number on its line, or on the next line when its own is blank;
-         lines that begin with "Step" are headings, not answers;
+         headings (`#### Step 2`, `#### Check 3 times`) are no answers;
       2. the last `\boxed{...}` with a number;
-      3. the last number of the text.
-    In 1 and 2 the first number counts, and where there is an `=` the first number after the last `=`.
+      3. the last `the answer is ...` or `<answer>...</answer>` with a number, see answers.py;
+      4. the last number of the text that is in no heading.
+    In 1 to 3 the first number counts, where there is an `=` the first number after the last `=`, and in a sentence the
+    number after the last `is`.
 
     A number is: digits with or without commas in groups of three, decimals, a sign, a currency sign before it, a
     fraction `a/b` or `\frac{a}{b}`, `1.5e3`, and after it `k`, `dozen`, `hundred`, `thousand`, `million`, `billion`.
     What follows is ignored (full stop, `%`, units), and so are bold, code marks and LaTeX spacing. An expression left
     open (`6 * 12`, `70-72`, `70 or 72`, `10:30`, `1 1/2`) and a run of more than 30 digits are no answer.
     """
+    text = plain_digits(plain(text))
     for pattern, replacement in _CLEANING:
         text = pattern.sub(replacement, text)
-    for marker in reversed(list(_MARKER.finditer(text))):
-        line = marker["line"] if re.search(r"\w", marker["line"]) else marker["next"] or ""
-        if _NUMBER.search(line):
-            return _answer_in(line)
-    for content in reversed(_BOXED.findall(text)):
-        if _NUMBER.search(content):
-            return _answer_in(content)
-    numbers = list(_NUMBER.finditer(text))
+    found = statements(text)
+    for kinds in (("hashes",), ("boxed",), ("phrase", "tag")):
+        for statement in reversed(found):
+            if statement.kind in kinds and _NUMBER.search(statement.text):
+                return _answer_in(statement.text)
+    numbers = list(_NUMBER.finditer(body(text)))
     return _value(numbers[-1]) if numbers else None
 
 
 def _answer_in(text: str) -> Fraction | None:
-    match = _NUMBER.search(text.rpartition("=")[2]) or _NUMBER.search(text)
-    return _value(match) if match else None
+    text = text.rpartition("=")[2] if _NUMBER.search(text.rpartition("=")[2]) else text
+    first = _NUMBER.search(text)
+    stated = list(_IS.finditer(text))
+    if first is not None and stated and re.search(r"\w", text[: first.start()]):  # the total for 2 months is 72
+        first = _NUMBER.search(text, stated[-1].end())
+    return _value(first) if first else None
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -105,17 +118,34 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _truth(ground_truth: Any) -> str:
-    """The ground truth as text. Raises for one that no answer can equal, instead of a score of 0 for every response."""
-    if isinstance(ground_truth, int) and not isinstance(ground_truth, bool):
-        ground_truth = str(ground_truth)
-    if not isinstance(ground_truth, str):
-        raise TypeError(f"ground_truth is {type(ground_truth).__name__}, expected a text such as '72'")
-    if not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?|-?\.[0-9]+", ground_truth):
-        raise ValueError(f"ground_truth is {ground_truth[:40]!r}, expected a plain number such as '1234' or '-2.5'")
-    return ground_truth
+    """The ground truth as the text of a plain number; of a whole solution, what follows its last `####`.
+
+    Raises for one that no answer can equal, instead of a score of 0 for every response.
+    """
+    if isinstance(ground_truth, float) and ground_truth.is_integer():
+        ground_truth = int(ground_truth)  # a table with an empty cell turns whole numbers into floats
+    given = ground_truth_text(ground_truth)
+    text = given.rpartition("####")[2].strip().lstrip("$").removesuffix(".")
+    if re.fullmatch(r"-?\$?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?", text):
+        text = text.replace(",", "")
+    text = text.replace("-$", "-", 1)
+    if not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?|-?\.[0-9]+", text):
+        raise ValueError(f"ground_truth is {given[:40]!r}, expected a plain number such as '1234' or '-2.5'")
+    return text
 
 
-@REWARDS.register("gsm8k", "openai/gsm8k", "steepest/arithmetic", modes=MODES, check_ground_truth=_truth)
+def _plain_answers(ground_truth: Any) -> list[str]:
+    return [f"#### {_truth(ground_truth)}"]
+
+
+@REWARDS.register(
+    "gsm8k",
+    "openai/gsm8k",
+    "steepest/arithmetic",
+    modes=MODES,
+    check_ground_truth=_truth,
+    plain_answers=_plain_answers,
+)
 def gsm8k(
     data_source: str,
     solution_str: str,

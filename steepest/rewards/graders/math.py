@@ -1,55 +1,87 @@
-r"""Mathematics as in MATH and AIME: the stated expression against the ground truth, compared by math-verify.
+r"""Mathematics as in MATH and AIME: the stated expression against the ground truth.
 
 answers.py finds the answer (the last `\boxed{...}`, `Answer: ...`, ...), so that a text without a stated answer is
-wrong; math-verify then parses both sides and decides whether they are mathematically equal.
+wrong. spelling.py brings both sides into one spelling, units.py takes units off, structure.py reads lists, intervals
+and equations, and evaluate.py compares single expressions by their values, read with the parser of math-verify.
 
-math-verify limits its time with `signal.alarm`, which fails outside of the main thread and does not interrupt C code.
-Its limits are switched off here: worker processes have their own time limit (`reward.timeout_s`). Expressions that take
-computer algebra too long (towers of powers, huge exponents, huge factorials, very long texts) are compared as text.
+What an expression costs is counted before it is read (cost.py); one that is too expensive is compared as text. No
+signal and no clock is used: the time limit of the worker process (`reward.timeout_s`) is the last resort.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import re
 from typing import Any
 
 from steepest.rewards.answers import Statement, ground_truth_text, last_line, statements, visible
 from steepest.rewards.api import REWARDS
+from steepest.rewards.cost import MAX_CHARS
+from steepest.rewards.numbers import number_in_words
+from steepest.rewards.spelling import latex_of
+from steepest.rewards.structure import equal, structure_of
+from steepest.rewards.units import without_unit
 
-_MAX_CHARS = 300
-_EXPLOSIVE = re.compile(
-    r"\^[^^]{0,8}\^"  # a tower
-    r"|\^\s*\{?\s*[-+(]*\s*[0-9][0-9,\s]{3,}"  # an exponent of four digits
-    r"|[)}]\s*\^\s*\{?\s*[0-9]{2}|[a-zA-Z]\s*\^\s*\{?\s*[0-9]{3}"  # a power of a sum; of a variable
-    r"|\*\*"
-    r"|[0-9]{3,}\s*!|!\s*!|\)\s*!"
-    r"|[0-9]{40,}"
-    r"|\\(?:sum|prod|int|lim)\b"
+_DENIED = re.compile(
+    r"\\ne(?![a-zA-Z])|\bnot\b|\bn't\b|\bnever\b|\b(?:at\s+(?:least|most)|(?:more|less|fewer|greater|other)\s+than)\b"
+    r"|\b(?:between|except|under|over|above|below)\b|[\u4e0d\u975e\u6ca1\u672a\u767e\u5343\u4e07\u842c\u4ebf\u5104\ub9cc\uc5b5\u500d\u7b2c]|\b\u043d\u0435\b"
 )
-_NOISE: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile("\u2212"), "-"),
-    (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{\s*([^{}]*?)\s*\}"), r"\\text{\1}"),
-    (re.compile(r"(?<!\\)\\[,;:! ]|~"), " "),
-    (re.compile(r"\\left|\\right|\\displaystyle"), ""),
-    (re.compile(r"\\[dt]frac"), r"\\frac"),
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(r"^\s*(?:\\approx|\u2248)"), ""),
+# letters of other scripts than Latin (Greek ones are commands by now) around a value
+_OTHER_SCRIPT = re.compile(r"[^\W\d_A-Za-z\u00aa-\u024f](?:[^\W\d_A-Za-z\u00aa-\u024f]|\s)*[:\uff1a]?")
+_LEADING_WORDS = re.compile(
+    r"\A\s*(?:\\text\{\s*[^{}\d]*[a-zA-Z]{2}[^{}\d]*\}|[A-Za-z]{2,}(?:\s+[A-Za-z]{2,})*)(?:\s*:\s*|\s+)"
+    r"(?=[-(\d]|\\(?:frac|sqrt|pi))"
 )
-_DENIED = re.compile(r"\\neq?\b|\u2260|\\pm\b|\u00b1|\bnot\b|\bn't\b|\\text\{[^{}]*\bnot\b")
-_BASE = re.compile(r"[0-9]_\{?([0-9]+)")  # math-verify does not look at the base of a number
+_NUMBER_BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?\s*_\s*\{?\s*(?:\\text\{\s*)?([0-9]+|[a-z]+)\s*\}?\s*\}?")
+_BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+          "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
+_NO_SOLUTION = re.compile(r"(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+)?solutions?|(?:the\s+)?empty\s+set")
+_DEGREES_IN = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*([0-9.]+)\s*\^\s*\\circ\s*[)}]?")
+# A statement of these words is a remark about the answer, not the answer.
+_REMARK = re.compile(
+    r"\b(?:verified|correct|right|wrong|explanation|explained|check(?:ed)?|verification|summary|note|notes|proof|above|"
+    r"below|solution|conclusion|confirmed|step|steps|reasoning|final|answer|remark|unique|valid|consistent|reasonable)\b",
+    re.IGNORECASE,
+)
+_PLACEHOLDERS = frozenset(("n/a", "na", "null", "nan", "unknown", "todo", "tbd", "?", "-", "--", "...", "none given"))
+_LONGEST_STATEMENT = 2000  # characters in which a formula is looked for
+_MAX_WORDS = 6
+"""of a ground truth that is a text; more of them are prose"""
 
 
-def stated_expression(text: str) -> str | None:
+def stated_expression(text: str, truth: str = "1") -> str | None:
     """The LaTeX of the answer, or None if the response states none. Without a statement it is `$...$` alone on the last
-    line, or a last line that is only an expression."""
+    line, or a last line that is only an expression. A statement that only speaks about the answer to a `truth` of this
+    kind is none."""
     shown = visible(text)
-    found = statements(shown)
+    found = [one for one in _outermost(statements(shown)) if not _is_remark(one, truth)]
     if found:
         return _plain(_within(found))
     line = last_line(shown).strip()
-    return _plain(line) if line and not re.search(r"[A-Za-z]{3,}(?![^{}]*\})(?<!frac)(?<!sqrt)", line) else None
+    if not line or len(line) > MAX_CHARS:
+        return None
+    return None if re.search(r"[A-Za-z]{3,}(?![^{}]*\})(?<!frac)(?<!sqrt)", line) else _plain(line)
+
+
+def _outermost(found: list[Statement]) -> list[Statement]:
+    r"""The statements that are not within a box: `\boxed{\text{The answer is } 18}` is one statement, and the box in a
+    box is the inner one."""
+    ends = [(one.start, one.start + len("\\boxed{") + len(one.text)) for one in found if one.kind == "boxed"]
+    return [one for one in found if one.kind == "boxed" or not any(a < one.start <= b for a, b in ends)]
+
+
+def _is_remark(statement: Statement, truth: str) -> bool:
+    """`The answer is verified.`, `#### Explanation`: no digit and no mathematics in it."""
+    if statement.kind in ("boxed", "tag"):
+        return False
+    text = re.sub(r"\\text[a-z]*\{|[*_}]", "", statement.text).strip().rstrip(".!")
+    if not text:
+        return True
+    if re.search(r"\d|\\[a-zA-Z]|[$=^]", latex_of(text[:MAX_CHARS])):
+        return False
+    if number_in_words(text) is not None or _NO_SOLUTION.fullmatch(text.casefold()) or _key(text) == _key(truth):
+        return False
+    long_words = re.findall(r"[^\W\d_]{3,}", text)
+    return bool(_REMARK.search(text)) or (bool(long_words) and not _is_words(latex_of(truth)))
 
 
 def _within(found: list[Statement]) -> str:
@@ -57,73 +89,131 @@ def _within(found: list[Statement]) -> str:
     last = found[-1]
     if last.kind == "boxed":
         return last.text
-    formulas = re.findall(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", last.text)
+    formulas = re.findall(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", last.text[:_LONGEST_STATEMENT])
     return next(part for part in formulas[0] if part) if formulas else last.text
 
 
 def _plain(text: str) -> str:
-    for pattern, replacement in _NOISE:
-        text = pattern.sub(replacement, text)
-    return text.strip().strip("$*_`").rstrip(".").strip()
+    text = text.strip().lstrip("$*_` ")
+    if text.endswith("..."):
+        return text
+    text = text.rstrip("$*_`.\u3002 \t\n")
+    return f"{text}$" if text.endswith("\\") else text
 
 
 def _key(text: str) -> str:
-    """A form in which equal texts are identical: no spaces, no `\text{}`, no braces around one character."""
-    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", _plain(text))
-    return re.sub(r"\{(\w)\}", r"\1", re.sub(r"\s+", "", text)).casefold()
+    r"""A form in which equal texts are identical: no spaces but between digits, no `\text{}`, no braces around one
+    character."""
+    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
+    return re.sub(r"\{(\w)\}", r"\1", re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)).casefold().rstrip(".")
 
 
 def same(stated: str, truth: str) -> bool:
-    """Whether two LaTeX expressions are the same answer."""
-    if _key(stated) == _key(truth):
+    """Whether two answers in LaTeX or plain text are the same."""
+    if max(len(stated), len(truth)) > MAX_CHARS:
+        return stated == truth
+    one, other = latex_of(stated), latex_of(truth)
+    if _key(one) == _key(other):
+        return _key(one) != ""
+    if not one or (_DENIED.search(one) and not _DENIED.search(other)):
+        return False
+    one, other = _words_read(one, other), _words_read(other, other)
+    if _is_words(other):
+        return _key(one).strip("()") == _key(other).strip("()")
+    bases = _NUMBER_BASE.fullmatch(one), _NUMBER_BASE.fullmatch(other)
+    if any(bases):
+        return all(bases) and len({(m[1].casefold(), _BASES.get(m[2], m[2])) for m in bases if m}) == 1
+    return _same_quantity(one, other)
+
+
+def _words_read(text: str, truth: str) -> str:
+    """The text without words around the value, and with number words as digits."""
+    if not _OTHER_SCRIPT.search(truth):
+        text = _OTHER_SCRIPT.sub(" ", text).strip()
+    bare = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip().casefold()
+    if _NO_SOLUTION.fullmatch(bare):
+        return "\\emptyset"
+    if re.fullmatch(r"[a-z -]+", bare) and len(bare) > 2:
+        number = number_in_words(bare)
+        return text if number is None else str(number.value)
+    if not _DENIED.search(text):
+        text = _LEADING_WORDS.sub("", text, count=1)
+    text = re.sub(r",\s*\\text\{\s*(?:since|because|where|for|as|when|if)\b.*", "", text)
+    text = re.sub(r"^([0-9.]+)\s+to\s+([0-9.]+)$", r"\1:\2", text)
+    return _DEGREES_IN.sub(r"\1(\\frac{\2\\cdot\\pi}{180})", text)
+
+
+def _is_words(text: str) -> bool:
+    """True for an answer that is a text: `\\text{Monday}`, `Evelyn`, `\\text{(C)}`."""
+    bare = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+    if re.search(r"[0-9=^_+<>\\]", bare):
+        return False
+    return "\\text{" in text or bool(re.search(r"[^\W\d_]{4,}", bare))
+
+
+def _same_quantity(one: str, other: str) -> bool:
+    (value, unit), (wanted, truth_unit) = without_unit(one), without_unit(other)
+    value, percent = _without_percent(value, unit)
+    wanted, truth_percent = _without_percent(wanted, truth_unit)
+    units = {unit, truth_unit} - {"", "%"}
+    if len(units) == 2 or (units and (percent or truth_percent)):
+        return False
+    if percent and not truth_percent:
+        value = _hundredth(value)
+    truth = structure_of(_ratio(wanted))
+    if equal(structure_of(_ratio(value)), truth):
         return True
-    if not stated or len(stated) > _MAX_CHARS or _EXPLOSIVE.search(stated) or _EXPLOSIVE.search(truth):
-        return False
-    if _DENIED.search(stated) and not _DENIED.search(truth):
-        return False
-    if _BASE.findall(stated) != _BASE.findall(truth):
-        return False
-    if "%" in truth and "%" not in stated:  # 20 for 20%
-        truth = truth.replace("\\%", "").replace("%", "")
-    elif "%" in stated and "%" not in truth:  # 50% for 1/2; math-verify takes 12% for 12
-        stated = re.sub(r"([0-9.]+)\s*\\?%", r"\\frac{\1}{100}", stated)
-    gold = _parsed(truth)
-    return bool(gold) and _verify(gold, _parse(stated))
+    return truth_percent and not percent and equal(structure_of(value), structure_of(_hundredth(wanted)))
 
 
-@functools.lru_cache(maxsize=4096)
-def _parsed(truth: str) -> tuple[Any, ...]:
-    return tuple(_parse(truth))
+def _without_percent(text: str, unit: str) -> tuple[str, bool]:
+    bare = text.strip().removesuffix("\\%")
+    return bare.strip(), unit == "%" or bare != text.strip()
+
+
+def _hundredth(text: str) -> str:
+    mixed = re.sub(r"(?<![\d.}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", r"(\1+\\frac{\2}{\3})", text)
+    return f"\\frac{{{mixed}}}{{100}}"
+
+
+def _ratio(text: str) -> str:
+    """`3:4` as a fraction, `1:2:3` as a tuple."""
+    parts = text.split(":")
+    if len(parts) == 2 and all(part.strip() for part in parts):
+        return f"\\frac{{{parts[0]}}}{{{parts[1]}}}"
+    return f"({','.join(parts)})" if len(parts) > 2 else text
 
 
 def prepare() -> None:
-    """Import math-verify (about a second), and hide its warnings that its own time limits are off."""
-    import math_verify  # noqa: F401 (the import is the work)
-
-    for name in ("math_verify.parser", "math_verify.grader"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _parse(text: str) -> list[Any]:
-    prepare()
-    from math_verify import LatexExtractionConfig, parse
-
-    return parse(
-        f"\\boxed{{{text}}}", [LatexExtractionConfig(boxed_match_priority=0)], "no_fallback", parsing_timeout=None
-    )
-
-
-def _verify(gold: tuple[Any, ...], stated: list[Any]) -> bool:
-    from math_verify import verify
-
-    return bool(stated) and verify(list(gold), stated, timeout_seconds=None, allow_set_relation_comp=True)
+    """Import the parser of math-verify and sympy (a second, longer on a busy machine), and read a first expression: the
+    parser builds its tables with it."""
+    same("\\frac{1}{2}+x", "x+0.5")
 
 
 def _truth(ground_truth: Any) -> str:
-    r"""The ground truth as LaTeX; for a whole solution, its last `\boxed{...}`."""
+    r"""The ground truth as LaTeX; of a whole solution, its last `\boxed{...}`, else what it states as its answer.
+
+    Raises TypeError or ValueError for one that no answer can equal: none, a placeholder such as N/A, or prose.
+    """
     text = ground_truth_text(ground_truth)
-    boxes = [statement.text for statement in statements(text) if statement.kind == "boxed"]
-    return _plain(boxes[-1] if boxes else text)
+    found = statements(text)
+    boxes = [statement for statement in found if statement.kind == "boxed"]
+    truth = _plain((boxes or found)[-1].text if found else text)
+    words = re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[a-zA-Z]+", " ", truth))
+    if truth.casefold() in _PLACEHOLDERS or not re.search(r"\w|\\[a-zA-Z{]|[\u2205\u221e{]", truth):
+        raise ValueError(
+            f"ground_truth is {text[:40]!r}, expected an answer such as '\\frac{{1}}{{2}}', '180' or '(3, 4)'"
+        )
+    if len(words) > _MAX_WORDS:
+        raise ValueError(
+            f"ground_truth is {text[:40]!r}..., a text of {len(words)} words, expected an answer such as '180' alone, "
+            "after '####' or in \\boxed{}"
+        )
+    return truth
+
+
+def _plain_answers(ground_truth: Any) -> list[str]:
+    return [f"\\boxed{{{_truth(ground_truth)}}}"]
 
 
 @REWARDS.register(
@@ -135,6 +225,7 @@ def _truth(ground_truth: Any) -> str:
     "math_dapo_reasoning",
     "aime*",
     check_ground_truth=_truth,
+    plain_answers=_plain_answers,
     prepare=prepare,
 )
 def math(
@@ -142,9 +233,10 @@ def math(
 ) -> dict[str, float]:
     """Score 1.0 when the stated expression equals the ground truth, else 0.0; `format` is 1.0 when one is stated.
 
-    Raises TypeError or ValueError for a ground truth that is neither a text nor a number, or is empty. No response
-    raises.
+    Raises TypeError or ValueError for a ground truth that is no answer: neither a text nor a number, empty, a
+    placeholder or prose. No response raises.
     """
-    truth, stated = _truth(ground_truth), stated_expression(solution_str)
+    truth = _truth(ground_truth)
+    stated = stated_expression(solution_str, truth)
     right = float(stated is not None and same(stated, truth))
     return {"score": right, "acc": right, "format": float(stated is not None)}

@@ -12,24 +12,54 @@ _MARKUP = re.compile(r"\\(?:text(?:bf)?|math(?:bf|rm)|boxed)\b\s*|\\[()\[\] ,;]|
 # One letter that stands alone. A lower-case one needs brackets around it, or nothing behind it.
 _CHOICE = re.compile(
     r"""
-    \s*(?i:(?:the\s+)?(?:correct\s+|best\s+|right\s+)?(?:option|choice|letter|answer)\s+(?:is\s+)?)?
-    (?:[(\[](?P<inner>[A-Za-z])[)\]]|(?P<bare>[A-Z])(?![\w'+#])|(?P<small>[a-z])(?=\s*[.)]?\s*\Z))
+    \s*(?:[\u9009\u9078]\s?:?\s?)?(?i:(?:the\s+)?(?:correct\s+|best\s+|right\s+)?(?:option|choice|letter|answer)\s+(?:is\s+)?)?
+    (?:[(\[](?P<inner>[A-Za-z])[)\]]|(?P<bare>[A-Z])(?![A-Za-z0-9_'+\#])|(?P<small>[a-z])(?=\s*[.)]?\s*\Z))
     (?P<rest>.*)
     """,
     re.VERBOSE | re.DOTALL,
 )
-_OTHER = re.compile(r"\s*(?:[,/&|]|,?\s*\b(?:or|and|maybe|perhaps)\b)[\s(\[]*(?:maybe\s+|perhaps\s+)?[A-Z]\b(?!')")
-_DENIED = re.compile(r"\b(?:wrong|incorrect|false|not\s+(?:right|correct|true|the))\b|\bisn't\b", re.IGNORECASE)
+_OTHER = re.compile(
+    r"\s*(?:[,/&|\u3001]|,?\s*\b(?:or|and|maybe|perhaps)\b|[\u548c\u6216\u4e0e\u53ca\u3068])[\s(\[]*(?:maybe\s+|perhaps\s+)?[A-Z]\b(?!')"
+    r"|\s*[(\[][A-Z][)\]]"
+)
+_DENIED = re.compile(
+    r"\b(?:wrong|incorrect|false|not\s+(?:right|correct|true|the))\b|\bisn't\b|[\u9519\u932f]"
+    r"|\A\s*(?:(?:is|was|are|can|does|must|should|would|could)\s*)?(?:not\b|n't\b|cannot\b|(?:excluded|eliminated|fails?|out)\b)"
+    r"|\A\s*(?:\u9009\u9879)?\u4e0d",
+    re.IGNORECASE,
+)
+_REASON = re.compile(r"\b(?:because|since|while|whereas|as)\b|\u56e0\u4e3a", re.IGNORECASE)
+# Words before a letter that take it out of the choice.
+_DOUBTED = re.compile(
+    r"\b(?:not|never|doubt|n't|can't|cannot|if|unless|whether|could|might|may|neither|either|both|between|except)\b[^.,;!?\n]{0,20}\Z"
+    r"|n't\b[^.,;!?\n]{0,20}\Z|\u4e0d\s?\Z|\u975e\s?\Z",
+    re.IGNORECASE,
+)
 # Phrases that choose a letter without the word "answer". The letter comes after or before the phrase.
 _CHOOSING = re.compile(
     r"""
-    (?:\b(?:so|hence|thus|therefore|it's|it\ is|leaves|choose|pick|select|go\ with|say)\b[,:]?\s+
-       |\b(?:correct|right|best)\ (?:option|choice)\s+is\b:?\s+)
-    (?:option\s+|choice\s+)?[(\[]?(?P<after>[A-Z])[)\]]?(?![\w'+#])(?=(?P<rest>[^\n]{0,400}))
-    |(?<![\w'.])[(\[]?(?P<before>[A-Z])[)\]]?\s+is\s+(?:the\s+)?(?:correct|right|best|answer)\b
+    (?:\b(?:so|hence|thus|therefore|it's|it\ is|that\ is|it\ (?:must|has\ to|should|would|can\ only)\ be|leaves|leaving
+          |left\ with|chooses?|picks?|selects?|go(?:ing)?\ with|say|only)\b[,:]?\s+(?:is\s+)?(?:with\s+|(?:for|on)\s+)?
+       |\b(?:correct|right|best|true|my|selected|chosen|final)\ (?:option|choice|pick|selection|one|response)
+         \s?(?:\b(?:is|would\ be|must\ be)\b:?|:)\s+
+       |\bthe\ one\ that\ \w+\ is\s+
+       |(?:\u6545|\u5e94|\u61c9|\u6240\u4ee5|\u56e0\u6b64)?(?:\u9009\u62e9|\u9078\u64c7|\u9009|\u9078)\s?:?\s?
+       |(?:\u9009\u9879|\u9078\u9805|\u9078\u629e\u80a2)\s?(?:[\u662f\u4e3a\u70ba\u306f])?\s?:?\s?)
+    (?:the\s+)?(?:option\s+|choice\s+|letter\s+)?[(\[]?(?P<after>[A-Z])[)\]]?(?![A-Za-z0-9_'+\#])
+      (?=(?P<rest>[^\n]{0,400}))
+    |(?<![\w'.])[(\[]?(?P<before>[A-Z])[)\]]?\s+
+      (?:is\s+(?:the\s+)?(?:only\s+|one\s+)?(?:correct|right|best|answer|true)\b|it\ is\b
+      |(?:fits|seems|looks|is)\s+(?:best|most\s+(?:plausible|likely)|left)\b)
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+# A letter that may be a choice, or a word that says that there is none
+_NAMES_A_LETTER = re.compile(
+    r"(?<![A-Za-z0-9_'])(?!I\s+[a-z])(?:[A-Z]+|[a-z]\s*[.)]?\s*\Z|[a-z](?=[)\]]))(?![A-Za-z0-9_'+\#])"
+    r"|\b(?:none|neither|unknown|nothing|unclear|cannot|can't|not)\b|\A\W*\Z",
+)
+# Marks before an answer on a line of its own
+_POINTER = re.compile(r"^\s*(?:[-*\u2022>\u2192\u2705\u2713\u2714]|=>|->)\s+")
 _LABELLED = re.compile(r"(?:(?i:option|choice)\s+)?[(\[]?([A-Z])(?:[)\].:]+(?:\s|\Z)|,\s*(?:because|since)\b|\s*\Z)")
 
 
@@ -43,29 +73,36 @@ def choice(text: str) -> str | None:
     is_word = (
         match["bare"] in ("A", "I") and re.match(r"\s+[a-z]", rest) and not re.match(r"\s+(?:because|since)", rest)
     )
-    if is_word or _OTHER.match(rest) or re.match(r"\s+[B-Z]\b(?!')", rest) or _DENIED.search(first_sentence(rest)):
+    if is_word or _OTHER.match(rest) or re.match(r"\s+[B-Z]\b(?!')", rest) or _denied(rest):
         return None
     return letter.upper()
+
+
+def _denied(rest: str) -> bool:
+    """Whether the words after a letter deny it. A reason that follows may deny other letters."""
+    return _DENIED.search(_REASON.split(first_sentence(rest), maxsplit=1)[0]) is not None
 
 
 def chosen(text: str) -> str | None:
     """The letter that a response chooses, or None.
 
-    The last statement of an answer (answers.py) counts; if it denies a letter or names several, the result is None.
-    Without a statement these count: a response that is only a label (`B`, `(b) Paris`); the last sentence such as `so I
-    choose B` or `B is the correct option`; `(B) ...`, `B. ...` or `Option B: ...` as the last or the first line.
+    The last statement of an answer (answers.py) with a letter counts; if it denies the letter, names several, or says
+    that there is none, the result is None. Without a statement these count: a response that is only a label (`B`,
+    `(b) Paris`); the last sentence such as `so I choose B` or `B is the correct option`; `(B) ...`, `B. ...` or
+    `Option B: ...` as the last or the first line.
     """
     shown = visible(text)
     found = statements(shown)
-    if found:
-        return choice(found[-1].text)
+    for statement in reversed(found):
+        if _NAMES_A_LETTER.search(_MARKUP.sub(" ", statement.text)):
+            return choice(statement.text)
     lines = [line for line in shown.splitlines() if line.strip()]
     if not lines:
         return None
     if (letter := _by_sentence(shown)) is not None:
         return letter
     if len(lines) == 1 and _is_short(lines[0]):
-        return choice(lines[0])
+        return choice(_POINTER.sub("", lines[0]))
     for line in (lines[-1], lines[0]):
         plain = _MARKUP.sub(" ", line).strip()
         if _LABELLED.match(plain) and not _DENIED.search(plain):
@@ -75,15 +112,17 @@ def chosen(text: str) -> str | None:
 
 def _is_short(line: str) -> bool:
     """True for a label such as `Option B` or `(b) Paris`, false for a sentence about the letter."""
-    plain = _MARKUP.sub(" ", line).strip()
+    plain = _POINTER.sub("", _MARKUP.sub(" ", line)).strip()
     return len(plain.split()) <= 2 or bool(_LABELLED.match(plain)) or plain.startswith(("(", "["))
 
 
 def _by_sentence(text: str) -> str | None:
-    letter = None
-    for match in _CHOOSING.finditer(_MARKUP.sub(" ", text)):
+    letter, text = None, _MARKUP.sub(" ", text)
+    for match in _CHOOSING.finditer(text):
         found, rest = match["after"] or match["before"], match["rest"] or ""
-        if found.isupper() and not _OTHER.match(rest) and not _DENIED.search(first_sentence(rest)):
+        if _DOUBTED.search(text[max(0, match.start() - 40) : match.start()]):
+            continue
+        if found.isupper() and not _OTHER.match(rest) and not _denied(rest):
             is_word = found in ("A", "I") and re.match(r"\s+\w", rest)
             letter = letter if is_word else found
     return letter
@@ -91,13 +130,19 @@ def _by_sentence(text: str) -> str | None:
 
 def _truth(ground_truth: Any) -> str:
     text = ground_truth_text(ground_truth)
-    match = re.fullmatch(r"[(\[]?([A-Za-z])[)\].]?", text)
-    if match is None:
-        raise ValueError(f"ground_truth is {text[:40]!r}, expected one letter such as 'B'")
-    return match[1].upper()
+    found = statements(text)
+    letter = choice(found[-1].text if found else text)
+    if letter is None:
+        index = " A number does not say whether 0 or 1 is A." if text.isdigit() else ""
+        raise ValueError(f"ground_truth is {text[:40]!r}, expected one letter such as 'B', '(B)' or 'B) Paris'.{index}")
+    return letter
 
 
-@REWARDS.register("multiple_choice", check_ground_truth=_truth)
+def _plain_answers(ground_truth: Any) -> list[str]:
+    return [f"Answer: {_truth(ground_truth)}"]
+
+
+@REWARDS.register("multiple_choice", check_ground_truth=_truth, plain_answers=_plain_answers)
 def multiple_choice(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: dict[str, Any] | None = None
 ) -> dict[str, float]:

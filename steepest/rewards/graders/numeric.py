@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Any
 
-from steepest.rewards.answers import ground_truth_text, statements, visible
+from steepest.rewards.answers import body, ground_truth_text, statements, visible
 from steepest.rewards.api import REWARDS
-from steepest.rewards.numbers import Number, stated_number
+from steepest.rewards.numbers import Number, number_in_words, stated_number
+
+_MAX_WORDS = 4  # of a ground truth; more are prose, whose first number may be any number
 
 
 def numeric_answer(text: str) -> Number | None:
@@ -21,7 +24,7 @@ def numeric_answer(text: str) -> Number | None:
             return number
     if found:
         return None
-    lines = [line for line in shown.splitlines() if line.strip()]
+    lines = [line for line in body(shown).splitlines() if line.strip()]
     line = next((line for line in reversed(lines) if _has_digit(line)), lines[-1] if lines else "")
     return stated_number(line, last=True)
 
@@ -32,8 +35,11 @@ def _has_digit(text: str) -> bool:
 
 def _truth(ground_truth: Any) -> Number:
     text = ground_truth_text(ground_truth)
-    number = stated_number(text)
-    if number is None:
+    found = statements(text)
+    stated = found[-1].text if found else text
+    number = stated_number(stated)
+    num_words = len(re.findall(r"[^\W\d_]{2,}", stated))
+    if number is None or (num_words > _MAX_WORDS and number_in_words(stated) is None):
         raise ValueError(f"ground_truth is {text[:40]!r}, expected one number such as '1234', '2.5', '25%' or '1e-3'")
     return number
 
@@ -47,7 +53,11 @@ def equal(stated: Number, truth: Number, rel_tol: float, abs_tol: float) -> bool
     return any(abs(value - truth.value) <= allowed for value in values)
 
 
-@REWARDS.register("numeric", check_ground_truth=_truth)
+def _plain_answers(ground_truth: Any) -> list[str]:
+    return [f"Answer: {ground_truth_text(ground_truth)}"]
+
+
+@REWARDS.register("numeric", check_ground_truth=_truth, plain_answers=_plain_answers)
 def numeric(
     data_source: str,
     solution_str: str,

@@ -13,15 +13,16 @@ from steepest.core.batch import Batch, RowStatus
 from steepest.learner.metrics import Metrics
 from steepest.rewards.api import RewardRequest, RewardResult, ScoresResponses
 from steepest.trainer.experience.api import Collector, Experience, Responses
+from steepest.trainer.experience.response_text import WritesTexts
 from steepest.trainer.loop import Timer
 
 
 @dataclass
 class Scorer:
-    """Decodes responses (special tokens skipped) and has them scored."""
+    """Decodes responses and has them scored."""
 
     rewards: ScoresResponses
-    tokenizer: Any
+    writer: WritesTexts
     costs: Callable[[], Metrics] = dict
     """What the rewards have cost since they were last asked."""
     text_ids: Tensor | None = None
@@ -36,8 +37,7 @@ class Scorer:
         return {"rollout/no_text_ratio": unknown.float().mean().item()}
 
     def texts(self, batch: Batch) -> list[str]:
-        rows = [row[:n] for row, n in zip(batch.responses.tolist(), batch.response_lengths.tolist(), strict=True)]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return self.writer.texts(batch)
 
     def results(self, batch: Batch, texts: Sequence[str]) -> list[RewardResult]:
         requests = [
@@ -50,6 +50,7 @@ class Scorer:
                 num_tokens=length,
                 messages=sample.messages,
                 is_text=sample.is_text,
+                opening=self.writer.opening(sample.token_ids),
             )
             for sample, text, length in zip(batch.samples, texts, batch.response_lengths.tolist(), strict=True)
         ]
@@ -129,11 +130,13 @@ def place_scores(batch: Batch, results: Sequence[RewardResult]) -> None:
 
 
 def reward_metrics(results: Sequence[RewardResult]) -> Metrics:
-    """`reward/error_rate`, `reward/format_rate`, the mean of every other part that rewards report, and mean, max and
-    min of each reward of a weighted sum, before its weight."""
+    """`reward/error_rate`, `reward/timeout_rate` where a grader was stopped, `reward/format_rate`, the mean of
+    every other part that rewards report, and mean, max and min of each reward of a weighted sum, before its weight."""
     if not results:
         return {}
     metrics = {"reward/error_rate": sum(r.score is None for r in results) / len(results)}
+    if any(r.timed_out for r in results):
+        metrics["reward/timeout_rate"] = sum(r.timed_out for r in results) / len(results)
     names = dict.fromkeys(name for r in results for name in r.parts)
     for name in names:
         values = [r.parts[name] for r in results if name in r.parts]

@@ -11,9 +11,10 @@ from typing import Any, cast
 import torch
 
 from steepest.console import say
-from steepest.errors import CheckpointError, ModelError, key_names
+from steepest.errors import CheckpointError, ModelError, SteepestError, key_names
 from steepest.hub import Source, find
 from steepest.hub.find import Pin
+from steepest.learner.checkpoint_files import system_reason
 from steepest.models import lora
 from steepest.models.causal_lm import save_folder
 from steepest.models.file_weights import read_tensors
@@ -73,13 +74,21 @@ def export(
             f"{folder} holds a whole model, all of whose weights were trained: there is no adapter. Leave --adapter "
             "out."
         )
-    to.mkdir(parents=True, exist_ok=True)
-    if adapted and not as_adapter:
-        _merge(folder, to, base, trust_remote_code, dtype)
-    else:
-        _copy(folder, to, besides=_NOT_OF_THE_MODEL)
-        if not as_adapter:
-            _convert(folder, to, trust_remote_code, dtype)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        if adapted and not as_adapter:
+            _merge(folder, to, base, trust_remote_code, dtype)
+        else:
+            _copy(folder, to, besides=_NOT_OF_THE_MODEL)
+            if not as_adapter:
+                _convert(folder, to, trust_remote_code, dtype)
+    except Exception as error:
+        shutil.rmtree(to, ignore_errors=True)  # it was empty: no part of a model stays
+        if isinstance(error, SteepestError) or (reason := system_reason(error)) is None:
+            raise
+        raise CheckpointError(
+            f"--to {to}: cannot be written: {reason}. Make room, or choose another folder."
+        ) from error
     return to
 
 

@@ -14,7 +14,7 @@ import torch
 import steepest
 from steepest.assembly.compute import overrides
 from steepest.assembly.description import Description
-from steepest.assembly.engine import frees_engine
+from steepest.assembly.engine import frees_engine, longest_sequence
 from steepest.assembly.roles import build_roles
 from steepest.cluster.local import LocalCluster
 from steepest.config.key_names import PPO_KEYS
@@ -34,24 +34,35 @@ from steepest.errors import DataError, key_names
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.loggers.jsonl import SampleLog, read_metrics
-from steepest.models.load import longest_sequence_of, text_ids
+from steepest.models.load import check_window, end_token_ids, longest_sequence_of, text_ids
 from steepest.process.openmp_waiting import adaptive_waiting
+from steepest.process.patience import waiting_for
 from steepest.process.start_timing import Laps
+from steepest.process.stopping import STOP
 from steepest.process.threads import describe_threads
 from steepest.progress import START
 from steepest.rewards.weighted import ground_truth_problem
 from steepest.trainer import build_step
 from steepest.trainer.build_rewards import Rewards, add_reward_model, build_rewards
 from steepest.trainer.experience.dynamic_sampling import PromptPosition
+from steepest.trainer.experience.response_text import ResponseText
 from steepest.trainer.experience.scoring import Scorer
 from steepest.trainer.experience.single_turn import StepRollouts
-from steepest.trainer.loop import Schedule, run_steps
+from steepest.trainer.loop import BYTES_A_SECOND, Schedule, run_steps
 from steepest.trainer.ppo import Observer
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.run.health import Health, Limits
-from steepest.trainer.run.hooks import Run, validation_history, write_jsonl
+from steepest.trainer.run.hooks import (
+    Run,
+    is_finished,
+    owes_validation,
+    unlogged_row,
+    validation_history,
+    write_jsonl,
+)
+from steepest.trainer.run.inputs import Inputs, inputs_of
 from steepest.trainer.run.model_sources import ModelSources, sources_of
-from steepest.trainer.run.resume import find_start, require_work
+from steepest.trainer.run.resume import find_start, finished_message
 from steepest.trainer.run.summary import end_summary, start_summary
 from steepest.trainer.run.validation import Evaluator
 
@@ -96,16 +107,19 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
         for note in rewards.check(*rows.sources_and_columns()):
             say(note)
         model = config.actor_rollout_ref.model
-        sources, section = sources_of(config.trainer), "actor_rollout_ref.model"
+        sources, inputs, section = sources_of(config.trainer), inputs_of(config.trainer), "actor_rollout_ref.model"
         folders = {"actor": sources.folder(f"{section}.path", model.path, model.hub, model.revision)}
         trust = config.data.trust_remote_code
         tokenizer = open_tokenizer(model, section, folders["actor"], sources, trust_remote_code=trust)
         with START.activity("making tokens of the prompts"):
-            data = encode_rows(config, rows, tokenizer)
+            data = encode_rows(config, rows, tokenizer, inputs)
+        inputs.add_code(config)
+        inputs.add_machine(device.describe())
         config, data = settle(config, data, device, folders["actor"])
+        check_model(config, folders["actor"])
         laps.lap("data")
         add_reward_model(rewards, config, sources, device)
-        job = Job(config, device, rewards, sources, folders, tokenizer, data, observers)
+        job = Job(config, device, rewards, sources, inputs, folders, tokenizer, data, observers)
         with hold(job.folder):
             return job.run(laps)
 
@@ -145,8 +159,14 @@ def load_rows(config: Config) -> Data:
 
 
 def check_ground_truths(prompts: Sequence[Prompt], functions: Sequence[WeightedFunction] = ()) -> None:
-    """Raises DataError for the first row whose ground truth no answer could equal by one of the rewards."""
+    """Raises DataError for the first row whose ground truth no answer could equal by one of the rewards. Equal ground
+    truths are checked once."""
+    checked: set[tuple[str, str]] = set()
     for prompt in prompts:
+        key = (prompt.data_source, repr(prompt.ground_truth))
+        if key in checked:
+            continue
+        checked.add(key)
         problem = ground_truth_problem(prompt.data_source, prompt.ground_truth, functions)
         if problem is not None:
             raise DataError(
@@ -155,18 +175,24 @@ def check_ground_truths(prompts: Sequence[Prompt], functions: Sequence[WeightedF
             )
 
 
-def encode_rows(config: Config, rows: Data, tokenizer: Any) -> Data:
+def encode_rows(config: Config, rows: Data, tokenizer: Any, inputs: Inputs) -> Data:
+    """The prompts as the model reads them. `inputs` gets what they are, before and after."""
     data = config.data
+    inputs.add_tokenizer(tokenizer)
     encode = partial(
         encode_prompts,
         tokenizer=tokenizer,
         max_prompt_length=data.max_prompt_length,
         truncation=data.truncation,
         filter_overlong=data.filter_overlong_prompts,
-        template_kwargs=data.apply_chat_template_kwargs,
+        template_kwargs=inputs.template_kwargs(data.apply_chat_template_kwargs, tokenizer),
     )
     train, train_report = encode(rows.train)
     val, val_report = encode(rows.val)
+    for key, prompts, encoded in (("train", rows.train, train), ("val", rows.val, val)):
+        rows_of = ([p.messages, p.data_source, p.ground_truth, p.extra_info] for p in prompts)
+        inputs.add(f"data.{key}_files", rows_of, f"{len(prompts)} rows")
+        inputs.add(f"tokens of data.{key}_files", (p.token_ids for p in encoded), f"{len(encoded)} prompts")
     return Data(train, val, (f"train: {train_report.describe()}", f"validation: {val_report.describe()}"))
 
 
@@ -182,6 +208,17 @@ def settle(config: Config, data: Data, device: Device, folder: Path) -> tuple[Co
     return config, Data(data.train, data.val, (*data.notes, *notes, *more))
 
 
+def check_model(config: Config, folder: Path) -> None:
+    """What can be seen without weights: that the actor has positions for the longest sequence."""
+    model = config.actor_rollout_ref.model
+    check_window(
+        folder,
+        longest_sequence(config),
+        trust_remote_code=model.trust_remote_code,
+        override_config=overrides(model),
+    )
+
+
 class Job:
     """The parts of one run, from its data to its end summary."""
 
@@ -191,14 +228,18 @@ class Job:
         device: Device,
         rewards: Rewards,
         sources: ModelSources,
+        inputs: Inputs,
         folders: dict[str, Path],
         tokenizer: Any,
         data: Data,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.sources, self.observers = sources, observers
+        self.sources, self.inputs, self.observers = sources, inputs, observers
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
-        self.scorer = Scorer(rewards, tokenizer, rewards.costs, text_ids(tokenizer))
+        writer = ResponseText(tokenizer, config.reward.skip_special_tokens, end_token_ids(folders["actor"], tokenizer))
+        self.scorer = Scorer(rewards, writer, rewards.costs, text_ids(tokenizer))
+        for note in writer.notes([*data.train, *data.val]):
+            say(note)
         self.folder = Path(str(config.trainer.default_local_dir))
         self.plan: Plan = make_plan(
             config,
@@ -206,6 +247,8 @@ class Job:
             ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator).spec,
             half_precision=build_step.half_precision(config, device),
         )
+        trainer = config.trainer
+        self.schedule = Schedule(self.plan.total_steps, trainer.save_freq, trainer.test_freq, trainer.save_last)
         self.position = PromptPosition()
         self.controller = build_step.build_controller(config)
 
@@ -215,8 +258,11 @@ class Job:
         start = find_start(
             store, mode=config.trainer.resume_mode, resume_from_path=config.trainer.resume_from_path, say=say
         )
-        if not config.trainer.val_only:
-            require_work(start, self.plan.total_steps)
+        metrics = self.folder / "metrics.jsonl"
+        history = validation_history(metrics, start)
+        if not config.trainer.val_only and is_finished(self.schedule, start, history, metrics):
+            say(finished_message(start.step, self.plan.total_steps))
+            return Result(self.folder, history)
         with START.activity("loading the models and the engine"):
             cluster = self._start_cluster(start, laps)
         roles = cluster.describe()
@@ -224,12 +270,23 @@ class Job:
             say(note)
         limit = self._measure_limit(roles.compute, laps)
         machine = self._machine(limit, roles.compute, laps)
-        say(start_summary(config, self.plan, self.data.notes, self.device, roles, str(self.folder), machine=machine))
+        say(
+            start_summary(
+                config,
+                self.plan,
+                self.data.notes,
+                self.device,
+                roles,
+                str(self.folder),
+                schedule=None if config.trainer.val_only else self.schedule,
+                machine=machine,
+            )
+        )
         if start.checkpoint is not None:
             self.controller.load_state_dict(start.entry("kl_controller"))
             set_rng_state(start.entry("random"), self.device)
         self.position.restore(start.state.get("prompts"), start.step)
-        run = self._make_run(store, start, cluster, roles)
+        run = self._make_run(store, start, cluster, roles, history)
         try:
             if limit is None:
                 run.validate(start.step)
@@ -238,8 +295,8 @@ class Job:
         finally:
             run.close()
         steps = 0 if config.trainer.val_only else self.plan.total_steps - start.step
-        seconds = time.perf_counter() - laps.began
-        say(end_summary(run.history, seconds=seconds, steps=steps, folder=str(self.folder)))
+        seconds, kept = time.perf_counter() - laps.began, self.schedule.saves_anything
+        say(end_summary(run.history, seconds=seconds, steps=steps, folder=str(self.folder), kept=kept))
         return Result(self.folder, dict(run.history))
 
     def _start_cluster(self, start: Start, laps: Laps) -> LocalCluster:
@@ -248,7 +305,8 @@ class Job:
             self.folders["critic"] = self.sources.folder(
                 "critic.model.path", critic.path, critic.hub, critic.revision, critic=True
             )
-        roles = build_roles(self.config, self.plan, start, self.folders, self.tokenizer, self.device, laps.lap)
+        with waiting_for("models and engine to be loaded"):
+            roles = build_roles(self.config, self.plan, start, self.folders, self.tokenizer, self.device, laps.lap)
         return LocalCluster(roles, self.device, frees_engine=frees_engine(self.config, self.device))
 
     def _measure_limit(self, compute: str, laps: Laps) -> float | None:
@@ -267,12 +325,17 @@ class Job:
             rows.append(("limit", describe_rate(limit, getattr(torch, compute), self.device)))
         return [*rows, ("start-up", laps.describe())]
 
-    def _make_run(self, store: CheckpointStore, start: Start, cluster: LocalCluster, roles: Description) -> Run:
+    def _make_run(
+        self, store: CheckpointStore, start: Start, cluster: LocalCluster, roles: Description, history: dict[int, float]
+    ) -> Run:
         trainer = self.config.trainer
-        history = validation_history(self.folder / "metrics.jsonl")
-        kept = self._records_kept(start)
+        kept, owes = self._records_kept(start), owes_validation(self.schedule, start, history)
         total = self.plan.total_steps
-        loggers = open_run_folder(self.config, trainer, self.folder, self.sources, total=total, start=kept)
+        lost = unlogged_row(self.folder / "metrics.jsonl", start)
+        sources, inputs = self.sources, self.inputs
+        loggers = open_run_folder(self.config, trainer, self.folder, sources, inputs, total=total, start=kept)
+        if lost is not None:
+            loggers.log(start.step, lost)
         return Run(
             folder=self.folder,
             loggers=loggers,
@@ -286,14 +349,15 @@ class Job:
             },
             checkpoint_bytes=roles.checkpoint_bytes,
             evaluator=self._evaluator(cluster),
-            schedule=Schedule(total, trainer.save_freq, trainer.test_freq),
+            schedule=self.schedule,
             health=Health(Limits.for_dtype(roles.compute)),
             val_before_train=trainer.val_before_train or trainer.val_only,
             steps_per_epoch=self.plan.steps_per_epoch,
-            sample_log=SampleLog(self.folder / "samples.jsonl", start_step=kept),
+            sample_log=SampleLog(self.folder / "samples.jsonl", start_step=kept, redo=start.step if owes else None),
             num_logged_samples=trainer.log_val_generations,
             validation_data_dir=trainer.validation_data_dir,
-            history={step: score for step, score in history.items() if start.step > 0 and step <= start.step},
+            owes_validation=owes,
+            history=history,
         )
 
     def _records_kept(self, start: Start) -> int:
@@ -330,8 +394,9 @@ class Job:
             write=self._rollout_writer(),
         )
         learn = build_step.build_learn(config, self.plan, cluster, self.controller, device=self.device, limit=limit)
-        step = build_step.build_step(collect, learn, self.position, self.observers)
-        run_steps(step, learn.timed, run.schedule, run, start.step)
+        STOP.grace, STOP.reserve = config.trainer.grace_seconds, run.checkpoint_bytes / BYTES_A_SECOND
+        step = build_step.build_step(collect, learn, self.position, self.observers, STOP)
+        run_steps(step, learn.timed, run.schedule, run, start.step, STOP)
 
     def _rollout_writer(self) -> Callable[[int, list[dict[str, Any]]], None] | None:
         target = self.config.trainer.rollout_data_dir

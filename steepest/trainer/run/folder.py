@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 from steepest.assembly.compute import check_attention
 from steepest.config.load import config_dict, save_config
@@ -24,9 +25,11 @@ from steepest.hub import TOKENIZER_FILES
 from steepest.learner.checkpoint import CheckpointStore
 from steepest.loggers.api import Loggers, check_loggers, make_loggers
 from steepest.models.load import load_tokenizer
+from steepest.process.files import lock
 from steepest.process.threads import set_threads
 from steepest.rollout import ROLLOUT_ENGINES
 from steepest.trainer.run.hooks import changed_values
+from steepest.trainer.run.inputs import Inputs
 from steepest.trainer.run.model_sources import ModelSources
 
 
@@ -74,9 +77,13 @@ def folder_problems(trainer: TrainerConfig | SFTTrainerConfig) -> list[str]:
 
 def _cannot_write(folder: Path) -> str | None:
     there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not there.is_dir():
+    if not os.path.isdir(there):
         return f"{there} is no folder"
-    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
+    try:
+        with TemporaryFile(dir=there):  # os.access knows nothing of /proc, of quotas and of what root may not do
+            return None
+    except OSError as error:
+        return f"{there} cannot be written to ({error.strerror or error})"
 
 
 def open_tokenizer(
@@ -93,21 +100,35 @@ def open_tokenizer(
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def hold(folder: Path, flock: Callable[[IO[str], int], None] = fcntl.flock) -> Iterator[None]:
     """Keep other runs out of a run folder. The lock file lies next to it and ends with the process, however that ends.
 
-    Raises CheckpointError when another run holds it: two runs in one folder would write over each other.
+    Where the file system has no locks (NFS, Lustre), or the folder next to it takes no file (a mounted volume), the run
+    goes on with a warning. Raises CheckpointError when another run holds the folder, since two runs would write over
+    each other, and when it cannot be made.
     """
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     path = folder.absolute().with_name(f".{folder.name}.lock")
-    with path.open("w") as file:
+    remedy = "choose another trainer.experiment_name or trainer.default_local_dir."
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"the run folder {folder} cannot be made: {error}. See to that, or {remedy}"
+            ) from error
+        try:
+            fault = lock(stack.enter_context(path.open("w")), flock)
         except BlockingIOError as error:
             raise CheckpointError(
-                f"another run is writing to {folder} at this moment. Wait for it or end it, or choose another "
-                "trainer.experiment_name or trainer.default_local_dir."
+                f"another run is writing to {folder} at this moment. Wait for it or end it, or {remedy}"
             ) from error
+        except OSError as error:
+            fault = error.strerror or str(error)
+        if fault is not None:
+            say(
+                f"warning: {path} cannot be locked ({fault}): nothing keeps a second run out of {folder}. See to it "
+                "that there is none, since two runs would write over each other."
+            )
         yield
 
 
@@ -120,12 +141,13 @@ def open_run_folder(
     trainer: TrainerConfig | SFTTrainerConfig,
     folder: Path,
     sources: ModelSources,
+    inputs: Inputs,
     *,
     total: int,
     start: int,
 ) -> Loggers:
-    """The loggers of the run, `config.yaml` and `models.json`. A run that goes on says what changed since its last
-    start.
+    """The loggers of the run, `config.yaml`, `models.json` and `inputs.json`. A run that goes on says what changed
+    since its last start.
 
     Raises CheckpointError for a folder that cannot be written, a full disk for example.
     """
@@ -137,6 +159,8 @@ def open_run_folder(
         folder.mkdir(parents=True, exist_ok=True)
         save_config(config, path)
         sources.save(folder)
+        inputs.add_models(sources.local)
+        inputs.save(folder)
         return make_loggers(
             trainer.logger,
             folder,

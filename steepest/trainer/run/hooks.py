@@ -9,29 +9,62 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from steepest.console import say, shortened
 from steepest.errors import SteepestError
-from steepest.learner.checkpoint import CheckpointStore
+from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.metrics import Metrics
-from steepest.loggers.api import Loggers
+from steepest.loggers.api import Loggers, as_number
 from steepest.loggers.jsonl import SampleLog, read_metrics
-from steepest.loggers.rows import dumps
+from steepest.loggers.rows import dumps, plain, restored
+from steepest.process.stopping import STOP
 from steepest.trainer.loop import Schedule
 from steepest.trainer.run.health import Health
 from steepest.trainer.run.metrics import speed_metrics
+from steepest.trainer.run.resume import UNREADABLE
 from steepest.trainer.run.validation import Evaluation, Evaluator
 
 ACCURACY = "val/accuracy"
+GLOBAL_STEP = "training/global_step"
+"""Stands in the row of a training step, and not in that of a validation."""
+METRICS = "metrics"
+"""Entry of a checkpoint's state: the row of its step."""
 
 
-def validation_history(metrics_file: Path) -> dict[int, float]:
-    """Step -> accuracy of every validation in a run's metrics.jsonl, earlier starts of the same run included."""
-    if not metrics_file.exists():
+def validation_history(metrics_file: Path, start: Start, *, metric: str = ACCURACY) -> dict[int, float]:
+    """Step -> result of every validation of this run before `start`, from its metrics.jsonl."""
+    if start.step == 0 or not metrics_file.exists():
         return {}
-    return {step: row[ACCURACY] for step, row in read_metrics(metrics_file).items() if ACCURACY in row}
+    rows = read_metrics(metrics_file).items()
+    return {step: row[metric] for step, row in rows if metric in row and step <= start.step}
+
+
+def owes_validation(schedule: Schedule, start: Start, history: Mapping[int, float]) -> bool:
+    """Whether the run was killed after it had saved the step that it starts from, and before it had validated it."""
+    return schedule.tests(start.step) and start.step not in history
+
+
+def is_finished(schedule: Schedule, start: Start, history: Mapping[int, float], metrics_file: Path) -> bool:
+    """Whether no step, no validation and no row of the metrics is left to do."""
+    over = start.step >= schedule.total_steps and not owes_validation(schedule, start, history)
+    return over and unlogged_row(metrics_file, start) is None
+
+
+def kept_row(metrics: Metrics) -> dict[str, Any]:
+    """The row of a step as a checkpoint's state holds it."""
+    return plain({name: as_number(name, value) for name, value in metrics.items()})
+
+
+def unlogged_row(metrics_file: Path, start: Start) -> Metrics | None:
+    """The metrics of the step that a run resumes from, if a kill fell between its checkpoint and its row.
+
+    None where the checkpoint is another run's: the record of this one begins with its own first step.
+    """
+    kept = start.state.get(METRICS)
+    if start.checkpoint is None or kept is None or start.checkpoint.resolve().parent != metrics_file.resolve().parent:
+        return None
+    logged = read_metrics(metrics_file).get(start.step, {}) if metrics_file.exists() else {}
+    return None if GLOBAL_STEP in logged else restored(kept)
 
 
 @dataclass
@@ -44,7 +77,7 @@ class Run:
     writers: Mapping[str, Callable[[Path], None]]
     """Sub-folder of a checkpoint -> what writes it."""
     state: Callable[[], dict[str, Any]]
-    """What a resumed run needs in addition to the folders of `writers`."""
+    """What a resumed run needs in addition to the folders of `writers`, as it is now."""
     checkpoint_bytes: int
     """About how much disk one checkpoint takes."""
     evaluator: Evaluator
@@ -55,36 +88,50 @@ class Run:
     sample_log: SampleLog
     num_logged_samples: int
     validation_data_dir: str | None
+    owes_validation: bool = False
+    """See `owes_validation`; the start step is then validated first."""
     history: dict[int, float] = field(default_factory=dict)
+    remembered: dict[str, Any] = field(default_factory=dict)
 
     def before_training(self, start_step: int) -> None:
         """Validation before the first step; after a kill between saving and validating, the one that is missing."""
-        missing = self.schedule.tests(start_step) and start_step not in self.history
-        if missing or (start_step == 0 and self.val_before_train):
+        if self.owes_validation or (start_step == 0 and self.val_before_train):
             self.validate(start_step)
 
-    def save(self, step: int) -> None:
-        self.store.save(step, self.writers, {"step": step, **self.state()}, expected_bytes=self.checkpoint_bytes)
+    def remember(self, step: int) -> None:
+        """Note the state at the end of a step: what ends the next one early may have changed it, the weights not."""
+        self.remembered = self.state()
+
+    def save(self, step: int, metrics: Metrics) -> None:
+        """The step's metrics go into the checkpoint too, see `unlogged_row`."""
+        state = {"step": step, METRICS: kept_row(self._row(step, metrics)), **self.remembered}
+        self.store.save(step, self.writers, state, expected_bytes=self.checkpoint_bytes)
+
+    def _row(self, step: int, metrics: Metrics) -> Metrics:
+        epoch = {"training/epoch": float((step - 1) // self.steps_per_epoch)}
+        return {**epoch, **metrics, GLOBAL_STEP: float(step), **speed_metrics(metrics)}
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Warnings first, then the step's line. Metrics are written even when saving the step failed."""
-        metrics["training/global_step"] = float(step)
-        metrics.setdefault("training/epoch", float((step - 1) // self.steps_per_epoch))
-        metrics |= speed_metrics(metrics)
+        metrics = self._row(step, metrics)
         for message in self.health(metrics):
             say(f"warning: step {step}: {message}.")
         self.loggers.log(step, metrics)
 
     def validate(self, step: int) -> None:
-        """Score the validation set, print one line and remember the best step."""
+        """Score the validation set, remember the best step, and print one line.
+
+        The row in metrics.jsonl comes last: a run that was killed before it validates the step again.
+        """
         start = time.perf_counter()
         found = self.evaluator()
         metrics = {**found.metrics, ACCURACY: found.score, "timing_s/testing": time.perf_counter() - start}
-        self.loggers.log(step, metrics)
-        self.history[step] = found.score
-        self._write_samples(step, found)
-        if self.store.holds(step):
-            self.store.mark_best(step, found.score)
+        with STOP.during("hold"):
+            self._write_samples(step, found)
+            if self.store.holds(step):
+                self.store.mark_best(step, found.score)
+            self.loggers.log(step, metrics)
+            self.history[step] = found.score
 
     def close(self) -> None:
         self.loggers.close()
@@ -106,7 +153,7 @@ def changed_values(path: Path, new: Any) -> list[str]:
         return []
     try:
         before, after = flatten(OmegaConf.to_container(OmegaConf.load(path))), flatten(new)
-    except (YAMLError, OmegaConfBaseException):
+    except UNREADABLE:
         say(f"{path} cannot be read, so what changed since the run's last start is not known; it is written again.")
         return []
     return [f"{key}: {before.get(key)} -> {value}" for key, value in after.items() if before.get(key, value) != value]

@@ -17,6 +17,7 @@ from steepest.config.types import Hub
 from steepest.console import say
 from steepest.errors import CheckpointError
 from steepest.hub import MODEL_FILES, Found, Pin, Source, find
+from steepest.process.files import replace_text
 from steepest.trainer.run.checkpoint_models import is_checkpoint, is_run, model_in, start_checkpoint
 
 FILE = "models.json"
@@ -28,6 +29,8 @@ class ModelSources:
     def __init__(self, earlier: Mapping[str, Pin] | None = None) -> None:
         self.earlier = dict(earlier or {})
         self.pins: dict[str, Pin] = {}
+        self.local: dict[str, Path] = {}
+        """Configuration key -> what was found for it on this machine, without a pin."""
         self._found: dict[tuple[Source, tuple[str, ...], Pin | None], Found] = {}
 
     def folder(
@@ -55,6 +58,8 @@ class ModelSources:
         found = self._found[asked]
         if found.pin is not None:
             self.pins[key] = found.pin
+        else:
+            self.local[key] = found.path
         return found.path
 
     def _in_a_run(self, key: str, path: str, hub: Hub, critic: bool) -> Path | None:
@@ -71,7 +76,7 @@ class ModelSources:
             checkpoint = folder
         else:
             return None
-        found = model_in(checkpoint, label, critic=critic)
+        found = self.local[key] = model_in(checkpoint, label, critic=critic)
         say(f"{label}: taken from {found}")
         return found
 
@@ -89,9 +94,7 @@ class ModelSources:
             }
             for key, pin in self.pins.items()
         }
-        beside = folder / f".{FILE}.tmp"
-        beside.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        beside.replace(folder / FILE)
+        replace_text(folder / FILE, json.dumps(rows, indent=1) + "\n")
 
 
 def sources_of(trainer: TrainerConfig | SFTTrainerConfig) -> ModelSources:
@@ -99,13 +102,16 @@ def sources_of(trainer: TrainerConfig | SFTTrainerConfig) -> ModelSources:
 
     Raises CheckpointError for a `models.json` that cannot be read: without it the reference might be another model.
     """
-    folder = Path(str(trainer.default_local_dir))
+    folder = folder_that_goes_on(trainer)
+    return ModelSources(read_pins(folder) if folder is not None and (folder / FILE).exists() else None)
+
+
+def folder_that_goes_on(trainer: TrainerConfig | SFTTrainerConfig) -> Path | None:
+    """The folder of the run that this start resumes, or None."""
     if trainer.resume_mode == "resume_path":
-        folder = Path(str(trainer.resume_from_path)).parent
-    goes_on = trainer.resume_mode == "resume_path" or any(folder.glob("global_step_*"))
-    if trainer.resume_mode == "disable" or not goes_on or not (folder / FILE).exists():
-        return ModelSources()
-    return ModelSources(read_pins(folder))
+        return Path(str(trainer.resume_from_path)).parent
+    folder = Path(str(trainer.default_local_dir))
+    return folder if trainer.resume_mode == "auto" and any(folder.glob("global_step_*")) else None
 
 
 def read_pins(folder: Path) -> dict[str, Pin]:
@@ -116,7 +122,7 @@ def read_pins(folder: Path) -> dict[str, Pin]:
             str(key): Pin(row["path"], row["hub"], row["revision"], row["commit"], tuple(row["files"].items()))
             for key, row in rows.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder / FILE} says which models this run began with, and it cannot be read ({error!r}). Restore it, or "
             "delete it: then the models are looked up again, and the reference may be another one."

@@ -9,8 +9,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from steepest.errors import CheckpointError
+from steepest.errors import CheckpointError, setting
 from steepest.learner.checkpoint import FROM_NOTHING, CheckpointStore, Start
+
+UNREADABLE = (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException)
+"""What reading a `config.yaml` raises that is not there, is damaged or is none."""
 
 
 def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | None, say: Callable[[str], None]) -> Start:
@@ -39,8 +42,10 @@ def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | Non
         return FROM_NOTHING
     store.goes_on_from(found)
     state = store.state(found)
+    if mode == "auto":
+        store.settle(int(state["step"]))
     say(f"resuming from step {state['step']}: {found}")
-    return Start(int(state["step"]), found, state)
+    return Start(state["step"], found, state)
 
 
 def _is_of_the_run(folder: Path, checkpoint: Path) -> bool:
@@ -52,28 +57,37 @@ def _is_of_the_run(folder: Path, checkpoint: Path) -> bool:
         return True
     try:
         origin = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "trainer.resume_from_path")
-    except (OSError, YAMLError, OmegaConfBaseException):  # none there, or none that says where its run came from
+    except UNREADABLE:  # none there, or none that says where its run came from
         return False
-    return origin is not None and Path(origin).resolve() == checkpoint.resolve()
+    return isinstance(origin, str) and Path(origin).resolve() == checkpoint.resolve()
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Rename a run folder that holds anything to the first free `<folder>.old-<k>`; None when there was nothing."""
+    """Rename a run folder that holds anything to the first free `<folder>.old-<k>`; None when there was nothing.
+
+    Raises CheckpointError for a folder that cannot be renamed, such as the root of a mounted volume.
+    """
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     k = 1
     while (target := folder.with_name(f"{folder.name}.old-{k}")).exists():
         k += 1
-    folder.rename(target)
+    try:
+        folder.rename(target)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} holds an earlier run and cannot be renamed to {target.name} ({error.strerror or error}). Move "
+            f"what is in it yourself, or choose another {setting('default_local_dir')}."
+        ) from error
     return target
 
 
-def require_work(start: Start, total_steps: int, *, can_validate: bool = True) -> None:
-    """A run that has nothing left to do ends with an error, not with success and no result."""
-    if start.step >= total_steps:
-        validate = "set trainer.val_only=True to validate, " if can_validate else ""
-        raise CheckpointError(
-            f"nothing to do: the run stands at step {start.step} and trainer.total_training_steps is {total_steps}. "
-            "Raise trainer.total_training_steps or trainer.total_epochs to go on, "
-            f"{validate}or choose another trainer.experiment_name (or trainer.resume_mode=disable) to start afresh."
-        )
+def finished_message(step: int, total_steps: int, *, can_validate: bool = True) -> str:
+    """What the command of a run says that is finished already. It is no error: scripts start a run again until it is
+    done."""
+    validate = "trainer.val_only=True validates again; " if can_validate else ""
+    return (
+        f"the run is finished: it stands at step {step} and trainer.total_training_steps is {total_steps}. To go on, "
+        f"raise trainer.total_training_steps or trainer.total_epochs; {validate}another trainer.experiment_name (or "
+        "trainer.resume_mode=disable) starts afresh."
+    )

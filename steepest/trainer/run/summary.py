@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from steepest.assembly.description import Description, Size
 from steepest.config.plan import Plan
 from steepest.config.schema import Config
 from steepest.devices.api import Device
+from steepest.trainer.loop import Schedule
 
 GIB = 2**30
 
@@ -82,10 +84,11 @@ def start_summary(
     roles: Description,
     folder: str,
     *,
+    schedule: Schedule | None = None,
     machine: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Model, data, steps, memory, and what is on and off, before the first step. `machine`: more rows after the
-    device's, such as its threads and its measured limit."""
+    device's, such as its threads and its measured limit. `schedule`: None for a run that only validates."""
     found = roles.sizes
     rollout, algorithm = config.actor_rollout_ref.rollout, config.algorithm
     generation = roles.compute if rollout.dtype == "auto" else rollout.dtype
@@ -118,6 +121,7 @@ def start_summary(
                     f"top_p {rollout.top_p:g}, top_k {rollout.top_k}"),
         ("algorithm", f"{algorithm.adv_estimator}; " + _switches(config)),
         ("memory", memory.describe(device.memory().available)),
+        *([("saving", saving(schedule, folder, roles.checkpoint_bytes))] if schedule else []),
         *(("note", note) for note in plan.notes),
         ("run folder", folder),
     ]  # fmt: skip
@@ -146,7 +150,18 @@ def kv_cache_bytes(kv_numbers: int, sequences: int, max_model_len: int, *, width
     return width * kv_numbers * max_model_len * sequences
 
 
-def end_summary(history: Mapping[int, float], *, seconds: float, steps: int, folder: str) -> str:
+def saving(schedule: Schedule, folder: str, checkpoint_bytes: int) -> str:
+    """Which steps are saved, what that takes, and a warning where the disk has not even room for one."""
+    if not schedule.saves_anything:
+        return schedule.describe()
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    text = f"{schedule.describe()}; {checkpoint_bytes / GIB:.2f} GiB each"
+    warning = f". WARNING: the disk has {free / GIB:.2f} GiB free, which is too little"
+    return text + (warning if free < checkpoint_bytes else f", {free / GIB:.1f} GiB free on the disk")
+
+
+def end_summary(history: Mapping[int, float], *, seconds: float, steps: int, folder: str, kept: bool = True) -> str:
     """Steps done in this start, wall time, first, best and last validation, and what lies where."""
     rows = [("steps", f"{steps} in {duration(seconds)}")]
     if history:
@@ -159,6 +174,6 @@ def end_summary(history: Mapping[int, float], *, seconds: float, steps: int, fol
     checkpoints = len(list(Path(folder).glob("global_step_*")))
     held += [f"{checkpoints} checkpoint(s)"] if checkpoints else []
     rows.append(("run folder", f"{folder} ({', '.join(held)})" if held else folder))
-    if steps and not checkpoints:
-        rows.append(("model", "not saved: trainer.save_freq=-1 writes no checkpoint"))
+    if steps and not kept:
+        rows.append(("model", "not saved, as trainer.save_freq and trainer.save_last ask"))
     return table("finished", rows)

@@ -98,4 +98,6 @@ def accuracy_metrics(
         if formats:
             metrics[f"val-aux/{source}/format_rate"] = sum(formats) / len(formats)
     metrics["val-aux/error_rate"] = sum(r.score is None for r in results) / len(results)
+    if any(r.timed_out for r in results):
+        metrics["val-aux/timeout_rate"] = sum(r.timed_out for r in results) / len(results)
     return metrics

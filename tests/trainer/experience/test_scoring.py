@@ -48,6 +48,8 @@ def test_reward_metrics_keep_correctness_and_format_apart():
     assert metrics["reward/error_rate"] == 0.25
     assert metrics["reward/format_rate"] == 2 / 3
     assert metrics["reward/acc"] == 1 / 3
+    assert "reward/timeout_rate" not in metrics
+    assert reward_metrics([*results, RewardResult(0.0, timed_out=True)])["reward/timeout_rate"] == 1 / 5
 
 
 def test_every_response_is_scored_against_its_own_prompt():

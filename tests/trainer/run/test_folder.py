@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from steepest.errors import CheckpointError, SteepestError
 from steepest.learner.checkpoint import FROM_NOTHING, Start
 from steepest.trainer.run import folder as start_module
 from steepest.trainer.run.hooks import changed_values, write_jsonl
-from steepest.trainer.run.resume import require_work
+from steepest.trainer.run.resume import finished_message, set_aside
 from steepest.trainer.run.summary import end_summary
 from tests.support.machine import files_of_at_most
 
@@ -32,11 +34,11 @@ def test_a_checkpoint_of_another_job_is_refused_by_what_it_holds(tmp_path):
     assert FROM_NOTHING.folder("critic", Path("model")) == Path("model")
 
 
-def test_nothing_to_do_offers_only_what_the_job_has():
+def test_a_finished_run_offers_only_what_the_job_has():
     for can_validate in (True, False):
-        with pytest.raises(CheckpointError, match="nothing to do: the run stands at step 3") as caught:
-            require_work(Start(3, Path("x"), {}), 3, can_validate=can_validate)
-        assert ("trainer.val_only" in str(caught.value)) is can_validate
+        text = finished_message(3, 4, can_validate=can_validate)
+        assert text.startswith("the run is finished: it stands at step 3 and trainer.total_training_steps is 4.")
+        assert ("trainer.val_only" in text) is can_validate
 
 
 def test_a_folder_that_is_to_be_made_is_no_problem_and_one_below_a_file_is(tmp_path):
@@ -46,9 +48,43 @@ def test_a_folder_that_is_to_be_made_is_no_problem_and_one_below_a_file_is(tmp_p
     assert list(tmp_path.iterdir()) == [tmp_path / "file"], "looking makes nothing"
 
 
-def test_a_folder_without_permission(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: False)
-    assert start_module._cannot_write(tmp_path / "a") == f"{tmp_path} cannot be written to"
+def test_a_folder_that_takes_no_file():
+    """Not even root's: os.access says that it may."""
+    found = start_module._cannot_write(Path("/proc/a/b"))
+    assert found is not None and found.startswith("/proc cannot be written to (")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of(tmp_path, capsys, number):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    with start_module.hold(tmp_path / "run", flock):
+        said = capsys.readouterr().out
+    assert said.startswith(f"warning: {tmp_path}/.run.lock cannot be locked ({os.strerror(number)}): nothing keeps a")
+
+
+def test_a_volume_next_to_which_no_lock_fits(tmp_path, capsys):
+    with start_module.hold(Path("/proc/self")):
+        assert "warning: /proc/.self.lock cannot be locked" in capsys.readouterr().out
+    name = "n" * 250  # the folder's name is allowed, the lock's is too long
+    with start_module.hold(tmp_path / name):
+        assert "cannot be locked (File name too long)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", ["/proc/a/run", "{tmp_path}/file/run"])
+def test_a_run_folder_that_cannot_be_made(tmp_path, folder):
+    (tmp_path / "file").touch()
+    said = "run cannot be made: .* choose another trainer.experiment_name or"
+    with pytest.raises(CheckpointError, match=said), start_module.hold(Path(folder.format(tmp_path=tmp_path))):
+        pass
+
+
+def test_an_earlier_run_that_cannot_be_moved(tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"^/proc/self holds an earlier run and cannot be renamed to self.old-1 \("
+    ):
+        set_aside(Path("/proc/self"))
 
 
 def test_a_full_disk_is_told_when_responses_are_written(tmp_path):
@@ -57,9 +93,9 @@ def test_a_full_disk_is_told_when_responses_are_written(tmp_path):
         write_jsonl(tmp_path / "1.jsonl", [{"a": 1}])
 
 
-@pytest.mark.parametrize("text", ["{broken", "a: ${nowhere", "[1, 2"])
+@pytest.mark.parametrize("text", [b"{broken", b"a: ${nowhere", b"[1, 2", b"a: \xff", b"a: \x00", b"7", b"[" * 5000])
 def test_a_kept_configuration_that_cannot_be_read_stops_no_run(tmp_path, capsys, text):
-    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "config.yaml").write_bytes(text)
     assert changed_values(tmp_path / "config.yaml", {"a": 1}) == []
     assert "config.yaml cannot be read" in capsys.readouterr().out
 
@@ -67,9 +103,9 @@ def test_a_kept_configuration_that_cannot_be_read_stops_no_run(tmp_path, capsys,
 def test_the_end_names_only_what_is_there(tmp_path):
     (tmp_path / "config.yaml").write_text("a: 1")
     (tmp_path / "samples.jsonl").touch()
-    text = end_summary({}, seconds=1, steps=2, folder=str(tmp_path))
+    text = end_summary({}, seconds=1, steps=2, folder=str(tmp_path), kept=False)
     assert f"{tmp_path} (config.yaml)\n" in text
-    assert "not saved: trainer.save_freq=-1 writes no checkpoint" in text
+    assert "not saved, as trainer.save_freq and trainer.save_last ask" in text
     (tmp_path / "global_step_2").mkdir()
     text = end_summary({}, seconds=1, steps=2, folder=str(tmp_path))
     assert text.endswith(f"{tmp_path} (config.yaml, 1 checkpoint(s))") and "not saved" not in text

@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from steepest.config.load import load_config
-from steepest.errors import CheckpointError
+from steepest.learner.checkpoint import CheckpointStore
 from steepest.loggers.rows import read_rows
 from steepest.trainer.jobs.ppo import run_ppo
 from tests.support.toy_run import make_toy, toy_overrides
@@ -39,6 +39,8 @@ STATEFUL = (
     "trainer.critic_warmup=1",
 )
 
+SAMPLES = ("trainer.log_val_generations=3",)
+
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
@@ -48,7 +50,7 @@ def toy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unbroken(toy, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    run_ppo(load_config(toy_overrides(toy, folder, *STATEFUL)))
+    run_ppo(load_config(toy_overrides(toy, folder, *STATEFUL, *SAMPLES)))
     return folder
 
 
@@ -95,17 +97,49 @@ def test_resume_on_the_boundary_of_an_epoch(toy, unbroken, tmp_path, capsys):
     assert weights(folder) == weights(unbroken)
 
 
-def test_a_validation_that_a_kill_cut_off_is_made_up_for(toy, unbroken, tmp_path):
+@pytest.mark.parametrize("step", [2, 6])
+def test_a_validation_that_a_kill_cut_off_is_made_up_for(toy, unbroken, tmp_path, step):
+    """What a kill leaves that comes after `step` was saved: the small files and pruning of the step before, half of its
+    samples, no score and no row of its validation. In the middle of the run and at its end."""
+    folder, words = tmp_path / "run", (*STATEFUL, *SAMPLES, f"trainer.validation_data_dir={tmp_path / 'answers'}")
+    shutil.copytree(unbroken, folder)
+    for later in range(step + 2, 7, 2):
+        shutil.rmtree(folder / f"global_step_{later}")
+    rows = list(read_rows(folder / "metrics.jsonl"))
+    kept = [row for row in rows if row["step"] <= step and not ("val/accuracy" in row and row["step"] == step)]
+    assert len(kept) == sum(row["step"] <= step for row in rows) - 1
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
+    wanted = [line for line in lines if json.loads(line)["step"] <= step]
+    (folder / "samples.jsonl").write_text("".join(wanted[:-1]))
+    best = json.loads((folder / "best.json").read_text())
+    scores = {key: value for key, value in best["scores"].items() if int(key) < step}
+    (folder / "best.json").write_text(json.dumps({"step": None, "score": None, "scores": scores}))
+    (folder / "latest_checkpointed_iteration.txt").write_text(f"{step - 2}\n")
+    result = run_ppo(load_config(toy_overrides(toy, folder, *words, "trainer.max_actor_ckpt_to_keep=1")))
+    assert sorted(result.history) == [0, 2, 4, 6]
+    assert metrics(folder) == metrics(unbroken) and (folder / "samples.jsonl").read_text() == "".join(lines)
+    assert json.loads((folder / "best.json").read_text())["scores"] == best["scores"]
+    assert (folder / "latest_checkpointed_iteration.txt").read_text() == "6\n"
+    assert (tmp_path / "answers" / f"{step}.jsonl").exists()
+    assert CheckpointStore(folder).steps() == sorted({6, best["step"]})
+
+
+def test_a_row_that_a_kill_cut_off_is_made_up_for(toy, unbroken, tmp_path):
+    """A step's row is written after its checkpoint; a kill between the two must not leave a gap."""
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
-    for step in (4, 6):
-        shutil.rmtree(folder / f"global_step_{step}")
+    shutil.rmtree(folder / "global_step_6")
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    kept = [line for line in lines if not ("val/accuracy" in line and json.loads(line)["step"] == 2)]
-    assert len(kept) == len(lines) - 1
-    (folder / "metrics.jsonl").write_text("".join(kept))
-    result = run_ppo(load_config(toy_overrides(toy, folder, *STATEFUL)))
-    assert sorted(result.history) == [0, 2, 4, 6]
+    before = [line for line in lines if json.loads(line)["step"] < 4]
+    (folder / "metrics.jsonl").write_text("".join(before))
+    run_ppo(load_config(toy_overrides(toy, folder, *STATEFUL)))
+    assert metrics(folder) == metrics(unbroken)
+    timed = [{k for k in row if k.startswith(("timing_s", "perf/"))} for row in read_rows(folder / "metrics.jsonl")]
+    whole = [{k for k in row if k.startswith(("timing_s", "perf/"))} for row in read_rows(unbroken / "metrics.jsonl")]
+    place = len(before)
+    assert timed[:place] + timed[place + 1 :] == whole[:place] + whole[place + 1 :]
+    assert timed[place] == whole[place] - {"timing_s/save_checkpoint"}
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(toy, unbroken, tmp_path, capsys):
@@ -120,11 +154,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(toy, unbroken,
     assert weights(folder) == weights(unbroken)
 
 
-def test_a_run_with_nothing_to_do_says_so(toy, unbroken, tmp_path):
+def test_a_finished_run_says_so_and_changes_nothing(toy, unbroken, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
-    with pytest.raises(CheckpointError, match="nothing to do: the run stands at step 6"):
-        run_ppo(load_config(toy_overrides(toy, folder, *STATEFUL)))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    result = run_ppo(load_config(toy_overrides(toy, folder, *STATEFUL)))
+    assert "the run is finished: it stands at step 6 and trainer.total_training_steps is 6." in capsys.readouterr().out
+    assert sorted(result.history) == [0, 2, 4, 6]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_disable_starts_afresh_and_keeps_the_earlier_run(toy, unbroken, tmp_path):
