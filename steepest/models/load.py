@@ -56,6 +56,7 @@ __all__ = [
     "text_ids",
 ]
 
+_QUANTISED = ("bitsandbytes", "gptq", "awq", "hqq", "aqlm", "compressed-tensors")
 _OVERRIDE_KEY = setting("override_config")
 SOURCE_DTYPE = "source_dtype"
 """Entry of a checkpoint's config.json: the dtype that the start model's had. Checkpoints themselves are float32."""
@@ -239,6 +240,16 @@ def _check_file(
         check_gguf(Path(source) / extra["gguf_file"], hf, but)
 
 
+def _refuse_quantised(path: Path | str, settings: Mapping[str, Any]) -> None:
+    """Raises ModelError for files of integers with scales, which only the library that made them can read."""
+    method = "bitsandbytes" if "load_in_4bit" in settings else settings.get("quant_method")
+    if (name := str(getattr(method, "value", method))) in _QUANTISED:
+        raise ModelError(
+            f"{path}: its weights are quantised ({name}), and models are trained in 16 or 32 bit. Take the release of "
+            f"the model that is not quantised; {setting('lora_rank')}=16 trains an adapter, which needs less memory."
+        )
+
+
 def _dequantised(extra: dict[str, str]) -> dict[str, Any]:
     config = getattr(transformers, "GgufConfig", None)  # older releases always de-quantise
     return {**extra, "quantization_config": config(dequantize=True)} if extra and config else dict(extra)
@@ -252,6 +263,8 @@ def _load_config(
         whole = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
     config = text_config(path, whole)
     known = config.to_dict()
+    if not extra:
+        _refuse_quantised(path, known.get("quantization_config") or {})
     for name, value in override.items():
         if name not in known:
             guess = nearest(name, known)
