@@ -184,7 +184,7 @@ REQUIRED = ["data.train_files=a", "data.val_files=b", "actor_rollout_ref.model.p
 
 def summary(*words):
     config = load_config([*REQUIRED, *words])
-    roles = Description({"actor": Size()}, "float32", "plain", False, 0, 0, (), 0)
+    roles = Description({"actor": Size()}, "float32", "plain", False, 0, 0, 0, (), 0)
     return start_summary(config, make_plan(config, 2048), (), CPUDevice(), roles, "folder")
 
 assert summary("trainer.description=first try").endswith("  run         first try")

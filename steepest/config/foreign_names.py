@@ -34,6 +34,11 @@ _ONE_PROCESS = "This version runs in one process, and nothing is sharded; leave 
 _FLASH = "Attention is chosen by the device; override_config.attn_implementation of the model asks for another."
 _PADDING = "Sequences are packed without padding; leave it out."
 _COLUMNS = "Rows carry all their columns to the reward; leave it out."
+_QUANTISED = (
+    "Weights are not quantised: a rollout engine would have to round a merged adapter again, and would sample from "
+    "another policy than the one that is trained. Use LoRA (lora_rank=16 in that section): a frozen matrix takes "
+    "2 bytes a weight where its file is in bfloat16. docs/lora.md has a table of the memory."
+)
 _PER_STEP = "There is no accumulation to set: a mini-batch is cut into micro-batches, and each update sees it whole."
 _LOGGED = "Metrics of each step are in metrics.jsonl; leave it out."
 
@@ -59,8 +64,9 @@ _TABLE: list[tuple[str, str, str, str]] = [
     ("lora_target_modules", f"{MODEL}.target_modules", "model.target_modules", ""),
     ("lora_dropout", "An adapter has no dropout: log-probs of two passes would differ. Leave it out.", "", ""),
     ("use_rslora use_dora", "Adapters are plain LoRA; leave it out.", "", ""),
-    ("load_in_4bit load_in_8bit bnb_4bit_quant_type",
-     "Models are loaded in 16 or 32 bit; a LoRA adapter (lora_rank of the model) needs the least memory.", "", ""),
+    ("load_in_4bit load_in_8bit load_in_fp8 quantization_config bnb_4bit_quant_type bnb_4bit_compute_dtype "
+     "bnb_4bit_use_double_quant bnb_4bit_quant_storage",
+     _QUANTISED, "", ""),
     ("gradient_checkpointing use_gradient_checkpointing", f"{MODEL}.enable_gradient_checkpointing",
      "model.enable_gradient_checkpointing", ""),
     # optimizer

@@ -36,4 +36,6 @@ def local_model(path: Path | str) -> Path:
     if len(files) == 1:
         return files[0]
     held = f"it holds {len(files)} .gguf files: name one of them" if files else "it has no config.json"
+    if (local / "metrics.jsonl").is_file():
+        held = "it is the folder of a run without a checkpoint"
     raise ModelError(f"{local}: not a model folder: {held}.")

@@ -53,8 +53,9 @@ class ComputeSettings:
 class Trainable(Generic[ModelT]):
     """A model on its device, with the one way it is run (`passes`) and the one way it is stepped (`step`).
 
-    Without `optim` the model is only read. Dropout is 0 in every model (see `models`), so train() and eval()
-    compute the same; train mode is set during an update with gradient checkpointing, which transformers asks for.
+    Without `optim` the model is only read. A model stays in evaluation mode also while it is trained: some families
+    choose experts at random in train mode. Only modules that compute their layers twice are in train mode during an
+    update with gradient checkpointing, which transformers asks for.
     """
 
     role: ClassVar[str]
@@ -187,7 +188,9 @@ class Trainable(Generic[ModelT]):
         # Switched on for the update only: with it on, transformers' layers refuse the KV cache that a rollout over
         # the same weights needs.
         enable({"use_reentrant": False})
-        self.model.train()
+        for module in self.model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.training = True  # and not train(): what is inside of them stays in evaluation mode
         try:
             yield
         finally:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import PretrainedConfig
+import torch
+from transformers import AutoModel, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from steepest.errors import ModelError, setting
@@ -42,6 +43,14 @@ def text_config(path: Path | str, config: PretrainedConfig) -> PretrainedConfig:
         return text
     other = f"it reads or writes more than text ({parts})" if parts else "it has other parts around its text model"
     raise ModelError(refusal(path, config.model_type, other))
+
+
+def parts_besides_text(config: PretrainedConfig) -> list[str]:
+    """Names of the modules of a whole model besides its language model, such as a vision tower and its projector."""
+    with torch.device("meta"):
+        whole = AutoModel.from_config(config)
+    text = {id(whole.get_decoder()), id(whole.get_output_embeddings())}
+    return [name for name, part in whole.named_children() if id(part) not in text]
 
 
 def refusal(path: Path | str, kind: str, why: str) -> str:

@@ -205,6 +205,9 @@ def prepare(hf: PreTrainedModel) -> None:
     A model that does not use transformers' attention interface is marked to run in rows. That one which does can run
     packed is found by the self-check (`models/self_check.py`), on its weights.
     """
+    if hf.base_model is hf and len(inner := [n for n, part in hf.named_children() if _is_backbone(part, hf)]) == 1:
+        # The text model of a larger one (Llama 4) has the prefix of the larger one and calls its backbone otherwise.
+        hf.base_model_prefix = inner[0]
     if rows_reason(hf) is not None:
         return
     try:
@@ -216,6 +219,10 @@ def prepare(hf: PreTrainedModel) -> None:
         fuse(hf)
     else:
         use_rows(hf, "it does not use transformers' attention interface")
+
+
+def _is_backbone(part: nn.Module, hf: PreTrainedModel) -> bool:
+    return isinstance(part, PreTrainedModel) and part.config is hf.config
 
 
 @torch.no_grad()

@@ -38,12 +38,14 @@ def check_names(
     *,
     other_heads: tuple[str, ...] = (),
     fresh_head: tuple[str, ...] = (),
+    other_parts: Collection[str] = (),
 ) -> None:
     """Compare the names and shapes of the files with the model's. Raises ModelError that names what does not fit.
 
     `info`: what `from_pretrained(output_loading_info=True, ignore_mismatched_sizes=True)` says; it leaves out what
     transformers declares as ignorable. `other_heads`: prefixes that the files may hold in addition. `fresh_head`:
-    prefixes that the files need not hold, or may hold in another shape.
+    prefixes that the files need not hold, or may hold in another shape. `other_parts`: modules of a larger model around
+    this one, which the files may hold.
     """
     by = f"{type(hf).__name__} by its config.json"
     fix = f"Correct config.json, an entry by {setting('override_config')}, or get the files that belong together."
@@ -53,14 +55,14 @@ def check_names(
     if other:
         shapes = sorted(f"{name} is {list(found)} there and {list(wanted)} here" for name, found, wanted in other)
         raise ModelError(f"{path}: {len(other)} weights have another shape than {by}: {_some(shapes)}. {fix}")
-    if strange := sorted(_without_known(info["unexpected_keys"], other_heads)):
+    if strange := sorted(_without_known(info["unexpected_keys"], other_heads, other_parts)):
         raise ModelError(
             f"{path}: {len(strange)} weights of the checkpoint have no place in {by}: {_some(strange)}. Without them "
             f"it is another model. {fix}"
         )
 
 
-def _without_known(names: Iterable[str], other_heads: tuple[str, ...]) -> list[str]:
+def _without_known(names: Iterable[str], other_heads: tuple[str, ...], other_parts: Collection[str]) -> list[str]:
     """The names without those that are known to be harmless."""
     names = list(names)
     extra = {match[1] for name in names if (match := _EXTRA_PREDICTOR.search(name))}
@@ -71,6 +73,7 @@ def _without_known(names: Iterable[str], other_heads: tuple[str, ...]) -> list[s
             _BUFFERS.search(name)
             or (other_heads and name.startswith(other_heads))
             or any(layer in name for layer in extra)
+            or name.removeprefix("model.").partition(".")[0] in other_parts
         )
     ]
 

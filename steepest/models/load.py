@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from steepest.errors import ModelError, setting
 from steepest.hub import local_model
-from steepest.models.architectures import text_config
+from steepest.models.architectures import parts_besides_text, text_config
 from steepest.models.causal_lm import CausalLM, check_length, longest_length
 from steepest.models.file_weights import (
     LANGUAGE_HEAD,
@@ -56,6 +56,7 @@ __all__ = [
     "text_ids",
 ]
 
+_QUANTISED = ("bitsandbytes", "gptq", "awq", "hqq", "aqlm", "compressed-tensors")
 _OVERRIDE_KEY = setting("override_config")
 SOURCE_DTYPE = "source_dtype"
 """Entry of a checkpoint's config.json: the dtype that the start model's had. Checkpoints themselves are float32."""
@@ -106,7 +107,8 @@ def end_token_ids(path: Path | str, tokenizer: Any) -> tuple[int, ...]:
             entries = PretrainedConfig.get_config_dict(where)[0]
         rows = {**entries, **(entries.get("text_config") or {})}.get("vocab_size")
         if not generation.is_file():
-            found |= _as_ids(entries.get("eos_token_id"), config, rows)
+            for part in (entries, entries.get("text_config") or {}):
+                found |= _as_ids(part.get("eos_token_id"), config, rows)
     if not extra and generation.is_file():
         with as_model_error(path, "generation config"):
             given = GenerationConfig.from_pretrained(where).eos_token_id
@@ -134,13 +136,13 @@ def load_causal_lm(
     Raises ModelError: missing or unreadable folder, missing weights, an architecture that cannot be packed.
     """
     source, extra = _source(Path(path))
-    config = _load_config(path, source, extra, trust_remote_code, override_config or {})
+    config, whole = _load_config(path, source, extra, trust_remote_code, override_config or {})
     with as_model_error(path, "causal language model"), quiet_transformers():
         hf, info = AutoModelForCausalLM.from_pretrained(
             source, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, dtype=dtype,
-            ignore_mismatched_sizes=True, **_dequantised(extra),
+            ignore_mismatched_sizes=True, **_names_in(config, whole), **_dequantised(extra),
         )  # fmt: skip
-    check_names(path, hf, info, other_heads=VALUE_HEAD)
+    check_names(path, hf, info, other_heads=VALUE_HEAD, other_parts=_other_parts(config, whole, info))
     check_tied(path, hf)
     _check_file(path, source, extra, hf)
     model = CausalLM(_finish(hf))
@@ -161,16 +163,19 @@ def load_value_model(
     else is as in `load_causal_lm`.
     """
     source, extra = _source(Path(path))
-    config = _load_config(path, source, extra, trust_remote_code, override_config or {})
+    config, whole = _load_config(path, source, extra, trust_remote_code, override_config or {})
     config.num_labels = 1
     has_class = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
     auto = AutoModelForTokenClassification if has_class else AutoModel
     with as_model_error(path, "value model"), quiet_transformers():
         hf, info = auto.from_pretrained(
             source, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, dtype=dtype,
-            ignore_mismatched_sizes=True, **_dequantised(extra),
+            ignore_mismatched_sizes=True, **_names_in(config, whole), **_dequantised(extra),
         )  # fmt: skip
-    check_names(path, hf, info, other_heads=(*LANGUAGE_HEAD, *VALUE_HEAD), fresh_head=_HEADS_HERE)
+    check_names(
+        path, hf, info, other_heads=(*LANGUAGE_HEAD, *VALUE_HEAD), fresh_head=_HEADS_HERE,
+        other_parts=_other_parts(config, whole, info),
+    )  # fmt: skip
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     _check_file(path, source, extra, hf, but=fresh)
     model = ValueModel(_finish(hf)).to(dtype)
@@ -235,6 +240,16 @@ def _check_file(
         check_gguf(Path(source) / extra["gguf_file"], hf, but)
 
 
+def _refuse_quantised(path: Path | str, settings: Mapping[str, Any]) -> None:
+    """Raises ModelError for files of integers with scales, which only the library that made them can read."""
+    method = "bitsandbytes" if "load_in_4bit" in settings else settings.get("quant_method")
+    if (name := str(getattr(method, "value", method))) in _QUANTISED:
+        raise ModelError(
+            f"{path}: its weights are quantised ({name}), and models are trained in 16 or 32 bit. Take the release of "
+            f"the model that is not quantised; {setting('lora_rank')}=16 trains an adapter, which needs less memory."
+        )
+
+
 def _dequantised(extra: dict[str, str]) -> dict[str, Any]:
     config = getattr(transformers, "GgufConfig", None)  # older releases always de-quantise
     return {**extra, "quantization_config": config(dequantize=True)} if extra and config else dict(extra)
@@ -242,10 +257,14 @@ def _dequantised(extra: dict[str, str]) -> dict[str, Any]:
 
 def _load_config(
     path: Path | str, source: str, extra: dict[str, str], trust_remote_code: bool, override: Mapping[str, Any]
-) -> PretrainedConfig:
+) -> tuple[PretrainedConfig, PretrainedConfig]:
+    """The configuration of the language model, and the one of the whole, which may have other parts besides."""
     with as_model_error(path, "config"), quiet_transformers():
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+        whole = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+    config = text_config(path, whole)
     known = config.to_dict()
+    if not extra:
+        _refuse_quantised(path, known.get("quantization_config") or {})
     for name, value in override.items():
         if name not in known:
             guess = nearest(name, known)
@@ -253,7 +272,6 @@ def _load_config(
             raise ModelError(f"{_OVERRIDE_KEY}.{name}: {type(config).__name__} has no such entry.{hint}")
         setattr(config, name, value)
     check_pad_id(path, config)
-    whole, config = config, text_config(path, config)
     held = getattr(config, "dtype", None) or getattr(whole, "dtype", None)
     if held is not None and getattr(config, SOURCE_DTYPE, None) is None:
         setattr(config, SOURCE_DTYPE, str(held).removeprefix("torch."))
@@ -261,7 +279,19 @@ def _load_config(
         for name, value in part.to_dict().items():
             if _is_dropout(name) and isinstance(value, (int, float)):
                 setattr(part, name, 0.0)
-    return config
+    return config, whole
+
+
+def _names_in(config: PretrainedConfig, whole: PretrainedConfig) -> dict[str, Any]:
+    """Arguments of from_pretrained: how the files of a larger model call the weights of its language model, where
+    transformers' text class alone does not know it (a critic of Llama 4)."""
+    names = {r"^language_model\.model\.": "model.", r"^language_model\.lm_head\.": "lm_head."}
+    return {} if config is whole else {"key_mapping": names}
+
+
+def _other_parts(config: PretrainedConfig, whole: PretrainedConfig, info: Mapping[str, Any]) -> list[str]:
+    """The parts that the files may hold besides the language model: towers and projectors of a larger model."""
+    return [] if config is whole or not info["unexpected_keys"] else parts_besides_text(whole)
 
 
 def longest_sequence_of(
@@ -272,7 +302,7 @@ def longest_sequence_of(
     Raises ModelError for a configuration that cannot be read.
     """
     source, extra = _source(Path(path))
-    return longest_length(_load_config(path, source, extra, trust_remote_code, override_config or {}), wanted)
+    return longest_length(_load_config(path, source, extra, trust_remote_code, override_config or {})[0], wanted)
 
 
 def check_window(
@@ -280,7 +310,7 @@ def check_window(
 ) -> None:
     """`check_length` of the model of a folder, by its configuration alone: before its weights are loaded."""
     source, extra = _source(Path(path))
-    check_length(_load_config(path, source, extra, trust_remote_code, override_config or {}), length)
+    check_length(_load_config(path, source, extra, trust_remote_code, override_config or {})[0], length)
 
 
 def _is_dropout(name: str) -> bool:

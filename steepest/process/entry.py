@@ -24,6 +24,10 @@ from steepest.process.streams import protect_streams
 
 WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 SCHEDSTAT = Path("/proc/self/schedstat")
+PRIMITIVE_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""oneDNN's cache of compiled operations, and that of the layer between it and torch."""
+KEPT_PRIMITIVES = "128"
+"""More than one step of decoding or one micro-batch needs, whose layers repeat the same shapes."""
 
 
 def waiting_defaults(environment: Mapping[str, str], schedstat: Path = SCHEDSTAT) -> dict[str, str]:
@@ -41,10 +45,22 @@ def waiting_defaults(environment: Mapping[str, str], schedstat: Path = SCHEDSTAT
     return {WAIT_POLICY: "PASSIVE", SPIN_COUNT: "20000"} if counted else {WAIT_POLICY: "PASSIVE"}
 
 
-# The OpenMP library reads them when torch is imported; later they would change nothing.
+def primitive_defaults(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that bound what oneDNN keeps on a CPU; without those that the user set.
+
+    oneDNN compiles an operation for each shape and keeps 1024 of them, about 0.6 MB each. Packed sequences have another
+    number of tokens in each micro-batch, so that most of them never serve again.
+    """
+    given = {name.replace("DNNL_", "ONEDNN_", 1) for name in environment}  # oneDNN reads its older names too
+    return {name: KEPT_PRIMITIVES for name in PRIMITIVE_CACHES if name not in given}
+
+
+# The OpenMP library and oneDNN read them when torch is imported or first computes; later they would change nothing.
 OUR_WAITING = {} if "torch" in sys.modules else waiting_defaults(os.environ)
-"""The variables that this process has set, and the user has not."""
+"""The variables of waiting threads that this process has set, and the user has not."""
 os.environ.update(OUR_WAITING)
+if "torch" not in sys.modules:
+    os.environ.update(primitive_defaults(os.environ))
 
 LOADED = time.perf_counter()
 """Time at which the command started, after the start of the interpreter."""

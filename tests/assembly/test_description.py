@@ -3,6 +3,7 @@ else the driver asks of the roles."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -77,6 +78,21 @@ def test_matrices_in_bf16(toy, tmp_path):
     for name in ("builtin", "hf"):  # they run or look at the modules themselves
         plain = sizes(built(toy, tmp_path, *words, f"{engine}={name}")[2])
         assert plain["actor"].bytes == whole["actor"].bytes
+
+
+def test_a_pass_in_bf16_holds_copies_of_the_matrices(toy, tmp_path):
+    bf16 = [f"{name}=bfloat16" for name in ("actor_rollout_ref.actor.fsdp_config.dtype", "critic.fsdp.dtype")]
+    config, plan, models = built(toy, tmp_path, *bf16)
+    layers = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 32 * 64 * 3)
+    head = models.actor.model.hf.get_output_embeddings().weight
+    assert described(models).cast_bytes == 2 * (layers + head.numel()), "the actor's, which are more than the critic's"
+    assert head.shape[1] == 32
+    small = 2 * (layers + head.numel() + adapter_size(toy, 4))
+    assert described(built(toy, tmp_path, *bf16, LORA)[2]).cast_bytes == small, "of frozen matrices too"
+    assert described(built(toy, tmp_path, bf16[1])[2]).cast_bytes == 2 * (layers + 32), "the critic's head has one row"
+    assert described(built(toy, tmp_path)[2]).cast_bytes == 0
+    found = replace(described(models), cast_bytes=2**28)
+    assert "bfloat16 copies 0.25" in start_summary(config, plan, (), CPUDevice(), found, "x")
 
 
 def described(models) -> Description:

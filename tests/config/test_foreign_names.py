@@ -26,7 +26,7 @@ NEEDED = {
     "n_samples_per_prompt num_episodes packing_samples pretrain prompt_data prompt_max_len reward_pretrain "
     "rollout_batch_size save_path use_wandb value_clip vllm_num_engines zero_stage",
     "unsloth": "fast_inference load_in_4bit load_in_8bit lora_dropout lora_r max_seq_length model_name r random_state "
-    "target_modules use_gradient_checkpointing use_rslora",
+    "target_modules use_gradient_checkpointing use_rslora quantization_config load_in_fp8 bnb_4bit_compute_dtype",
 }
 """What people bring along, by library; those that Steepest calls the same are keys."""
 
@@ -112,3 +112,17 @@ def test_each_job_answers_with_its_own_keys() -> None:
         "max_seq_length: no such key. Here it is data.max_length (and data.max_response_length).",
         "beta: no such key. --help-all lists all keys.",
     ]
+
+
+@pytest.mark.parametrize("name", ["load_in_4bit", "load_in_8bit", "quantization_config", "bnb_4bit_quant_type"])
+def test_quantised_bases_are_answered_with_the_reason_and_what_to_take(name: str) -> None:
+    text = (
+        "no such key. Weights are not quantised: a rollout engine would have to round a merged adapter again, and "
+        "would sample from another policy than the one that is trained. Use LoRA (lora_rank=16 in that "
+        "section): a frozen matrix takes 2 bytes a weight where its file is in bfloat16. docs/lora.md has a table of "
+        "the memory."
+    )
+    assert problem(f"{MODEL}.{name}=True") == f"{MODEL}.{name}: {text}"
+    with pytest.raises(ConfigError) as caught:
+        load_sft_config(["data.train_files=x", "model.path=y", f"model.{name}=True"])
+    assert caught.value.problems == [f"model.{name}: {text}"]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from steepest.errors import ModelError
 from steepest.learner.actor import Actor, ActorLossSettings
@@ -14,6 +15,7 @@ from steepest.learner.optim import OptimSettings
 from steepest.learner.reference import Reference
 from steepest.learner.trainable import ComputeSettings
 from steepest.models.causal_lm import CausalLM
+from steepest.models.self_check import check_causal_lm
 from tests.support.architectures import tiny_config, tiny_model
 from tests.support.learner_parts import (
     CPU,
@@ -254,6 +256,33 @@ def test_gradient_checkpointing_changes_no_gradient_and_is_off_between_updates()
     assert max((found[name] - want[name]).abs().max().item() for name in want) < 1e-7
     assert not actor.model.training
     assert not any(getattr(m, "gradient_checkpointing", False) for m in actor.model.modules())
+
+
+@pytest.mark.parametrize("family", ["phimoe", "mixtral", "bloom", "mamba", "gemma2"])
+def test_gradient_checkpointing_of_other_families_is_the_same_update(family):
+    """PhiMoE draws its experts in train mode, Mixtral moves its hidden states: the ratio would not be 1."""
+
+    def run(compute):
+        config = tiny_config(family)
+        if family == "mixtral":
+            config.router_jitter_noise = 0.1
+        model = CausalLM(tiny_model(config))
+        check_causal_lm(model)
+        actor = make_actor(kind=lambda _, *rest, **more: Actor(model, *rest, **more), compute=compute)
+        gradients = record_gradients(actor)
+        calls = []
+        layer = next(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
+        inner = next(m for m in layer.modules() if isinstance(m, torch.nn.Linear))
+        batch = with_log_probs(make_batch(), actor)
+        inner.register_forward_pre_hook(lambda *_: calls.append(1))
+        metrics = actor.update(batch, step=1)
+        return gradients[0], metrics["actor/ratio_max_dev_first"], len(calls)
+
+    (want, _, once), (found, deviation, twice) = run(CPU), run(ComputeSettings(gradient_checkpointing=True))
+    assert deviation == 0.0 and twice == 2 * once
+    assert found.keys() == want.keys()
+    for name in want:
+        torch.testing.assert_close(found[name], want[name], atol=1e-6, rtol=1e-4)
 
 
 def test_gradient_checkpointing_of_a_family_without_it_is_refused():

@@ -254,3 +254,24 @@ def test_weights_lie_in_memory_of_their_own_whatever_the_file(tmp_path, dtype):
             storage = weight.untyped_storage()
             assert storage.resizable() and storage.nbytes() == weight.numel() * 4
             assert weight.data_ptr() % 64 == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"load_in_4bit": True}, "bitsandbytes"),  # as older releases wrote it
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+    ],
+)
+def test_a_quantised_release_is_refused_by_name(tmp_path, settings, name):
+    tiny_hf().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": settings}))
+    for load in (load_causal_lm, load_value_model):
+        with pytest.raises(ModelError) as caught:
+            load(tmp_path)
+        assert f"{tmp_path}: its weights are quantised ({name}), and models are trained in 16 or 32 bit." in str(
+            caught.value
+        )

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from steepest.errors import ConfigError, DeviceError
-from steepest.process.entry import describe, guarded, run_entry, waiting_defaults
+from steepest.process.entry import describe, guarded, primitive_defaults, run_entry, waiting_defaults
 
 
 def test_main_gets_the_arguments_and_its_code_is_the_exit_code() -> None:
@@ -119,6 +120,47 @@ def test_a_command_has_it_in_its_environment(first: str, given: dict[str, str], 
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     want = waiting_defaults({}) if found is None else found
     assert json.loads(done.stdout) == [want.get(name) for name in BOTH]
+
+
+ONEDNN, LAYER = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
+
+
+@pytest.mark.parametrize(
+    ("given", "set_by_us"),
+    [
+        ({}, {ONEDNN: "128", LAYER: "128"}),
+        ({"ONEDNN_VERBOSE": "1"}, {ONEDNN: "128", LAYER: "128"}),
+        ({ONEDNN: "1024"}, {LAYER: "128"}),
+        ({"DNNL_PRIMITIVE_CACHE_CAPACITY": "0"}, {LAYER: "128"}),  # oneDNN's older name for the same
+        ({LAYER: "5"}, {ONEDNN: "128"}),
+        ({ONEDNN: "", LAYER: "5"}, {}),
+    ],
+)
+def test_what_onednn_keeps_is_bounded_where_the_user_did_not(given: dict[str, str], set_by_us: dict[str, str]) -> None:
+    assert primitive_defaults(given) == set_by_us
+
+
+_PRODUCTS = """
+import steepest.process.entry
+import torch
+x, weight = torch.randn(100, 32), torch.ops.mkldnn._reorder_linear_weight(torch.randn(48, 32), 64)
+for last in (100, 100, 40, 40):
+    for rows in range(1, last + 1):
+        torch.ops.mkldnn._linear_pointwise(x[:rows].clone(), weight, None, "none", [], "")
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize(
+    ("capacity", "made", "kept"),
+    [(None, 240, 40), ("1024", 100, 180)],  # a product is two operations, so 128 are those of 64 shapes
+)
+def test_shapes_that_repeat_stay_and_others_go(capacity: str | None, made: int, kept: int) -> None:
+    env = {name: value for name, value in os.environ.items() if name not in (ONEDNN, LAYER)}
+    env |= {"ONEDNN_VERBOSE": "profile_create"} | ({} if capacity is None else {ONEDNN: capacity, LAYER: capacity})
+    done = subprocess.run([sys.executable, "-c", _PRODUCTS], env=env, capture_output=True, text=True, check=True)
+    lines = [line.split(",") for line in done.stdout.splitlines() if ",inner_product," in line]
+    assert [sum(f"create:cache_{what}" in line for line in lines) for what in ("miss", "hit")] == [made, kept]
 
 
 LEAVING = """

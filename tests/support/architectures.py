@@ -241,7 +241,7 @@ def verdict(model_type: str, folder: Path, *, thorough: bool = True) -> Verdict:
         except ModelError as error:
             found.without["critic"] = str(error)
         try:
-            lora(load_causal_lm(folder), found)
+            lora(load_causal_lm(folder).eval(), found)
         except ModelError as error:
             found.without["LoRA"] = str(error)
     return found

@@ -215,7 +215,9 @@ def test_wrong_sources_and_targets(runs, tmp_path):
     with pytest.raises(CheckpointError, match="there is no such folder"):
         export(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="no checkpoint and no model. A run writes checkpoints with"):
+    with pytest.raises(
+        CheckpointError, match="no whole checkpoint and no model. Give the folder of a run that has saved one"
+    ):
         export(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(CheckpointError, match="something is there already"):
         export(runs("head"), runs("head"))

@@ -14,12 +14,21 @@ from steepest.console import say
 from steepest.errors import CheckpointError, ModelError, SteepestError, key_names
 from steepest.hub import Source, find
 from steepest.hub.find import Pin
-from steepest.learner.checkpoint import CheckpointStore
-from steepest.learner.checkpoint_files import system_reason, what_is_wrong
+from steepest.learner.checkpoint_files import system_reason
 from steepest.models import lora
 from steepest.models.causal_lm import save_folder
 from steepest.models.file_weights import read_tensors
 from steepest.models.load import SOURCE_DTYPE, load_causal_lm, load_tokenizer
+from steepest.trainer.run.checkpoint_models import (
+    POLICY,
+    is_checkpoint,
+    is_model,
+    is_run,
+    model_in,
+    newest_checkpoint,
+    require_undamaged,
+    start_checkpoint,
+)
 from steepest.trainer.run.model_sources import FILE, read_pins
 
 _NAMES = {
@@ -114,28 +123,17 @@ def policy_folder(source: Path) -> Path:
     """Where the policy lies that `source` names. Raises CheckpointError when there is none."""
     if not source.is_dir():
         raise CheckpointError(f"{source}: there is no such folder. Give a run folder or a checkpoint (global_step_N).")
-    if _is_policy(source):
+    if is_model(source):
         return source
-    if any(source.glob("global_step_*")):
-        newest = CheckpointStore(source, warn=lambda text: say(f"warning: {text}")).latest()
-        if newest is not None:
-            say(f"the newest checkpoint of {source} is {newest.name}")
-            source = newest
-    if _is_policy(source / "actor"):
-        if (fault := what_is_wrong(source)) is not None:
-            raise CheckpointError(
-                f"{source} is damaged: {fault}. Give another global_step_N folder, or the run's folder for the newest "
-                "whole one."
-            )
-        return source / "actor"
+    if is_run(source):
+        source = newest_checkpoint(source) or source
+    if is_checkpoint(source):
+        require_undamaged(source)
+        return source / POLICY
     raise CheckpointError(
-        f"{source}: no checkpoint and no model. A run writes checkpoints with trainer.save_freq=N; give its folder, or "
-        "one of its global_step_N folders."
+        f"{source}: no whole checkpoint and no model. Give the folder of a run that has saved one, one of its "
+        "global_step_N folders, or a folder with config.json or adapter_config.json."
     )
-
-
-def _is_policy(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / lora.CONFIG_FILE).is_file()
 
 
 def _merge(folder: Path, to: Path, base: str | None, trust_remote_code: bool, dtype: str | None) -> None:
@@ -184,5 +182,10 @@ def _base_folder(folder: Path, model: lora.BaseModel, given: str | None) -> Path
     if given is None and (run / FILE).is_file():  # the files that the run began with, whatever the hub has now
         pin = next((p for p in read_pins(run).values() if (p.name, p.hub) == (model.path, model.hub)), None)
     name = model.path if given is None else given
+    path = Path(name).expanduser()
+    if is_run(path):
+        path = start_checkpoint(path, f"--base {name}", None if pin is None else pin.commit)
+    if is_checkpoint(path):
+        return model_in(path, f"--base {name}", critic=False)
     source = Source(name, cast(Any, model.hub), "--base", "", revision=model.revision if given is None else None)
     return find(source, pin=pin, note=say).path

@@ -305,7 +305,9 @@ class Job:
     def _start_cluster(self, start: Start, laps: Laps) -> LocalCluster:
         if self.plan.needs_critic:
             critic = self.config.critic.model
-            self.folders["critic"] = self.sources.folder("critic.model.path", critic.path, critic.hub, critic.revision)
+            self.folders["critic"] = self.sources.folder(
+                "critic.model.path", critic.path, critic.hub, critic.revision, critic=True
+            )
         with waiting_for("models and engine to be loaded"):
             roles = build_roles(self.config, self.plan, start, self.folders, self.tokenizer, self.device, laps.lap)
         return LocalCluster(roles, self.device, frees_engine=frees_engine(self.config, self.device))

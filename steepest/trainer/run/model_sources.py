@@ -18,6 +18,7 @@ from steepest.console import say
 from steepest.errors import CheckpointError
 from steepest.hub import MODEL_FILES, Found, Pin, Source, find
 from steepest.process.files import replace_text
+from steepest.trainer.run.checkpoint_models import is_checkpoint, is_run, model_in, start_checkpoint
 
 FILE = "models.json"
 
@@ -33,10 +34,20 @@ class ModelSources:
         self._found: dict[tuple[Source, tuple[str, ...], Pin | None], Found] = {}
 
     def folder(
-        self, key: str, path: str, hub: Hub, revision: str | None = None, *, files: Sequence[str] = MODEL_FILES
+        self,
+        key: str,
+        path: str,
+        hub: Hub,
+        revision: str | None = None,
+        *,
+        files: Sequence[str] = MODEL_FILES,
+        critic: bool = False,
     ) -> Path:
-        """The local folder (or GGUF file) of the model under `key`. Raises ModelError that names the key."""
+        """The local folder (or GGUF file) of the model under `key`; in a run's folder and in a checkpoint that of the
+        policy, or of the `critic`. Raises ModelError or CheckpointError that name the key."""
         section = key.rpartition(".")[0]
+        if (inside := self._in_a_run(key, path, hub, critic)) is not None:
+            return inside
         source = Source(path, hub, key, f"{section}.hub=", revision=revision, revision_option=f"{section}.revision=")
         pin = self.earlier.get(key)
         if pin is not None and (pin.name, pin.hub, pin.revision) != (path, hub, revision):
@@ -51,8 +62,26 @@ class ModelSources:
             self.local[key] = found.path
         return found.path
 
+    def _in_a_run(self, key: str, path: str, hub: Hub, critic: bool) -> Path | None:
+        """The model in a run's folder or in a checkpoint; None for another path. The checkpoint that a run's folder
+        stood for is pinned."""
+        folder, label = Path(path).expanduser(), f"{key}={path}"
+        if is_run(folder):
+            pin = self.earlier.get(key)
+            earlier = pin.commit if pin is not None and pin.name == path else None
+            begun = {pin.commit for pin in self.pins.values() if pin.name == path}  # the other run may go on
+            checkpoint = start_checkpoint(folder, label, earlier or next(iter(begun), None))
+            self.pins[key] = Pin(path, hub, None, checkpoint.name)
+        elif is_checkpoint(folder):
+            checkpoint = folder
+        else:
+            return None
+        found = self.local[key] = model_in(checkpoint, label, critic=critic)
+        say(f"{label}: taken from {found}")
+        return found
+
     def save(self, folder: Path) -> None:
-        """Write `models.json` into the run folder; without a model from a hub, none."""
+        """Write `models.json` into the run folder; without a model from a hub or a run, none."""
         if not self.pins:
             return
         rows = {

@@ -37,7 +37,7 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    *, actor: int, critic: int, reference: int, engine_copy_bytes: int, kv_cache_bytes: int
+    *, actor: int, critic: int, reference: int, cast_bytes: int, engine_copy_bytes: int, kv_cache_bytes: int
 ) -> MemoryEstimate:
     """From the bytes of the models (`sizes`; 0 for one that does not exist) and the engine's own."""
     return MemoryEstimate(
@@ -45,6 +45,7 @@ def estimate_memory(
             "actor": actor,
             "critic": critic,
             "reference": reference,
+            "bfloat16 copies": cast_bytes,
             "rollout weights": engine_copy_bytes,
             "KV cache": kv_cache_bytes,
         }
@@ -95,6 +96,7 @@ def start_summary(
         actor=found["actor"].bytes,
         critic=found.get("critic", Size()).bytes,
         reference=found.get("reference", Size()).bytes,
+        cast_bytes=roles.cast_bytes,
         engine_copy_bytes=roles.engine_copy_bytes,
         kv_cache_bytes=kv_cache_bytes(
             roles.kv_numbers,

@@ -22,12 +22,20 @@ def test_durations(seconds, text):
 
 
 def test_memory_is_the_sum_of_what_holds_it():
-    found = estimate_memory(actor=1000, critic=500, reference=1000, engine_copy_bytes=2000, kv_cache_bytes=300)
-    assert found.total == 1000 + 500 + 1000 + 2000 + 300
-    text = estimate_memory(actor=2**30, critic=0, reference=0, engine_copy_bytes=0, kv_cache_bytes=0).describe(
-        3 * 2**30
+    found = estimate_memory(
+        actor=1000, critic=500, reference=1000, cast_bytes=70, engine_copy_bytes=2000, kv_cache_bytes=300
     )
-    assert "1.00 GiB" in text and "actor 1.00" in text and "critic" not in text and "3.0 GiB free" in text
+    assert found.total == 1000 + 500 + 1000 + 70 + 2000 + 300
+    text = estimate_memory(
+        actor=2**30, critic=0, reference=0, cast_bytes=2**29, engine_copy_bytes=0, kv_cache_bytes=0
+    ).describe(3 * 2**30)
+    assert (
+        "1.50 GiB" in text
+        and "actor 1.00" in text
+        and "bfloat16 copies 0.50" in text
+        and "critic" not in text
+        and "3.0 GiB free" in text
+    )
 
 
 def test_the_kv_cache_holds_the_sequences_that_are_decoded_at_once():
