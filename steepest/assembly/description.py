@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from steepest.assembly.roles import Models, Roles
+from steepest.models.flops import key_value_numbers
 
 TRAINING_BYTES = 12
 """Bytes of a trained parameter in addition to the parameter itself: its gradient and two Adam moments, float32."""
@@ -96,16 +97,8 @@ def describe_roles(roles: Roles) -> Description:
         compute=actor.compute.dtype,
         attention=attention,
         shares_prompts=actor.compute.shares_prompts,
-        kv_numbers=kv_numbers(actor.model.config),
+        kv_numbers=key_value_numbers(actor.model.config),
         engine_copy_bytes=roles.engine.copied_bytes,
         engine_notes=roles.engine.notes,
         checkpoint_bytes=sum(part.checkpoint_bytes() for part in (actor, critic) if part is not None),
     )
-
-
-def kv_numbers(model_config: Any) -> int:
-    """Keys and values of one token in all layers."""
-    text = model_config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * head_size)

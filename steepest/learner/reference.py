@@ -129,7 +129,7 @@ class ReadingReference(BaseReference):
 
     @torch.no_grad()
     def _read(self, batch: Batch, log_probs: Tensor | None) -> States:
-        states, mask = States.empty(batch, self.model.config.get_text_config().hidden_size), batch.trained_mask
+        states, mask = States.empty(batch, self.model.hf.get_output_embeddings().weight.shape[1]), batch.trained_mask
         with self.model.base_alone():
             for part in self.micro_batches(batch, self.cut(batch, self.forward, mask, every_row=True), mask):
                 with self.memory("log-probs and hidden states", part, self.forward), self.autocast():

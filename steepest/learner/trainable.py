@@ -5,24 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from steepest.core.batch import Batch
 from steepest.core.reducer import IDENTITY, Reducer
 from steepest.devices.api import device_of
 from steepest.devices.memory import RESUMES, memory_guard
-from steepest.errors import setting
+from steepest.errors import ModelError, setting
 from steepest.learner.metrics import Means, Metrics, Sums
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.optim import Optimizer, OptimSettings, load_optimizer, save_optimizer
 from steepest.learner.update_plan import Cut, plan_passes
 from steepest.models.packing import Packed, pack_batch, pack_nothing, pack_shared
-from steepest.models.varlen import Attention, check_varlen
+from steepest.models.varlen import OWN_FORWARD, Attention, attention_of, check_varlen
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 RecordT = TypeVar("RecordT", Batch, Packed)
@@ -63,7 +64,15 @@ class Trainable(Generic[ModelT]):
 
     def __init__(self, model: ModelT, *, compute: ComputeSettings, optim: OptimSettings | None) -> None:
         self.device = torch.device(compute.device)
-        self.compute = compute
+        hf = cast(PreTrainedModel, model.hf)
+        if compute.gradient_checkpointing and not hf.supports_gradient_checkpointing:
+            raise ModelError(
+                f"{setting('enable_gradient_checkpointing', self.role)}=true: transformers has none for "
+                f"{type(hf).__name__}. Set it to false, and lower the micro-batch if memory runs out."
+            )
+        attention = attention_of(hf, compute.attention)
+        shares = compute.shares_prompts and attention.name != OWN_FORWARD
+        self.compute = compute = replace(compute, attention=attention, shares_prompts=shares)
         self._flops = 0.0
         with self._memory("weights, on their way to the device", _SMALLER):
             self.model = model.to(self.device).eval()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -26,25 +27,42 @@ from steepest.errors import ModelError
 from steepest.models.flops import causal_pairs
 
 IMPLEMENTATION = "steepest"
-SUPPORTED = (
-    "Supported are decoder-only models with full causal attention in every layer that use transformers' attention "
-    "interface, for example Qwen2, Qwen3, Llama, Mistral, Gemma (1), Granite, SmolLM, Phi-3, OLMo."
-)
-# Arguments that some models pass to their attention, and their meaning. None of them is supported here.
-_REFUSED = {
-    "softcap": "attention soft-capping",
-    "s_aux": "attention sinks",
-    "position_bias": "a position bias in attention",
-}
+
+
+class CannotPack(Exception):
+    """The model cannot run on packed sequences; the text says why, of the model ("it ...", "its ...")."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the scores of a layer have besides the products of queries and keys."""
+
+    window: int | None = None
+    """A token attends to this number of last tokens, itself included; None: to all."""
+    softcap: float | None = None
+    """Scores become softcap * tanh(score / softcap)."""
+    sinks: Tensor | None = None
+    """(H,) the score of one more place of each head, which has no value."""
+
+    def within(self, length: int) -> Terms:
+        """The same for sequences of at most `length` tokens, without a window that hides nothing."""
+        return replace(self, window=None) if self.window is not None and self.window >= length else self
+
+    @property
+    def are_plain(self) -> bool:
+        """True if there are none."""
+        return self.window is None and self.softcap is None and self.sinks is None
+
+
+PLAIN = Terms()
 
 
 class AttentionContext(Protocol):
     """Knows which packed tokens belong together. One object serves all layers of one forward pass."""
 
-    max_length: int
-    """The most tokens (earlier ones and itself) that any token of this pass attends to."""
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, terms: Terms = PLAIN
+    ) -> Tensor:
         """query (H, N, D), key (KV, N, D), value (KV, N, Dv) of one layer -> (N, H, Dv)."""
         ...
 
@@ -63,33 +81,34 @@ def attend_packed(
 ) -> tuple[Tensor, None]:
     """The function transformers calls in each layer: query (1, H, N, D), key and value (1, KV, N, D) -> (1, N, H, D).
 
-    Raises ModelError for a call without a context and for arguments that are not supported (see SUPPORTED).
+    Raises CannotPack for a call without a context and for what packed sequences cannot honour.
     """
-    name = type(module).__name__
     if attention_context is None:
-        raise ModelError(
-            f"{name} was called without attention_context=. Its model does not pass keyword arguments down to its "
-            f"attention layers, or was called directly. {SUPPORTED}"
-        )
-    for key_name, what in _REFUSED.items():
-        if extra.get(key_name) is not None:
-            raise ModelError(f"{name} uses {what} ({key_name}), which Steepest does not compute. {SUPPORTED}")
+        raise CannotPack("it does not pass keyword arguments down to its attention layers")
+    if extra.get("position_bias") is not None:
+        raise CannotPack("it adds a position bias to its attention")
     if attention_mask is not None:
-        raise ModelError(
-            f"{name} makes an attention mask of its own, which packed sequences cannot honour. {SUPPORTED}"
-        )
+        raise CannotPack("it makes an attention mask of its own")
     if dropout:
-        raise ModelError(f"{name} asks for attention dropout {dropout}; reinforcement learning needs it to be 0.")
-    if sliding_window is not None and attention_context.max_length > sliding_window:
         raise ModelError(
-            f"{name} attends to the last {sliding_window} tokens only (sliding_window), but a sequence has "
-            f"{attention_context.max_length}. Keep prompt plus response within {sliding_window} tokens. {SUPPORTED}"
+            f"{type(module).__name__} asks for attention dropout {dropout}; reinforcement learning needs it to be 0."
         )
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    return attention_context.attend(layer, query[0], key[0], value[0], scaling)[None], None
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise CannotPack("its attention does not know the number of its layer")
+    terms = Terms(sliding_window, extra.get("softcap"), extra.get("s_aux"))
+    return attention_context.attend(int(layer), query[0], key[0], value[0], scaling, terms)[None], None
 
 
 AttentionInterface.register(IMPLEMENTATION, attend_packed)
+
+
+def set_own_attention(hf: PreTrainedModel) -> None:
+    """Switch to transformers' fast attention, or to its plain one where the family has no other."""
+    try:
+        hf.set_attn_implementation("sdpa")
+    except (ValueError, ImportError):
+        hf.set_attn_implementation("eager")
 
 
 @contextmanager
@@ -130,6 +149,12 @@ class _ToPacked(torch.autograd.Function):
         padded_index, is_pad = ctx.saved_tensors
         spread = grad.index_select(0, padded_index)
         return spread.masked_fill_(is_pad.view(-1, *[1] * (grad.dim() - 1)), 0.0), None, None, None
+
+
+def unpad(x: Tensor, padded_index: Tensor, packed_index: Tensor, is_pad: Tensor) -> Tensor:
+    """(P, ...) -> (N, ...): leave out the padding."""
+    packed: Tensor = _ToPacked.apply(x, padded_index, packed_index, is_pad)
+    return packed
 
 
 class PackedContext:
@@ -173,27 +198,65 @@ class PackedContext:
         self._packed_index = packed_index.to(device)
         self._is_pad = is_pad.to(device)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, terms: Terms = PLAIN
+    ) -> Tensor:
         """See AttentionContext. `layer` is not used."""
         parts = [x.transpose(0, 1) for x in (query, key, value)]
         if self._uniform:
-            return self._dense(parts, scale)
+            return self._dense(parts, scale, terms)
         parts = [_ToPadded.apply(x, self._padded_index, self._packed_index) for x in parts]
-        out = self._dense(parts, scale)
-        return _ToPacked.apply(out, self._padded_index, self._packed_index, self._is_pad)
+        out = self._dense(parts, scale, terms)
+        return unpad(out, self._padded_index, self._packed_index, self._is_pad)
 
-    def _dense(self, parts: list[Tensor], scale: float | None) -> Tensor:
+    def _dense(self, parts: list[Tensor], scale: float | None, terms: Terms) -> Tensor:
         start, outs = 0, []
         for rows, width in self._buckets:
             q, k, v = (x[start : start + rows * width].unflatten(0, (rows, width)).transpose(1, 2) for x in parts)
-            outs.append(self._attention(q, k, v, scale).transpose(1, 2).flatten(0, 1))
+            outs.append(self._attention(q, k, v, scale, terms).transpose(1, 2).flatten(0, 1))
             start += rows * width
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, terms: Terms) -> Tensor:
         """Attention of one bucket: query (rows, H, L, D), key and value (rows, KV, L, D)."""
-        gqa = query.shape[1] != key.shape[1]
+        return causal_attention(query, key, value, scale, terms)
+
+
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, terms: Terms, before: int = 0
+) -> Tensor:
+    """Query (rows, H, L, D), key and value (rows, KV, before + L, D): query i attends to places 0 to before + i."""
+    width = key.shape[2]
+    terms = terms.within(width)
+    gqa = query.shape[1] != key.shape[1]
+    if terms.are_plain and not before:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=gqa)
+    place = torch.arange(width, device=query.device)
+    seen = visible(place, place[before:], terms.window)
+    if terms.softcap is None and terms.sinks is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=gqa)
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) if gqa else x for x in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    return softmax_of(scores, seen, terms).to(value.dtype) @ value
+
+
+def visible(place: Tensor, position: Tensor, window: int | None) -> Tensor:
+    """(len(position), len(place)) bool: whether the token at a position attends to a place."""
+    seen = place <= position[:, None]
+    return seen if window is None else seen & (place > position[:, None] - window)
+
+
+def softmax_of(scores: Tensor, seen: Tensor, terms: Terms) -> Tensor:
+    """Probabilities of scores (rows, H, L, W), with the soft cap and the sinks of `terms`; at least in fp32."""
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    if terms.softcap is not None:
+        scores = torch.tanh(scores / terms.softcap) * terms.softcap
+    scores = scores.masked_fill(~seen, float("-inf"))
+    if terms.sinks is None:
+        return scores.softmax(-1)
+    sinks = terms.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
 
 
 def _fits(length: int, width: int) -> bool:
@@ -208,7 +271,15 @@ class RecordingContext(PackedContext):
         super().__init__(lengths, device)
         self.shapes: dict[int, tuple[int, int, int]] = {}
         """layer -> (key/value heads, key dimension, value dimension)"""
+        self.terms: dict[int, Terms] = {}
+        self.scales: dict[int, float] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, terms: Terms = PLAIN
+    ) -> Tensor:
+        if layer in self.shapes:
+            raise CannotPack("a layer calls its attention more than once")
         self.shapes[layer] = (key.shape[0], key.shape[2], value.shape[2])
-        return super().attend(layer, query, key, value, scale)
+        self.terms[layer] = terms
+        self.scales[layer] = query.shape[-1] ** -0.5 if scale is None else scale
+        return super().attend(layer, query, key, value, scale, terms)

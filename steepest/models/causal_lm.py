@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from steepest.core.exact_kl import exact_kl
 from steepest.core.log_probs import token_log_probs
 from steepest.errors import ModelError, setting
-from steepest.models.attention import IMPLEMENTATION, SUPPORTED, AttentionContext
+from steepest.models.attention import IMPLEMENTATION, AttentionContext, attention_implementation
 from steepest.models.flops import backbone_flops, head_flops
 from steepest.models.fused.patch import fuse
 from steepest.models.hf_logging import quiet_transformers
@@ -29,7 +29,8 @@ from steepest.models.passes import (
     Scores,
     StatesFound,
 )
-from steepest.models.varlen import Attention
+from steepest.models.rows import RowsContext, rows_reason, run_rows, use_rows
+from steepest.models.varlen import Attention, attention_of
 
 
 class CausalLM(nn.Module):
@@ -45,10 +46,9 @@ class CausalLM(nn.Module):
     def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
         self.hf = hf
+        prepare(hf)
         self.attention = Attention()
-        """The attention of `log_probs`; the trainer sets the one of the device."""
-        set_packed_attention(hf)
-        fuse(hf)
+        """The attention of `log_probs`; the trainer sets the one of the device. See `attention_of`."""
 
     @property
     def config(self) -> PretrainedConfig:
@@ -63,7 +63,7 @@ class CausalLM(nn.Module):
         """The one entry of passes over packed sequences: `Scores`, `DistributionsFound` or `StatesFound`, as the
         request says (see models/passes.py)."""
         packed = request.packed
-        context = self.attention.context(packed)
+        context = attention_of(self.hf, self.attention).context(packed)
         hidden = self.hidden_states(packed.input_ids, packed.position_ids, context)
         flops = backbone_flops(self.hf.base_model, len(packed.input_ids), context, backward=hidden.requires_grad)
         before = hidden.index_select(0, packed.predict_index)
@@ -185,7 +185,9 @@ class CausalLM(nn.Module):
 
 
 def run_backbone(backbone: nn.Module, input_ids: Tensor, position_ids: Tensor, context: AttentionContext) -> Tensor:
-    """One packed pass through a transformers base model: (N,), (N,) -> (N, hidden)."""
+    """One pass through a transformers base model: (N,), (N,) -> (N, hidden). Packed, or in rows with a RowsContext."""
+    if isinstance(context, RowsContext):
+        return context.run(backbone, input_ids)
     output = backbone(
         input_ids=input_ids[None],
         position_ids=position_ids[None],
@@ -197,11 +199,32 @@ def run_backbone(backbone: nn.Module, input_ids: Tensor, position_ids: Tensor, c
     return hidden
 
 
-def set_packed_attention(hf: PreTrainedModel) -> None:
-    """Switch a transformers model to packed attention. Raises ModelError for a model with its own attention code."""
-    hf.set_attn_implementation(IMPLEMENTATION)
-    if hf.config._attn_implementation != IMPLEMENTATION:
-        raise ModelError(f"{type(hf).__name__} does not use transformers' attention interface. {SUPPORTED}")
+def prepare(hf: PreTrainedModel) -> None:
+    """Switch a transformers model to packed attention, and to fused layers where these compute the same.
+
+    A model that does not use transformers' attention interface is marked to run in rows. That one which does can run
+    packed is found by the self-check (`models/self_check.py`), on its weights.
+    """
+    if rows_reason(hf) is not None:
+        return
+    try:
+        hf.set_attn_implementation(IMPLEMENTATION)
+        taken = hf.config._attn_implementation == IMPLEMENTATION
+    except ValueError:
+        taken = False
+    if taken:
+        fuse(hf)
+    else:
+        use_rows(hf, "it does not use transformers' attention interface")
+
+
+@torch.no_grad()
+def hidden_width(hf: PreTrainedModel) -> int:
+    """The number of last hidden states of a token, by a trial: families name it differently, and in some a projection
+    follows the last layer."""
+    one = torch.zeros(1, 1, dtype=torch.int64, device=next(hf.parameters()).device)
+    with attention_implementation(hf, "eager"):
+        return run_rows(hf.base_model, one).shape[-1]
 
 
 def save_folder(hf: PreTrainedModel, folder: Path | str, tokenizer: Any) -> None:
@@ -227,20 +250,13 @@ _SHORTER = f"Lower {setting('max_length')}"
 
 
 def check_length(config: PretrainedConfig, length: int) -> None:
-    """Raise ModelError if sequences of `length` tokens need more positions, or a larger window, than the model has."""
+    """Raise ModelError if sequences of `length` tokens need more positions than the model has."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     if limit is not None and length > limit:
         raise ModelError(
             f"{_PATH}: a sequence may reach {length} tokens, but the model has positions for {limit} only "
             f"(max_position_embeddings). {_SHORTER}."
-        )
-    window = getattr(text, "sliding_window", None)
-    windowed = "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"])
-    if window is not None and windowed and length > window:
-        raise ModelError(
-            f"{_PATH}: a sequence may reach {length} tokens, but the model attends to the last {window} only "
-            f"(sliding_window). Keep within {window}. {_SHORTER}."
         )
     for rope in _rope_tables(text):
         original = rope.get("original_max_position_embeddings") or math.inf
@@ -279,5 +295,5 @@ def logit_transform(config: PretrainedConfig) -> tuple[float, float | None]:
     text = config.get_text_config()
     scale = float(getattr(text, "logit_scale", None) or 1.0)
     scale /= float(getattr(text, "logits_scaling", None) or 1.0)
-    softcap = getattr(text, "final_logit_softcapping", None)
+    softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
     return scale, None if softcap is None else float(softcap)

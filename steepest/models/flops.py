@@ -84,8 +84,33 @@ def forget(backbone: nn.Module) -> None:
 def attention_flops(config: PretrainedConfig, pairs: int) -> float:
     """Operations of attention in all layers; `pairs` counts pairs of a token and a token it attends to."""
     text = config.get_text_config()
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 4.0 * pairs * text.num_hidden_layers * text.num_attention_heads * size
+    heads, size = attention_heads(text)
+    layers = number(text, "num_hidden_layers") or 0
+    return 4.0 * pairs * layers * heads * size
+
+
+def number(config: PretrainedConfig, name: str) -> int | None:
+    """A number of a config; None if the family has none of that name, or one for each layer."""
+    try:
+        found = getattr(config, name, None)
+    except RuntimeError:  # transformers' answer where layers differ
+        return None
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def attention_heads(config: PretrainedConfig) -> tuple[int, int]:
+    """(query heads, numbers of each); (0, 0) if the family names no heads, as those without attention do."""
+    heads, width = number(config, "num_attention_heads"), number(config, "hidden_size")
+    if not heads or not width:
+        return 0, 0
+    return heads, number(config, "head_dim") or width // heads
+
+
+def key_value_numbers(config: PretrainedConfig) -> int:
+    """Keys and values of one token in all layers, as numbers, by the config; 0 if the family names no heads."""
+    text = config.get_text_config()
+    heads, size = attention_heads(text)
+    return 2 * (number(text, "num_hidden_layers") or 0) * (number(text, "num_key_value_heads") or heads) * size
 
 
 def causal_pairs(lengths: Sequence[int]) -> int:
@@ -107,7 +132,7 @@ def generation_flops(model: Any, batch: Batch) -> float:
 
 def _find_matrices(backbone: Any) -> Iterator[_Matrix]:
     text = backbone.config.get_text_config()
-    experts = max(getattr(text, key, None) or 0 for key in _EXPERTS)
+    experts = max(number(text, key) or 0 for key in _EXPERTS)
     for name, module in backbone.named_modules():
         owner, lora, rest = name.partition(".lora_")
         if isinstance(module, (nn.Linear, Conv1D)):
@@ -116,4 +141,4 @@ def _find_matrices(backbone: Any) -> Iterator[_Matrix]:
         elif experts:
             for key, weight in module.named_parameters(recurse=False):
                 if weight.dim() == 3 and weight.shape[0] == experts:
-                    yield _Matrix(module, key, share=text.num_experts_per_tok / experts)
+                    yield _Matrix(module, key, share=(number(text, "num_experts_per_tok") or experts) / experts)

@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 
 from steepest.errors import ModelError, setting
 from steepest.hub import local_model
+from steepest.models.architectures import text_config
 from steepest.models.causal_lm import CausalLM, check_length, longest_length
 from steepest.models.file_weights import (
     LANGUAGE_HEAD,
@@ -252,7 +253,8 @@ def _load_config(
             raise ModelError(f"{_OVERRIDE_KEY}.{name}: {type(config).__name__} has no such entry.{hint}")
         setattr(config, name, value)
     check_pad_id(path, config)
-    held = getattr(config, "dtype", None)
+    whole, config = config, text_config(path, config)
+    held = getattr(config, "dtype", None) or getattr(whole, "dtype", None)
     if held is not None and getattr(config, SOURCE_DTYPE, None) is None:
         setattr(config, SOURCE_DTYPE, str(held).removeprefix("torch."))
     for part in {id(c): c for c in (config, config.get_text_config())}.values():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from steepest.errors import CheckpointError, ModelError, setting
+from steepest.models.causal_lm import hidden_width
 from steepest.models.file_weights import read_tensors
 from steepest.models.flops import forget
 from steepest.models.fused.lora import fuse
@@ -35,6 +36,11 @@ BASE_FILE = "base_model.json"
 _PREFIX = "base_model.model."
 """The prefix of a weight's name in peft's file."""
 _PARTS = ("lora_A", "lora_B")
+_MAMBA_FAMILIES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+_NOT_IN_MAMBA = {"out_proj", "conv1d"}
+"""peft raises ValueError for these layers of these families, because their fast kernels read the weights."""
+_FUSED_EXPERTS = ("gate_up_proj", "down_proj")
+_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
 @dataclass(frozen=True)
@@ -248,28 +254,75 @@ def _linear_layers(hf: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _targets(hf: PreTrainedModel, settings: LoraSettings) -> list[str]:
-    """Names of layers for peft. Raises ModelError for a name that no layer has, and if no layer is left."""
+    """Names of layers for peft. Raises ModelError for a name that no layer has, for one of a layer that cannot have an
+    adapter, and if no layer is left."""
     layers = [key for key, _ in _linear_layers(hf)]
+    barred = _without_adapter(hf)
     short = sorted({key.rpartition(".")[2] for key in layers})
-    names = short if settings.target_modules == (ALL_LINEAR,) else list(settings.target_modules)
+    usable = [name for name in short if name not in barred]
+    names = _unmistakable(hf, usable) if settings.target_modules == (ALL_LINEAR,) else list(settings.target_modules)
     for option, asked in (
         (setting("target_modules"), names),
         (setting("exclude_modules"), settings.exclude_modules),
     ):
         for name in asked:
             if not any(_is_named(key, name) for key in layers):
-                guess = nearest(name, short)
+                guess = nearest(name, usable)
                 hint = f" Did you mean {guess}?" if guess else ""
                 raise ModelError(
                     f"{option}={name}: {type(hf).__name__} has no linear layer of that name in its "
-                    f"backbone.{hint} There are: {', '.join(short)}."
+                    f"backbone.{hint} There are: {', '.join(usable)}."
                 )
+    for name in names:
+        if (why := barred.get(name.rpartition(".")[2])) is not None:
+            raise ModelError(
+                f"{setting('target_modules')}={name}: in {type(hf).__name__} this layer cannot have an adapter: {why}. "
+                f"There are: {', '.join(usable)}."
+            )
     if not [key for key in layers if _in(key, names) and not _in(key, settings.exclude_modules)]:
         raise ModelError(
             f"{setting('exclude_modules')}={','.join(settings.exclude_modules)} leaves no layer of "
             f"target_modules={','.join(settings.target_modules)}: nothing would be trained."
         )
     return sorted(names)
+
+
+def _unmistakable(hf: PreTrainedModel, short: Sequence[str]) -> list[str]:
+    """Last names of layers for peft, or whole names where another kind of module has that last name too: in CTRL, `0`
+    is both a linear layer and the first block."""
+    linear = {key for key, _ in _linear_layers(hf)}
+    names: list[str] = []
+    for name in short:
+        others = [key for key, _ in hf.base_model.named_modules() if _is_named(key, name) and key not in linear]
+        names += [key for key in sorted(linear) if _is_named(key, name)] if others else [name]
+    return names
+
+
+def _without_adapter(hf: PreTrainedModel) -> dict[str, str]:
+    """Last names of linear layers that cannot have an adapter -> the reason."""
+    layers = {key: module for key, module in _linear_layers(hf)}
+    ran: set[str] = set()
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: ran.add(name)
+
+    handles = [module.register_forward_hook(note(key.rpartition(".")[2])) for key, module in layers.items()]
+    try:
+        hidden_width(hf)
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = {key.rpartition(".")[2] for key in layers}
+    barred = {name: "the model's code reads its weight and does not call it" for name in names - ran}
+    for key, module in layers.items():
+        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+            barred[key.rpartition(".")[2]] = f"{type(module).__name__} computes something else than a product"
+    if hf.config.model_type in _MAMBA_FAMILIES:
+        barred.update({name: "peft refuses it in Mamba models" for name in names & _NOT_IN_MAMBA})
+    if any(p.dim() == 3 and key.endswith(_FUSED_EXPERTS) for key, p in hf.named_parameters()):
+        # peft takes these names for parts of the fused experts and puts adapters on all of those.
+        barred.update({name: "peft takes the name for the experts, which are one tensor" for name in names & _EXPERTS})
+    return barred
 
 
 def _is_named(key: str, name: str) -> bool:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from steepest.errors import CheckpointError, setting
 from steepest.models import lora
-from steepest.models.causal_lm import CausalLM
+from steepest.models.causal_lm import CausalLM, hidden_width
 from steepest.models.lora import LoraSettings
 from steepest.models.value_head import HEAD_FILE, ValueModel, load_head
 
@@ -100,7 +100,7 @@ class FrozenValueModel(ValueModel):
         if settings is not None:
             lora.add_adapter(hf, CRITIC, settings)
         else:
-            self.own_head, self.deep_head = None, DeepHead(self.config.get_text_config().hidden_size)
+            self.own_head, self.deep_head = None, DeepHead(hidden_width(hf))
         if self.shares_base:
             lora.switch_adapter(hf, ACTOR)
         self.head.requires_grad_(True)

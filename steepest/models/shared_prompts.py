@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from steepest.models.attention import PackedContext
+from steepest.models.attention import PLAIN, PackedContext, Terms
 from steepest.models.packing import SharedPrompts
 
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -36,10 +36,15 @@ class SharedPromptContext(PackedContext):
         super().__init__(shared.segments, device)
         self.max_length = max_length
         self.spans = shared.spans
+        self._full: tuple[PackedContext, Tensor, Tensor] | None = None
         self.num_pairs += sum((middle - start) * (end - middle) for start, middle, end in shared.spans)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, terms: Terms = PLAIN
+    ) -> Tensor:
         """See AttentionContext. `layer` plays no part."""
+        if not terms.within(self.max_length).are_plain:
+            return self._in_full(layer, (query, key, value), scale, terms)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         kind = query.device.type
         # Autocast does not cast the inputs of this function, so they are cast here.
@@ -50,6 +55,37 @@ class SharedPromptContext(PackedContext):
         q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
         out: Tensor = _Attend.apply(q, k, v, scale, self)
         return out if size == width else out[..., :size]
+
+    def _in_full(self, layer: int, parts: tuple[Tensor, ...], scale: float | None, terms: Terms) -> Tensor:
+        """Attention with every prompt repeated for each of its responses, for terms that the fused parts do not know.
+        A prompt's own outputs are those in front of its first response."""
+        if self._full is None:
+            self._full = self._lay_out_in_full(parts[0].device)
+        context, index, back = self._full
+        query, key, value = (x.index_select(1, index) for x in parts)
+        return context.attend(layer, query, key, value, scale, terms).index_select(0, back)
+
+    def _lay_out_in_full(self, device: torch.device) -> tuple[PackedContext, Tensor, Tensor]:
+        """(the context of whole sequences, their tokens in the packed order, and each packed token's first place)."""
+        spans = {start: (middle, end) for start, middle, end in self.spans}
+        pieces: list[list[int]] = []
+        prompt: list[int] = []
+        place = prompt_end = 0
+        for length in self.lengths:
+            tokens = list(range(place, place + length))
+            if place in spans:
+                prompt, (middle, prompt_end) = tokens, spans[place]
+                if middle == prompt_end:  # its responses are all empty
+                    pieces.append(prompt)
+            else:
+                pieces.append(prompt + tokens if place < prompt_end else tokens)
+            place += length
+        index = [token for piece in pieces for token in piece]
+        first: dict[int, int] = {}
+        for at, token in enumerate(index):
+            first.setdefault(token, at)
+        back = torch.tensor([first[token] for token in range(place)], device=device)
+        return PackedContext([len(piece) for piece in pieces], device), torch.tensor(index, device=device), back
 
     def padded(self, x: Tensor) -> Tensor:
         """(N, ...) -> the buckets' rows, end to end; padding repeats a segment's last token."""

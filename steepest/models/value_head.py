@@ -13,13 +13,12 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from steepest.errors import ModelError, SteepestError
-from steepest.models.causal_lm import check_length, run_backbone, save_folder, set_packed_attention
+from steepest.models.causal_lm import check_length, hidden_width, prepare, run_backbone, save_folder
 from steepest.models.file_weights import read_tensors
 from steepest.models.flops import backbone_flops, head_flops
-from steepest.models.fused.patch import fuse
 from steepest.models.packing import Packed
 from steepest.models.passes import HeadValues, Values, ValuesFound
-from steepest.models.varlen import Attention
+from steepest.models.varlen import Attention, attention_of
 
 HEAD_FILE = "value_head.safetensors"
 """The file of the head, next to the backbone's files, if the family has no token-classification class."""
@@ -38,9 +37,8 @@ class ValueModel(nn.Module):
         self.hf = hf
         self.attention = Attention()
         """The attention of `values`; the trainer sets the one of the device."""
-        set_packed_attention(hf)
-        fuse(hf)
-        self.own_head = None if find_head(hf) else nn.Linear(hf.config.get_text_config().hidden_size, 1)
+        prepare(hf)
+        self.own_head = None if find_head(hf) else nn.Linear(hidden_width(hf), 1)
         if self.own_head is not None:
             self.reset_head()
 
@@ -66,7 +64,7 @@ class ValueModel(nn.Module):
         if isinstance(request, HeadValues):
             return ValuesFound(self._head_values(request.hidden), None, self._head_flops(request.hidden))
         packed = request.packed
-        context = self.attention.context(packed)
+        context = attention_of(self.hf, self.attention).context(packed)
         hidden = run_backbone(self.hf.base_model, packed.input_ids, packed.position_ids, context)
         flops = backbone_flops(self.hf.base_model, len(packed.input_ids), context, backward=hidden.requires_grad)
         with_final, num_targets = request.with_final, len(packed.targets)

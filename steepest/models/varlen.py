@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from steepest.devices.api import PACKED_SDPA, VARLEN, Device, VarlenAttention, device_of
 from steepest.errors import ConfigError, ModelError
-from steepest.models.attention import AttentionContext, PackedContext
-from steepest.models.flops import causal_pairs
+from steepest.models.attention import PLAIN, AttentionContext, PackedContext, Terms
+from steepest.models.flops import attention_heads, causal_pairs, number
 from steepest.models.packing import Packed
+from steepest.models.rows import RowsContext, rows_reason
 from steepest.models.shared_prompts import SharedPromptContext
 
+OWN_FORWARD = "own_forward"
+"""The name of the attention of a model that runs in rows."""
 OVERRIDE = "attn_implementation"
 """The entry of `override_config` that chooses the attention; the name is verl's."""
 TOLERANCE = 0.05
@@ -36,18 +39,40 @@ class Attention:
     kernel: VarlenAttention | None = None
     key: str = f"override_config.{OVERRIDE}"
     """The configuration key that chooses the attention; messages name it."""
+    asked: bool = False
+    """The user has asked for it."""
 
     def describe(self) -> str:
         """One sentence for the start summary."""
+        if self.name == OWN_FORWARD:
+            return f"the model's own forward pass, on padded rows ({self.why})"
         return f"{self.name}, on packed sequences ({self.why})"
 
     def context(self, packed: Packed) -> AttentionContext:
         """The attention context of one forward pass."""
+        if self.name == OWN_FORWARD:
+            return RowsContext(packed.lengths, packed.input_ids.device)
         if packed.shared is not None:
             return SharedPromptContext(packed.shared, max(packed.lengths), packed.input_ids.device)
         if self.kernel is None:
             return PackedContext(packed.lengths, packed.input_ids.device)
         return VarlenContext(packed.lengths, packed.input_ids.device, self.kernel)
+
+
+def attention_of(hf: PreTrainedModel, wanted: Attention) -> Attention:
+    """The attention that a model is run with: `wanted`, or its own if it runs in rows (`models/rows.py`).
+
+    Raises ConfigError if the user has asked for the other one.
+    """
+    reason = rows_reason(hf)
+    if reason is None:
+        return wanted
+    if wanted.asked:
+        raise ConfigError(
+            f"{wanted.key}={wanted.name}: {type(hf).__name__} cannot run on packed sequences: {reason}. Leave the key "
+            "out; then the model's own forward pass is used."
+        )
+    return Attention(OWN_FORWARD, reason, None, wanted.key)
 
 
 def choose_attention(asked: str | None, device: Device, dtype: torch.dtype, key: str) -> Attention:
@@ -61,7 +86,7 @@ def choose_attention(asked: str | None, device: Device, dtype: torch.dtype, key:
         return Attention(PACKED_SDPA if kernel is None else VARLEN, why, kernel, key)
     where = f"{key}={asked}"
     if asked == PACKED_SDPA:
-        return Attention(PACKED_SDPA, f"asked for by {key}", None, key)
+        return Attention(PACKED_SDPA, f"asked for by {key}", None, key, asked=True)
     if asked != VARLEN:
         raise ConfigError(
             f"{where}: no such attention over packed sequences. Known: {VARLEN}, {PACKED_SDPA}. Leave the key out to "
@@ -69,7 +94,7 @@ def choose_attention(asked: str | None, device: Device, dtype: torch.dtype, key:
         )
     if kernel is None:
         raise ConfigError(f"{where}: it cannot run here: {why}. Leave the key out, or set it to {PACKED_SDPA}.")
-    return Attention(VARLEN, f"asked for by {key}", kernel, key)
+    return Attention(VARLEN, f"asked for by {key}", kernel, key, asked=True)
 
 
 class VarlenContext:
@@ -81,10 +106,17 @@ class VarlenContext:
         self.max_length = max(self.lengths)
         self.num_pairs = causal_pairs(self.lengths)
         self._kernel = kernel
+        self._with_terms: PackedContext | None = None
         self._ends = torch.tensor([0, *self.lengths]).cumsum(0).to(device, torch.int32)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """See AttentionContext. `layer` plays no part."""
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, terms: Terms = PLAIN
+    ) -> Tensor:
+        """See AttentionContext. `layer` plays no part. The kernel knows no terms: layers with some take torch's."""
+        if not terms.within(self.max_length).are_plain:
+            if self._with_terms is None:
+                self._with_terms = PackedContext(self.lengths, query.device)
+            return self._with_terms.attend(layer, query, key, value, scale, terms)
         if value.shape[-1] != key.shape[-1]:
             raise ModelError(
                 f"this model's values have another size ({value.shape[-1]}) than its keys ({key.shape[-1]}), which "
@@ -109,9 +141,10 @@ def check_varlen(attention: Attention, config: PretrainedConfig, device: torch.d
         return
     remedy = f"Install the version that fits this torch and this card, or set {attention.key}={PACKED_SDPA}."
     text = config.get_text_config()
-    heads = text.num_attention_heads
-    groups = getattr(text, "num_key_value_heads", None) or heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    heads, size = attention_heads(text)
+    if not heads:
+        return
+    groups = number(text, "num_key_value_heads") or heads
     generator = torch.Generator().manual_seed(0)
     shapes = [(count, sum(_LENGTHS), size) for count in (heads, groups, groups)]
     made = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]

@@ -14,6 +14,7 @@ from steepest.errors import RolloutError
 from steepest.models.causal_lm import CausalLM, check_length
 from steepest.models.hf_logging import quiet_transformers
 from steepest.models.packing import pack_sequences
+from steepest.models.rows import rows_reason, use_rows
 from steepest.rollout.api import WeightSource
 
 Fingerprint = list[tuple[int, int]]
@@ -41,6 +42,8 @@ class ModelDescription:
     """Name of the output projection in `named_weights`; None if it is tied to the embedding."""
     buffers: frozenset[str]
     """Names in `named_weights` that belong to buffers, not to parameters."""
+    rows: str | None = None
+    """Why the model runs in rows; None if it runs on packed sequences."""
 
     @classmethod
     def of(cls, model: CausalLM) -> ModelDescription:
@@ -59,6 +62,7 @@ class ModelDescription:
             embedding=f"{names[embedding]}.weight",
             head=None if tied else f"{names[head]}.weight",
             buffers=frozenset(name for name, _ in model.hf.named_buffers()),
+            rows=rows_reason(model.hf),
         )
 
     def check_length(self, length: int) -> None:
@@ -72,6 +76,8 @@ class ModelDescription:
             hf = self.architecture._from_config(copy.deepcopy(self.config), dtype=self.dtype)
         hf = hf.to(self.device).eval()
         copy_weights(source, hf)
+        if self.rows is not None:
+            use_rows(hf, self.rows)
         # The weights are not frozen: on a CPU a product with frozen weights may differ from the trainer's in the last
         # bits, even if no gradient is recorded. CausalLM is made last, because it compares its fused layers on these
         # weights.

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from steepest.assembly.description import Description, describe_roles, kv_numbers, sizes
+from steepest.assembly.description import Description, describe_roles, sizes
 from steepest.assembly.roles import Roles, build_models
 from steepest.config.load import load_config
 from steepest.config.plan import make_plan
 from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.checkpoint import FROM_NOTHING
+from steepest.models.flops import key_value_numbers
 from steepest.trainer.run.summary import count, start_summary
 from tests.support.toy_run import make_toy, toy_overrides
 
@@ -119,9 +120,9 @@ def test_keys_and_values_of_a_token():
     text = SimpleNamespace(
         num_hidden_layers=3, num_key_value_heads=2, num_attention_heads=4, hidden_size=32, head_dim=None
     )
-    assert kv_numbers(SimpleNamespace(get_text_config=lambda: text)) == 2 * 3 * 2 * 8
+    assert key_value_numbers(SimpleNamespace(get_text_config=lambda: text)) == 2 * 3 * 2 * 8
     text.num_key_value_heads, text.head_dim = None, 16
-    assert kv_numbers(SimpleNamespace(get_text_config=lambda: text)) == 2 * 3 * 4 * 16
+    assert key_value_numbers(SimpleNamespace(get_text_config=lambda: text)) == 2 * 3 * 4 * 16
 
 
 def test_the_summary_says_it(toy, tmp_path):

@@ -384,7 +384,7 @@ def test_help_explains_the_important_keys_and_help_all_lists_every_one(
     assert sorted(_keys_shown(full)) == sorted(keys)
     for text in (short, full):
         assert max(len(line) for line in text.splitlines()) <= 200
-    assert re.search(r"^  train_files: required +One file or a list", short, re.MULTILINE)
+    assert re.search(r"^  train_files: required +What to train on, one", short, re.MULTILINE)
 
 
 def _keys_shown(text: str) -> list[str]:

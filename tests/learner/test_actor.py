@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steepest.learner.actor import ActorLossSettings
+from steepest.errors import ModelError
+from steepest.learner.actor import Actor, ActorLossSettings
 from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.mini_batches import UpdateSettings
 from steepest.learner.optim import OptimSettings
 from steepest.learner.reference import Reference
 from steepest.learner.trainable import ComputeSettings
+from steepest.models.causal_lm import CausalLM
+from tests.support.architectures import tiny_config, tiny_model
 from tests.support.learner_parts import (
     CPU,
     make_actor,
@@ -251,6 +254,15 @@ def test_gradient_checkpointing_changes_no_gradient_and_is_off_between_updates()
     assert max((found[name] - want[name]).abs().max().item() for name in want) < 1e-7
     assert not actor.model.training
     assert not any(getattr(m, "gradient_checkpointing", False) for m in actor.model.modules())
+
+
+def test_gradient_checkpointing_of_a_family_without_it_is_refused():
+    model = CausalLM(tiny_model(tiny_config("jetmoe")))
+    with pytest.raises(ModelError, match="=true: transformers has none for JetMoeForCausalLM. Set it to false"):
+        make_actor(
+            kind=lambda _, *rest, **more: Actor(model, *rest, **more),
+            compute=ComputeSettings(gradient_checkpointing=True),
+        )
 
 
 def test_gradient_checkpointing_computes_layers_twice():

@@ -7,7 +7,14 @@ import torch
 from torch.nn import functional as F
 
 from steepest.errors import ModelError
-from steepest.models.attention import PackedContext, RecordingContext, attend_packed, attention_implementation
+from steepest.models.attention import (
+    CannotPack,
+    PackedContext,
+    RecordingContext,
+    Terms,
+    attend_packed,
+    attention_implementation,
+)
 from steepest.models.causal_lm import run_backbone
 from tests.support.tiny_models import tiny_lm
 
@@ -46,31 +53,81 @@ def call(context, **extra):
     class Layer(torch.nn.Module):
         layer_idx = 0
 
-    x = torch.randn(1, 2, 6, 4)
+    x = torch.randn(1, 2, 6, 4, generator=torch.Generator().manual_seed(0))
     return attend_packed(Layer(), x, x, x, None, attention_context=context, **extra)
 
 
-def test_a_call_without_context_is_refused():
-    with pytest.raises(ModelError, match="without attention_context"):
+def test_what_packed_sequences_cannot_honour_is_named():
+    with pytest.raises(CannotPack, match="does not pass keyword arguments"):
         call(None)
-    with pytest.raises(ModelError, match="without attention_context"):
+    with pytest.raises(CannotPack, match="does not pass keyword arguments"):
         tiny_lm().hf(input_ids=torch.ones(1, 3, dtype=torch.int64))
+    with pytest.raises(CannotPack, match="position bias"):
+        call(PackedContext([3, 3]), position_bias=torch.ones(1))
+    with pytest.raises(ModelError, match=r"dropout 0\.1"):
+        call(PackedContext([3, 3]), dropout=0.1)
+
+
+def by_hand(q, k, v, terms: Terms):
+    """(H, n, D) -> (n, H, D): each token by itself, over the places that it sees."""
+    num, kv = len(q), len(k)
+    out = []
+    for head in range(num):
+        keys, values = k[head // (num // kv)], v[head // (num // kv)]
+        for i in range(q.shape[1]):
+            first = 0 if terms.window is None else max(0, i + 1 - terms.window)
+            scores = 0.3 * keys[first : i + 1] @ q[head, i]
+            if terms.softcap is not None:
+                scores = terms.softcap * torch.tanh(scores / terms.softcap)
+            if terms.sinks is not None:
+                scores = torch.cat([scores, terms.sinks[head : head + 1]])
+            out.append(scores.softmax(0)[: i + 1 - first] @ values[first : i + 1])
+    return torch.stack(out).view(num, q.shape[1], -1).transpose(0, 1)
 
 
 @pytest.mark.parametrize(
-    ("extra", "text"),
-    [({"softcap": 50.0}, "soft-capping"), ({"s_aux": torch.ones(2)}, "sinks"), ({"dropout": 0.1}, "dropout 0.1")],
+    "terms",
+    [
+        Terms(window=3),
+        Terms(window=6),  # as long as the longest sequence: it hides nothing
+        Terms(softcap=0.7),
+        Terms(window=1, softcap=0.7, sinks=torch.tensor([0.3, -1.0, 2.0, 0.0])),
+    ],
+    ids=["window", "wide window", "soft cap", "all"],
 )
-def test_what_is_not_computed_is_refused(extra, text):
-    with pytest.raises(ModelError, match=text):
-        call(PackedContext([3, 3]), **extra)
+def test_windows_soft_caps_and_sinks_equal_a_loop_over_tokens(terms):
+    lengths = [6, 2, 5]
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(h, sum(lengths), 8, requires_grad=True) for h in (4, 2, 2))
+    weight = torch.randn(sum(lengths), 4, 8)
+    found = PackedContext(lengths).attend(0, q, k, v, 0.3, terms)
+    want = torch.cat([by_hand(*parts, terms) for parts in zip(*(x.split(lengths, 1) for x in (q, k, v)), strict=True)])
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+    grads = [torch.autograd.grad((x * weight).sum(), (q, k, v)) for x in (found, want)]
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
-def test_a_sliding_window_counts_only_when_a_sequence_is_longer():
-    with_window, _ = call(PackedContext([4, 2]), sliding_window=4)
-    assert with_window.shape == (1, 6, 2, 4)
-    with pytest.raises(ModelError, match=r"last 3 tokens only .* has 4"):
-        call(PackedContext([4, 2]), sliding_window=3)
+def test_sinks_are_trained():
+    sinks = torch.zeros(2, requires_grad=True)
+    out, _ = call(PackedContext([4, 2]), s_aux=sinks)
+    out.sum().backward()
+    assert float(sinks.grad.abs().min()) > 0
+
+
+def test_a_window_counts_only_when_a_sequence_is_longer():
+    plain, _ = call(PackedContext([4, 2]))
+    wide, _ = call(PackedContext([4, 2]), sliding_window=4)
+    narrow, _ = call(PackedContext([4, 2]), sliding_window=3)
+    assert torch.equal(plain, wide)
+    assert torch.equal(narrow[0, :3], plain[0, :3]) and not torch.allclose(narrow[0, 3], plain[0, 3])
+
+
+def test_a_layer_that_attends_twice_is_found():
+    context = RecordingContext([3, 3])
+    call(context)
+    with pytest.raises(CannotPack, match="more than once"):
+        call(context)
 
 
 def test_recording_context_notes_key_and_value_shapes():

@@ -119,6 +119,34 @@ def test_hidden_states_are_those_of_rows_by_themselves_in_every_family(family):
     assert plain.std() > 0.1
 
 
+WITH_TERMS = {
+    "mistral": {"sliding_window": 5},
+    "gemma2": {"attn_logit_softcapping": 2.0, "sliding_window": 12, "head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("family", WITH_TERMS)
+def test_windows_and_soft_caps_are_those_of_rows_by_themselves(family):
+    """Windows shorter than prompts and responses; also a prompt whose responses are empty."""
+    batch = make_batch([*GROUPS, (6, (0, 0))])
+    model = tiny_lm(family, **WITH_TERMS[family]).double()
+    plain, shared = (
+        model.hidden_states(p.input_ids, p.position_ids, model.attention.context(p))
+        for p in (pack_batch(batch, batch.response_mask), pack_shared(batch, batch.response_mask))
+    )
+    packed = pack_batch(batch, batch.response_mask), pack_shared(batch, batch.response_mask)
+    for index in ("predict_index", "final_index"):
+        one, other = (x[getattr(p, index)] for x, p in zip((plain, shared), packed, strict=True))
+        assert (one - other).abs().max() < 1e-6
+    weight = torch.randn(plain[packed[0].predict_index].shape, generator=torch.Generator().manual_seed(0)).double()
+    grads = [
+        torch.autograd.grad((x[p.predict_index] * weight).sum(), list(model.hf.model.parameters()))
+        for x, p in zip((plain, shared), packed, strict=True)
+    ]
+    for one, other in zip(*grads, strict=True):
+        assert (one - other).abs().max() < 1e-5 * max(1.0, float(one.abs().max()))
+
+
 def results(model, packed, batch) -> list[torch.Tensor]:
     """log-probs, entropies, and the gradients of a loss of both."""
     log_probs, entropies = model.log_probs(packed, with_entropy=True)

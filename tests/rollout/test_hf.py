@@ -7,10 +7,13 @@ import torch
 from transformers import GenerationConfig
 
 from steepest.errors import RolloutError
+from steepest.models.causal_lm import CausalLM
 from steepest.rollout.api import SamplingParams
 from steepest.rollout.builtin.engine import BuiltinEngine
 from steepest.rollout.engines.hf import HFEngine
+from steepest.rollout.weights import ModelDescription
 from tests.rollout.test_engine import PROMPTS, as_batch, flatten, trainer_log_probs
+from tests.support.architectures import tiny_config, tiny_model
 from tests.support.rollout_requests import loaded, requests_of
 from tests.support.tiny_models import END, FAMILIES, OTHER_END, tiny_lm
 
@@ -74,3 +77,9 @@ def test_same_seed_same_tokens_limits_and_mode():
 def test_another_dtype_is_refused():
     with pytest.raises(RolloutError, match="^rollout_engine=hf generates in the weights' dtype"):
         loaded(HFEngine, tiny_lm(), dtype=torch.bfloat16, **OPTIONS)
+
+
+def test_a_model_that_runs_in_rows_is_refused():
+    model = CausalLM(tiny_model(tiny_config("bloom")))
+    with pytest.raises(RolloutError, match="=hf pads prompts on the left.*BloomForCausalLM: it does not use.*builtin"):
+        HFEngine(ModelDescription.of(model), end_token_ids=[1], pad_token_id=0, max_model_len=24)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steepest.models.attention import PackedContext
+from steepest.models.attention import PackedContext, Terms
 from steepest.rollout.builtin.kv_cache import DecodeContext, KVCache, PrefillContext, Prefix, chunks_of
 
 CPU = torch.device("cpu")
@@ -48,7 +48,32 @@ def test_prefill_then_decode_equals_full_attention(dtype):
         torch.testing.assert_close(got, want[last], atol=tolerance, rtol=tolerance)
 
 
-def test_after_a_common_prefix_equals_full_attention():
+TERMS = [Terms(), Terms(window=3), Terms(window=2, softcap=0.5, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0]))]
+
+
+@pytest.mark.parametrize("terms", TERMS, ids=["plain", "window", "all"])
+def test_decoding_equals_full_attention_also_with_a_window_a_soft_cap_and_sinks(terms):
+    torch.manual_seed(0)
+    lengths, kv, heads = [7, 5, 3], 2, 4
+    q, k, v = (torch.randn(h, sum(lengths), 8) for h in (heads, kv, kv))
+    position = torch.cat([torch.arange(n) for n in lengths])
+    slot = torch.arange(3).repeat_interleave(torch.tensor(lengths))
+    want = PackedContext(lengths).attend(0, q, k, v, None, terms)
+    cache = KVCache({0: (kv, 8, 8)}, torch.float32, CPU)
+    cache.lay_out(3, 8)
+    last = torch.tensor(lengths).cumsum(0) - 1
+    early = torch.ones(len(slot), dtype=torch.bool)
+    early[last] = False
+    prefill = PrefillContext(cache, [n - 1 for n in lengths], slot[early], position[early])
+    first = prefill.attend(0, q[:, early], k[:, early], v[:, early], None, terms)
+    torch.testing.assert_close(first, want[early], atol=1e-5, rtol=1e-5)
+    decode = DecodeContext(cache, torch.tensor(lengths) - 1, torch.arange(3), [(0, 3, 7)])
+    found = decode.attend(0, q[:, last], k[:, last], v[:, last], None, terms)
+    torch.testing.assert_close(found, want[last], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("terms", TERMS, ids=["plain", "window", "all"])
+def test_after_a_common_prefix_equals_full_attention(terms):
     torch.manual_seed(0)
     lengths, kv, heads, shared = [9, 6, 7], 2, 4, 4
     q, k, v = (torch.randn(h, sum(lengths), 8) for h in (heads, kv, kv))
@@ -57,16 +82,16 @@ def test_after_a_common_prefix_equals_full_attention():
     late = position >= shared
     for x in (k, v):  # what the sequences begin with is the same for all
         x[:, ~late] = x[:, :shared].repeat(1, 3, 1)
-    want = PackedContext(lengths).attend(0, q, k, v, None)
+    want = PackedContext(lengths).attend(0, q, k, v, None, terms)
     cache = KVCache({0: (kv, 8, 8)}, torch.float32, CPU)
     cache.lay_out(3, 9)
     first = PrefillContext(cache, [shared], slot[:shared], position[:shared])
-    first.attend(0, q[:, :shared], k[:, :shared], v[:, :shared], None)
+    first.attend(0, q[:, :shared], k[:, :shared], v[:, :shared], None, terms)
     prefix = Prefix(cache, shared)
     prefix.write(cache, torch.arange(3))
     context = PrefillContext(cache, [n - shared for n in lengths], slot[late], position[late], prefix)
     assert context.max_length == 9
-    got = context.attend(0, q[:, late], k[:, late], v[:, late], None)
+    got = context.attend(0, q[:, late], k[:, late], v[:, late], None, terms)
     torch.testing.assert_close(got, want[late], atol=1e-5, rtol=1e-5)
     for i, length in enumerate(lengths):
         assert torch.equal(cache.k[0][i, :, :length], k[:, slot == i])

@@ -1,12 +1,14 @@
 """Puts the functions of `fused` into a transformers model, in the layers that compute the same.
 
 The kind of a layer is read from its parts. For each class of a model the fused pass is compared once with the layer's
-own forward pass on a few numbers: outputs and gradients. A layer that differs, or is of no known kind, is not changed.
+own forward pass on a few numbers: outputs and gradients. A layer that differs, that takes other arguments, or is of no
+known kind, is not changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from types import MethodType
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from steepest.models.architectures import TRIAL_ERRORS
 from steepest.models.attention import IMPLEMENTATION, PackedContext, attend_packed
 from steepest.models.fused.layers import GatedMLP, RMSNorm, RotatedQKV
 from steepest.models.fused.linear import product_of
@@ -43,6 +46,8 @@ def fuse(hf: PreTrainedModel) -> None:
 def _forward_for(module: Any) -> Callable[..., Any] | None:
     if type(module).__name__ in _ATTENTION:
         return _attention
+    if not _takes_one_tensor(module):
+        return None
     children = {name for name, _ in module.named_children()}
     if children == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
         return _mlp if _is_silu(module.act_fn) and not list(module.named_parameters(recurse=False)) else None
@@ -52,9 +57,18 @@ def _forward_for(module: Any) -> Callable[..., Any] | None:
     return None
 
 
+def _takes_one_tensor(module: nn.Module) -> bool:
+    """True if the layer's forward has one argument, as a norm and an MLP have; a gated norm has two."""
+    return len(signature(type(module).forward).parameters) == 2
+
+
 def _is_silu(activation: Any) -> bool:
     x = torch.linspace(-3.0, 3.0, 7)
-    return isinstance(activation, nn.Module) and torch.equal(activation(x), nn.functional.silu(x))
+    return (
+        isinstance(activation, nn.Module)
+        and _takes_one_tensor(activation)
+        and torch.equal(activation(x), nn.functional.silu(x))
+    )
 
 
 def _eps(module: Any) -> float | None:
@@ -126,9 +140,11 @@ def _agrees(module: Any, forward: Callable[..., Any]) -> bool:
         angles = torch.cat([angles, angles], -1)
         options = {"position_embeddings": (angles.cos(), angles.sin()), "attention_mask": None}
         options["attention_context"] = PackedContext([_ROWS], first.device)
-    want, found = (
-        _with_gradients(function(module, x, **options), [x, *weights]) for function in (type(module).forward, forward)
-    )
+    try:
+        want = _with_gradients(type(module).forward(module, x, **options), [x, *weights])
+    except TRIAL_ERRORS:  # it takes another input
+        return False
+    found = _with_gradients(forward(module, x, **options), [x, *weights])
     return all(_close(a, b) for a, b in zip(want, found, strict=True))
 
 

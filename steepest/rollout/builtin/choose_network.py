@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from steepest.core.log_probs import log_softmax
+from steepest.models.architectures import TRIAL_ERRORS
 from steepest.models.attention import PackedContext
 from steepest.models.causal_lm import CausalLM
+from steepest.models.rows import rows_reason
 from steepest.rollout.builtin.kv_cache import DecodeContext, KVCache, PrefillContext
 from steepest.rollout.builtin.layout import Layout, UnknownLayout, read_layout
 from steepest.rollout.builtin.linear import can_pack
 from steepest.rollout.builtin.network import FusedNetwork, ModelNetwork, Network
+from steepest.rollout.builtin.own_forward import OwnForward
 
 TOLERANCE = 1e-4
 """Largest accepted difference of log-probs for fp32 weights; for other dtypes it is 0.1, the size of their rounding."""
@@ -25,6 +28,8 @@ def choose_network(
     model: CausalLM, dtype: torch.dtype, max_length: int, total_memory: int, packed_share: float = PACKED_SHARE
 ) -> tuple[Network, tuple[str, ...]]:
     """The network, and notes for the user about the choice. `packed_share`: see PACKED_SHARE."""
+    if (reason := rows_reason(model.hf)) is not None:
+        return _own_forward(model, dtype, reason)
     training = model.training
     model.eval()
     try:
@@ -46,11 +51,26 @@ def _choose(
             check(network, model, dtype)
         return network, notes
     except UnknownLayout as error:
+        held = model.hf.get_input_embeddings().weight.dtype
+        try:
+            check(ModelNetwork(model, held), model, held)
+        except (UnknownLayout, *TRIAL_ERRORS) as wrong:
+            return _own_forward(model, dtype, f"on the engine's cache {wrong}")
         note = (
             f"rollout: {type(model.hf).__name__} runs on its own forward pass, which is slower than the engine's "
             f"decoder: {error}."
         )
         return ModelNetwork(model, dtype), (note,)
+
+
+def _own_forward(model: CausalLM, dtype: torch.dtype, reason: str) -> tuple[Network, tuple[str, ...]]:
+    network = OwnForward(model, dtype)
+    cache = "and its own cache" if network.with_cache else "and without a cache, which is very slow"
+    note = (
+        f"rollout: {type(model.hf).__name__} generates with its own forward pass {cache}, prompts of equal length "
+        f"together, which is slower than the engine's decoder: {reason}."
+    )
+    return network, (note,)
 
 
 def _fused(

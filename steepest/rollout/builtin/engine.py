@@ -17,6 +17,7 @@ from steepest.rollout.builtin.choose_network import PACKED_SHARE, choose_network
 from steepest.rollout.builtin.generation import Generation, RolloutStats
 from steepest.rollout.builtin.kv_cache import KVCache
 from steepest.rollout.builtin.network import Network
+from steepest.rollout.builtin.own_forward import OwnForward, OwnGeneration
 from steepest.rollout.builtin.scheduler import num_slots_for
 from steepest.rollout.requests import SamplingGroup, check_requests, generate_in_groups
 from steepest.rollout.weights import EngineModel, Fingerprint, ModelDescription
@@ -177,7 +178,11 @@ class BuiltinEngine:
             f"{setting('gpu_memory_utilization')} or {setting('max_response_length')}. {RESUMES}",
         )
 
-    def _start(self, network: Network, group: SamplingGroup) -> Generation:
+    def _start(self, network: Network, group: SamplingGroup) -> Generation | OwnGeneration:
+        ends = [] if group.sampling.ignore_eos else self._ends
+        if isinstance(network, OwnForward):
+            rows = min(self._max_num_seqs, len(group.samples))
+            return OwnGeneration(network, group, ends, rows, self._max_model_len)
         if self._cache is None:
             self._cache = KVCache(network.shapes(), self._dtype, self._description.device)
         longest = max(len(request.token_ids) for request in group.requests)
@@ -192,6 +197,5 @@ class BuiltinEngine:
         self._layout = num_slots, capacity
         with given_back_when_freed():
             self._cache.lay_out(num_slots, capacity)
-        ends = [] if group.sampling.ignore_eos else self._ends
         vocab_size = self._description.vocab_size
         return Generation(network, self._cache, group, ends, num_slots, self._max_model_len, vocab_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -225,13 +226,8 @@ class Generation:
         lengths, n = self._lengths.tolist(), self._sampling.n
         tokens, log_probs = (x.view(-1, self._width).cpu() for x in (self._tokens, self._log_probs))
         real = torch.arange(self._width) < self._lengths.cpu()[:, None]
-        if not bool(torch.isfinite(log_probs[real]).all()):
-            row = int((real & ~torch.isfinite(log_probs)).any(1).nonzero()[0])
-            raise RolloutError(
-                f"the policy gave NaN or infinite logits for request {self._group.requests[row // n].request_id}: its "
-                f"weights are damaged. Look at actor/grad_norm before it, lower {setting('lr', 'actor')}, and "
-                "resume from a checkpoint."
-            )
+        for row in (real & ~torch.isfinite(log_probs)).any(1).nonzero()[:1, 0].tolist():
+            refuse_damaged(log_probs[row][real[row]].tolist(), self._group.requests[row // n].request_id)
         last = tokens.gather(1, (self._lengths.cpu() - 1)[:, None])[:, 0]
         stopped = self._is_end[last].tolist()
         self.stats.generated_tokens = sum(lengths)
@@ -244,3 +240,12 @@ class Generation:
             )
         ]
         return [made[start : start + n] for start in range(0, len(made), n)]
+
+
+def refuse_damaged(log_probs: Sequence[float], request_id: str) -> None:
+    """Raise RolloutError if one of a response's log-probs is not a number or infinite."""
+    if not all(map(math.isfinite, log_probs)):
+        raise RolloutError(
+            f"the policy gave NaN or infinite logits for request {request_id}: its weights are damaged. Look at "
+            f"actor/grad_norm before it, lower {setting('lr', 'actor')}, and resume from a checkpoint."
+        )

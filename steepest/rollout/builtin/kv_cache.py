@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from steepest.models.attention import PackedContext
+from steepest.models.attention import PLAIN, PackedContext, Terms, causal_attention, softmax_of, visible
 
 
 class KVCache:
@@ -169,19 +169,18 @@ class PrefillContext(PackedContext):
         if prefix is not None:
             self.max_length += prefix.length
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, terms: Terms = PLAIN
+    ) -> Tensor:
         self._cache.write(layer, self._index(layer), key, value)
         self._layer = layer
-        return super().attend(layer, query, key, value, scale)
+        return super().attend(layer, query, key, value, scale, terms)
 
-    def _attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None, terms: Terms) -> Tensor:
         if self._prefix is None:
-            return super()._attention(query, key, value, scale)
+            return super()._attention(query, key, value, scale, terms)
         key, value = self._prefix.before(self._layer, key, value)
-        length, seen = query.shape[2], self._prefix.length
-        mask = torch.ones(length, seen + length, dtype=torch.bool, device=query.device).tril_(seen)
-        gqa = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=gqa)
+        return causal_attention(query, key, value, scale, terms, self._prefix.length)
 
 
 Chunk = tuple[int, int, int]
@@ -238,13 +237,18 @@ class DecodeContext:
             seen = positions if heads == 1 else positions.repeat_interleave(heads)
             bias.scatter_(2, seen[:, None, None], 0.0)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, terms: Terms = PLAIN
+    ) -> Tensor:
         """query (H, n, D), key and value (KV, n, D) -> (n, H, Dv)."""
         self._cache.write(layer, self._index(layer), key, value)
         heads, n = len(key), query.shape[1]
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         # Queries that share a key head become the rows of one small matrix, so that the keys are read once for all.
         q = query.transpose(0, 1).unflatten(1, (heads, -1))
+        terms = terms.within(self.max_length)
+        if not terms.are_plain:
+            return self._with_terms(layer, q, factor, terms).to(query.dtype)
         if self._cache.by_chunks:
             return self._by_chunks(layer, q.float(), factor).view(n, len(query), -1).to(query.dtype)
         length = self.max_length
@@ -252,6 +256,18 @@ class DecodeContext:
         bias = self._bias(1, k.dtype)[:, None, :, :length]
         out = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=bias, scale=factor)
         return out.flatten(1, 2).to(query.dtype)
+
+    def _with_terms(self, layer: int, q: Tensor, factor: float, terms: Terms) -> Tensor:
+        """Attention over all slots at once, with a window, a soft cap or sinks: (n, KV, group, D) -> (n, H, Dv)."""
+        n, length = len(q), self.max_length
+        k, v = (x[layer][:n, :, :length] for x in (self._cache.k, self._cache.v))
+        q = q.to(k.dtype)
+        seen = visible(torch.arange(length, device=q.device), self._positions, terms.window)
+        # Query heads become the heads of one query each, as `softmax_of` has them.
+        scores = (q @ k.transpose(2, 3) * factor).flatten(1, 2)[:, :, None]
+        shares = softmax_of(scores, seen[:, None, None], terms).to(v.dtype)
+        out: Tensor = (shares[:, :, 0].unflatten(1, q.shape[1:3]) @ v).flatten(1, 2)
+        return out
 
     def _by_chunks(self, layer: int, q: Tensor, factor: float) -> Tensor:
         """Plain attention as two batched products. On a CPU, for a few query rows per head, it is 10 to 30 % faster

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.models.attention import RecordingContext
+from steepest.models.attention import RecordingContext, Terms
 from steepest.models.causal_lm import CausalLM, logit_transform
 from steepest.models.fused.layers import inverse_rms
 
@@ -75,6 +75,7 @@ class Layer:
     down: Matrix
     scale: float
     """The factor of attention scores."""
+    terms: Terms
 
 
 @dataclass(frozen=True)
@@ -105,17 +106,26 @@ class Layout:
         yield self.head
 
 
-@torch.no_grad()
 def read_layout(model: CausalLM, max_length: int) -> Layout:
     """Read the layout, with rotary tables for `max_length` positions. Raises UnknownLayout."""
+    try:
+        return _read_layout(model, max_length)
+    except (AttributeError, TypeError, ValueError, LookupError, RuntimeError) as error:
+        # Parts have the names that they have in Llama, but are of another kind.
+        raise UnknownLayout(f"a part of it is of an unknown kind ({type(error).__name__}: {error})") from error
+
+
+@torch.no_grad()
+def _read_layout(model: CausalLM, max_length: int) -> Layout:
     backbone: Any = model.hf.base_model
     _only(backbone, _BACKBONE, "the model")
     names = {module: name for name, module in model.hf.named_modules()}
     if backbone.embed_tokens.__class__.__module__.startswith("peft"):
         raise UnknownLayout("its embedding has an adapter")
-    scale, shapes = _probe(model)
+    scale, context = _probe(model)
+    shapes = context.shapes
     head_dim = shapes[0][1]
-    layers = tuple(_layer(module, names, head_dim) for module in backbone.layers)
+    layers = tuple(_layer(module, names, context, index) for index, module in enumerate(backbone.layers))
     if any(shape != (shapes[0][0], head_dim, head_dim) for shape in shapes.values()):
         raise UnknownLayout("its heads differ in size")
     cos, sin = _rotary_tables(backbone, max_length, head_dim)
@@ -140,9 +150,9 @@ def read_layout(model: CausalLM, max_length: int) -> Layout:
     )
 
 
-def _layer(module: Any, names: dict[nn.Module, str], head_dim: int) -> Layer:
-    attention, mlp = module.self_attn, module.mlp
+def _layer(module: Any, names: dict[nn.Module, str], context: RecordingContext, index: int) -> Layer:
     _only(module, _LAYER, "a layer")
+    attention, mlp, head_dim = module.self_attn, module.mlp, context.shapes[0][1]
     _only(attention, _ATTENTION, "attention", _HEAD_NORMS | {"rotary_emb"})
     _only(mlp, _MLP, "the MLP")
     head_norms = None
@@ -161,7 +171,8 @@ def _layer(module: Any, names: dict[nn.Module, str], head_dim: int) -> Layer:
         gate_up=(gate, up),
         activation=mlp.act_fn,
         down=down,
-        scale=float(attention.scaling),
+        scale=context.scales[index],
+        terms=context.terms[index],
     )
 
 
@@ -210,8 +221,8 @@ def _rotary_tables(backbone: Any, max_length: int, head_dim: int) -> tuple[Tenso
     return cos[0].float(), torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1).float()
 
 
-def _probe(model: CausalLM) -> tuple[float, dict[int, tuple[int, int, int]]]:
-    """Run a few tokens through the model: (factor of the embeddings, key and value shapes of each layer)."""
+def _probe(model: CausalLM) -> tuple[float, RecordingContext]:
+    """Run a few tokens through the model: (factor of the embeddings, what each layer gives to attention)."""
     backbone: Any = model.hf.base_model
     weight = backbone.embed_tokens.weight
     ids = torch.arange(_PROBES, device=weight.device) * (len(weight) // _PROBES)
@@ -232,4 +243,4 @@ def _probe(model: CausalLM) -> tuple[float, dict[int, tuple[int, int, int]]]:
     scale = float((rows * got).sum() / (rows * rows).sum())
     if not torch.allclose(got, rows * scale, rtol=1e-2 if weight.dtype != torch.float32 else 1e-5, equal_nan=True):
         raise UnknownLayout("more than a factor lies between its embedding and its first layer")
-    return 1.0 if abs(scale - 1.0) < 1e-6 else scale, context.shapes
+    return 1.0 if abs(scale - 1.0) < 1e-6 else scale, context

@@ -56,10 +56,11 @@ class ModelNetwork:
     def __init__(self, source: CausalLM, dtype: torch.dtype) -> None:
         self.copies = any(p.dtype != dtype for p in source.hf.parameters())
         self._source = source
-        self._model = source.copy_as(dtype) if self.copies else source
+        self.model = source.copy_as(dtype) if self.copies else source
+        """The policy itself, or the copy."""
 
     def hidden_states(self, ids: Tensor, positions: Tensor, context: AttentionContext, rows: Tensor | None) -> Tensor:
-        model = self._model
+        model = self.model
         training = model.training
         model.eval()
         try:
@@ -69,10 +70,10 @@ class ModelNetwork:
         return hidden if rows is None else hidden[rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self._model.logits(hidden)
+        return self.model.logits(hidden)
 
     def shapes(self) -> dict[int, tuple[int, int, int]]:
-        device = next(self._model.parameters()).device
+        device = next(self.model.parameters()).device
         context = RecordingContext([1], device)
         one = torch.zeros(1, dtype=torch.int64, device=device)
         self.hidden_states(one, one, context, None)
@@ -80,11 +81,11 @@ class ModelNetwork:
 
     @property
     def copied_bytes(self) -> int:
-        return sum(p.numel() * p.element_size() for p in self._model.hf.parameters()) if self.copies else 0
+        return sum(p.numel() * p.element_size() for p in self.model.hf.parameters()) if self.copies else 0
 
     def refresh(self) -> None:
         if self.copies:
-            self._model.write_weights(self._source.named_weights())
+            self.model.write_weights(self._source.named_weights())
 
     def free(self) -> None:
         """Do nothing: the copy stays, because the next refresh writes into it."""
@@ -167,7 +168,7 @@ class FusedNetwork:
         for part, other, sin in zip(rotated.chunk(2, -1), reversed(turned.chunk(2, -1)), sines, strict=True):
             part.addcmul_(other, sin)
         query, key, value = (x.transpose(0, 1) for x in (rotated[:, :heads], rotated[:, heads:], split[:, both:]))
-        return context.attend(index, query, key, value, layer.scale).flatten(1)
+        return context.attend(index, query, key, value, layer.scale, layer.terms).flatten(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         logits = self._head(hidden).float()

@@ -45,12 +45,17 @@ class HFEngine:
         kv_memory_bytes: int | None = None,
     ) -> None:
         """`max_num_seqs` rows are generated at a time. `kv_memory_bytes` has no effect. Raises RolloutError for a
-        `dtype` other than the weights' own."""
+        `dtype` other than the weights' own, and for a model that runs in rows."""
         held = description.dtype
         if dtype != held:
             raise RolloutError(
                 f"{setting('rollout_engine')}=hf generates in the weights' dtype, {held}, not in {dtype}. Set "
                 f"{setting('dtype', 'rollout')}={str(held).removeprefix('torch.')}, or use builtin."
+            )
+        if description.rows is not None:
+            raise RolloutError(
+                f"{setting('rollout_engine')}=hf pads prompts on the left, which is not sure to be right for "
+                f"{description.architecture.__name__}: {description.rows}. Use builtin."
             )
         description.check_length(max_model_len)
         self._held, self._pad = EngineModel(description), pad_token_id

@@ -26,6 +26,7 @@ from transformers import PretrainedConfig
 from steepest.devices.api import Device, device_of
 from steepest.devices.memory import RESUMES, memory_guard
 from steepest.errors import RolloutError, setting
+from steepest.models.flops import key_value_numbers
 from steepest.rollout import vllm_versions, weight_check
 from steepest.rollout.api import ROLLOUT_ENGINES, Completion, GenerationRequest, SamplingParams, WeightSource
 from steepest.rollout.requests import check_requests
@@ -387,12 +388,8 @@ def _cpu_kv_bytes(
     config: PretrainedConfig, dtype: torch.dtype, rows: int, max_model_len: int, limit: int | None
 ) -> int:  # fmt: skip
     """Bytes for `rows` sequences of max_model_len tokens, at most `limit`."""
-    config = config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * size * dtype.itemsize
     blocks = -(-max_model_len // _BLOCK) + 1
-    wanted = per_token * rows * blocks * _BLOCK
+    wanted = key_value_numbers(config) * dtype.itemsize * rows * blocks * _BLOCK
     return wanted if limit is None else min(wanted, limit)
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from steepest.errors import ModelError
 from steepest.models.attention import PackedContext, attention_implementation
 from steepest.models.causal_lm import CausalLM
 from steepest.models.fused.layers import GatedMLP, RMSNorm, RotatedQKV
@@ -217,12 +216,17 @@ def test_transformers_own_attention_and_cache_still_work():
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])
-def test_a_window_that_is_too_short_is_still_refused(family):
+def test_a_window_hides_the_same_tokens_in_a_fused_layer(family):
     more = {} if family == "mistral" else {"use_sliding_window": True, "max_window_layers": 0}
-    model = tiny_lm(family, sliding_window=8, **more)
+    model = tiny_lm(family, sliding_window=3, **more)
     assert fused_layers(model) == FUSED[family]
-    with pytest.raises(ModelError, match="sliding_window"):
-        model.log_probs(packed())
+    with torch.no_grad():
+        found, _ = model.log_probs(packed())
+        plain(model)
+        own, _ = model.log_probs(packed())
+        wide, _ = tiny_lm(family, sliding_window=None).log_probs(packed())
+    torch.testing.assert_close(found, own, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, wide, atol=1e-2)
 
 
 def test_what_is_kept_for_the_backward_pass():
