@@ -9,8 +9,8 @@ A statement of an answer is one of these, anywhere in the text:
 
 A heading (`#### Explanation`, `#### Step 2`), a sentence about the answer (`the answer is verified`) and one that
 supposes it (`if the answer is 5`) state nothing. The last statement is the answer, because a model that corrects itself
-does so afterwards. Text before `</think>` is thinking and is not searched; a response whose thinking does not end has no
-answer. Full-width characters count as the plain ones.
+does so afterwards. Text before `</think>` is thinking and is not searched; a response whose thinking does not end has
+no answer. Full-width characters count as the plain ones.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ _TURN_MARK = re.compile(r"<\|[a-zA-Z_]{1,30}\|>|</s>|<(?:start|end)_of_turn>|<eo
 _COPULA = re.compile(
     "\\s?(?:\u3067\u3059|\u3060|\u3067\u3042\u308b|\uc785\ub2c8\ub2e4|\u0939\u0948|\u0964)[\\s.\u3002\u0964]*\\Z"
 )
-_SENTENCE_END = re.compile(r"(?P<word>\S*?)(?:[.!?](?P<mark>[*_\"'`$)\]]*)\s+(?=[\"'(*]*[A-Z])|[\u3002\u0964](?=.))")
+_SENTENCE_END = re.compile(r"(?:[.!?](?P<mark>[*_\"'`$)\]]*)\s+(?=[\"'(*]*[A-Z])|[\u3002\u0964](?=.))")
 _ABBREVIATION = re.compile(r"\W*(?:[A-Z][a-z]?|Mrs|vs|etc|approx|[a-z])\Z")
 _HAS_WORD = re.compile(r"[\w\u2200-\u22ff]")  # a sign such as the empty set is an answer too
 _WORDS_ONLY = re.compile(r"[^0-9]*[^\W\d_]{3}[^0-9]*\Z|[\s*_]*[0-9]{1,2}[.)]\s+[^\W\d]")
@@ -165,7 +165,8 @@ def _all_statements(text: str) -> list[Statement]:
     found = [Statement("boxed", content, start) for start, content in _boxes(text)]
     found += [Statement("tag", match[1], match.start()) for match in _TAG.finditer(text)]
     found += [_after_hashes(match) for match in _HASHES.finditer(text)]
-    found += [_after_phrase(match) for match in _PHRASE.finditer(without_open_box(text))]
+    phrases = list(_PHRASE.finditer(without_open_box(text)))
+    found += [_after_phrase(match) for match in phrases[-4 * _MAX_STATEMENTS :]]
     return sorted(found, key=lambda statement: statement.start)[-_MAX_STATEMENTS:]
 
 
@@ -230,7 +231,8 @@ def without_exclamation(text: str) -> str:
 def first_sentence(text: str) -> str:
     """`text` up to its first sentence end: a full stop before a capital letter, but not the one of `B. Paris`."""
     for match in _SENTENCE_END.finditer(text):
-        if not _ABBREVIATION.match(match["word"]):
+        before = text[max(0, match.start() - 20) : match.start()]
+        if not _ABBREVIATION.match(before[-1:].strip() and before.split()[-1]):
             return text[: match.end("mark")]
     return text
 
