@@ -67,7 +67,7 @@ def normalise(text: str) -> str:
     between words and a full stop at the end make no difference. All other characters count: signs, decimal points,
     `%`, `+`.
     """
-    text = _DOLLARS.sub(r"\2", plain_digits(plain(text.strip(_MARKS)))).strip(_MARKS)
+    text = _DOLLARS.sub(r"\2", plain_digits(plain(" ".join(text.split()).strip(_MARKS)))).strip(_MARKS)
     text = _TEXT_COMMAND.sub(r"\1", _DELIMITERS.sub("", _BOLD.sub(r"\1", text)))
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)
