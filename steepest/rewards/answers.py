@@ -7,10 +7,10 @@ A statement of an answer is one of these, anywhere in the text:
   phrase   what follows `answer:`, `the answer is` (would be, must be) or the same in another language, up to the end of
            the sentence; the next line when its own is blank
 
-A heading (`#### Explanation`, `#### Step 2`) and a sentence about the answer (`the answer is verified`) state nothing.
-The last statement is the answer, because a model that corrects itself does so afterwards. Text before `</think>` is
-thinking and is not searched; a response whose thinking does not end has no answer. Full-width characters count as the
-plain ones.
+A heading (`#### Explanation`, `#### Step 2`), a sentence about the answer (`the answer is verified`) and one that
+supposes it (`if the answer is 5`) state nothing. The last statement is the answer, because a model that corrects itself
+does so afterwards. Text before `</think>` is thinking and is not searched; a response whose thinking does not end has
+no answer. Full-width characters count as the plain ones.
 """
 
 from __future__ import annotations
@@ -24,21 +24,25 @@ _THINK_OPEN = re.compile(r"<think(?:ing)?>")
 _THINK_CLOSE = re.compile(r"</think(?:ing)?>")
 _BOX = re.compile(r"\\f?box(?:ed)?\s*(?:\{|(?P<bare>-?[0-9]+(?:\.[0-9]+)?))")
 _TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
-_REST = r"(?=(?P<line>[^\n]{0,400})(?:\n\s*(?P<next>[^\n]{0,400}))?)"
+_REST = r"(?=(?P<line>[^\n]{0,400})(?:\n\s*(?:(?:\\\[|\$\$)\s*)?(?P<next>[^\n]{0,400}))?)"
 _HASHES = re.compile(r"#{4,}(?!#)" + _REST)
 _PHRASE = re.compile(
     r"""
-    (?:(?<!/)(?<!\bof\s)(?<!\bof\sthe\s)\banswer\b[*_"]{0,2}(?P<about>\s(?:to|for|of|in)\s[^\n.:?!]{1,60}?|\s?\([^()\n]{1,30}\))?
+    (?:(?<!/)(?<!\bof\s)(?<!\bof\sthe\s)\banswer\b[*_"']{0,2}(?P<about>\s(?:to|for|of|in)\s[^\n.:?!]{1,60}?|\s?\([^()\n]{1,30}\))?
        (?:,\s(?:then|therefore|thus|so),)?
-       \s{0,2}(?P<is>(?:is|would\ be|must\ be|should\ be)\b\s{0,2}:?|[:=])
+       \s{0,2}(?P<is>(?:is|would\ be|must\ be|should\ be)\b\s{0,2}:?|[:=|]|[-=]>|[\u2192\u21d2])
       |^[#*_\ ]{0,9}(?:final\ )?answer[*_]{0,2}\s(?:[-\u2013\u2014]\s|(?=[$]?[0-9]))
       |^[#*_\ ]{0,9}(?:final\ )?answer[*_\ ]{0,5}$
       |\u7b54\u6848\s?(?:[:=]|[\u662f\u4e3a\u70ba\u9078\u9009]\s?:?|(?=[\u3011]))\u3011?
       |\u7b54\u3048\s?(?:[:=]|\u306f)
-      |(?:\b\u043e\u0442\u0432\u0435\u0442|\br\u00e9ponse|\brespuesta|\bantwort|\brisposta|\bresposta|\b\uc815\ub2f5
+      |(?:\b\u043e\u0442\u0432\u0435\u0442|\b\u0432\u0456\u0434\u043f\u043e\u0432\u0456\u0434\u044c|\b\u03b1\u03c0\u03ac\u03bd\u03c4\u03b7\u03c3\u03b7|\b\u0111\u00e1p\s(?:\u00e1n|s\u1ed1)|\bodpowied\u017a
+         |\bodpov\u011b\u010f|\bsvar|\bcevap|\byan\u0131t|\bjawaban|\bvastaus|\bantwoord|\br\u0103spuns|\b\u05ea\u05e9\u05d5\u05d1\u05d4|\u067e\u0627\u0633\u062e
+         |\u062c\u0648\u0627\u0628|\u0989\u09a4\u09cd\u09a4\u09b0|\u099c\u09ac\u09be\u09ac|\u091c\u0935\u093e\u092c|\u0baa\u0ba4\u0bbf\u0bb2\u0bcd|\u0c38\u0c2e\u0c3e\u0c27\u0c3e\u0c28\u0c02
+         |\br\u00e9ponse|\brespuesta|\bantwort|\brisposta|\bresposta|\b\uc815\ub2f5
          |\u0e04\u0e33\u0e15\u0e2d\u0e1a|\u0909\u0924\u094d\u0924\u0930|\u0627\u0644\u062c\u0648\u0627\u0628
          |\u0627\u0644\u0625\u062c\u0627\u0628\u0629|\u1785\u1798\u17d2\u179b\u17be\u1799)
-       (?:\s?[:=]|\s(?:is|est|es|ist|\u00e8|\u00e9|\u0647\u064a|\u0647\u0648)\b|\u0e04\u0e37\u0e2d|\u1782\u17ba|\uc740|(?=\s?[0-9]))
+       (?:\s(?:final|finale|correcta?|correcte|corretta))?
+       (?:\s?[:=]|\s(?:is|est|es|ist|lautet|\u00e8|\u00e9|\u0647\u064a|\u0647\u0648)\b\s?:?|\u0e04\u0e37\u0e2d|\u1782\u17ba|\uc740|(?=\s?[0-9]))
     )
     [*_]{0,2}"""
     + _REST,
@@ -85,11 +89,19 @@ _ABOUT = re.compile(
 _ABOUT_IN_CHINESE = re.compile(
     r"\s*(?:[0-9]+%\s?)?(?:\u6b63\u786e|\u6b63\u78ba|\u5bf9\u7684|\u5c0d\u7684|\u660e\u786e|\u663e\u7136\u7684|\u5982\u4e0b|\u552f\u4e00)"
 )
-_QUOTED = re.compile(r'\s*"(?P<text>[^"\n]*)"\s*[,}]')
+_QUOTED = re.compile(r"""\s*(?P<quote>["'])(?P<text>[^"'\n]*)(?P=quote)\s*[,}]|\s*(?P<bare>[^"'{},\n]+)\}\s*\Z""")
+_KEY = re.compile(r"""["']answer["']\s*:""", re.IGNORECASE)
+# Before `the answer is`: the sentence supposes or asks, and states nothing.
+_SUPPOSED = re.compile(
+    r"\b(?:if|suppose|supposing|assum(?:e|ing)|unless|whether|imagine|had)\b[^.,;:!?\n]{0,40}\Z|\b(?:wrong|incorrect|false)\s\Z|(?:\u5982\u679c|\u5047\u8bbe|\u5047\u5982)[^\n]{0,10}\Z",
+    re.IGNORECASE,
+)
+# What a template writes around a turn, where it came as text.
+_TURN_MARK = re.compile(r"<\|[a-zA-Z_]{1,30}\|>|</s>|<(?:start|end)_of_turn>|<eos>")
 _COPULA = re.compile(
     "\\s?(?:\u3067\u3059|\u3060|\u3067\u3042\u308b|\uc785\ub2c8\ub2e4|\u0939\u0948|\u0964)[\\s.\u3002\u0964]*\\Z"
 )
-_SENTENCE_END = re.compile(r"(?P<word>\S*?)(?:[.!?](?P<mark>[*_\"'`$)\]]*)\s+(?=[\"'(*]*[A-Z])|[\u3002\u0964](?=.))")
+_SENTENCE_END = re.compile(r"(?:[.!?](?P<mark>[*_\"'`$)\]]*)\s+(?=[\"'(*]*[A-Z])|[\u3002\u0964](?=.))")
 _ABBREVIATION = re.compile(r"\W*(?:[A-Z][a-z]?|Mrs|vs|etc|approx|[a-z])\Z")
 _HAS_WORD = re.compile(r"[\w\u2200-\u22ff]")  # a sign such as the empty set is an answer too
 _WORDS_ONLY = re.compile(r"[^0-9]*[^\W\d_]{3}[^0-9]*\Z|[\s*_]*[0-9]{1,2}[.)]\s+[^\W\d]")
@@ -126,8 +138,9 @@ def plain(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """The response in plain characters and without its thinking; empty when the thinking does not end."""
-    text = plain(text)
+    """The response in plain characters, without its thinking and without marks such as `<|im_end|>`; empty when the
+    thinking does not end."""
+    text = _TURN_MARK.sub("\n", plain(text))
     closed = [match.end() for match in _THINK_CLOSE.finditer(text)]
     rest = text[closed[-1] :] if closed else text
     return "" if _THINK_OPEN.search(rest) else rest
@@ -152,7 +165,8 @@ def _all_statements(text: str) -> list[Statement]:
     found = [Statement("boxed", content, start) for start, content in _boxes(text)]
     found += [Statement("tag", match[1], match.start()) for match in _TAG.finditer(text)]
     found += [_after_hashes(match) for match in _HASHES.finditer(text)]
-    found += [_after_phrase(match) for match in _PHRASE.finditer(text)]
+    phrases = list(_PHRASE.finditer(without_open_box(text)))
+    found += [_after_phrase(match) for match in phrases[-4 * _MAX_STATEMENTS :]]
     return sorted(found, key=lambda statement: statement.start)[-_MAX_STATEMENTS:]
 
 
@@ -163,8 +177,10 @@ def _after_hashes(match: re.Match[str]) -> Statement:
     if label is not None and labelled:
         line = line[label.end() :]
     if not _HAS_WORD.search(line):
-        return Statement("hashes", below, match.start(), remark=below.startswith("#"))
-    return Statement("hashes", line, match.start(), remark=not labelled and is_heading(line, below))
+        return Statement("hashes", without_exclamation(below), match.start(), remark=below.startswith("#"))
+    return Statement(
+        "hashes", without_exclamation(line), match.start(), remark=not labelled and is_heading(line, below)
+    )
 
 
 def _after_phrase(match: re.Match[str]) -> Statement:
@@ -178,9 +194,10 @@ def _after_phrase(match: re.Match[str]) -> Statement:
         else:
             remark = about is not None
     remark = remark or _ABOUT_IN_CHINESE.match(line) is not None
-    quoted = _QUOTED.match(line)
-    line = quoted["text"] if quoted else _COPULA.sub("", first_sentence(line))
-    return Statement("phrase", line, match.start(), remark)
+    remark = remark or _SUPPOSED.search(match.string[max(0, match.start() - 60) : match.start()]) is not None
+    quoted = _QUOTED.match(line) if _KEY.match(match.string, max(0, match.start() - 1)) else None
+    line = (quoted["text"] or quoted["bare"] or "") if quoted else _COPULA.sub("", first_sentence(line))
+    return Statement("phrase", without_exclamation(line), match.start(), remark)
 
 
 def is_heading(line: str, below: str) -> bool:
@@ -189,20 +206,33 @@ def is_heading(line: str, below: str) -> bool:
 
 
 def body(text: str) -> str:
-    """`text` without lines that are headings and without statements of confidence such as `I am 99% sure`."""
+    """`text` without lines that are headings or questions and without statements of confidence (`I am 99% sure`)."""
     lines = text.splitlines()
     kept = [
         line
         for line, below in zip(lines, [*lines[1:], ""], strict=False)
-        if not ((mark := _HASH_LINE.match(line)) and is_heading(line[mark.end() :], below))
+        if not line.rstrip(" *_").endswith("?")
+        and not ((mark := _HASH_LINE.match(line)) and is_heading(line[mark.end() :], below))
     ]
     return _CONFIDENCE.sub("", "\n".join(kept))
+
+
+def without_open_box(text: str) -> str:
+    r"""`text` up to a `\boxed{` that does not end: a response that was cut there may have cut its number too."""
+    last = text.rfind("\\boxed{")
+    return text if last < 0 or "}" in text[last:] else text[:last]
+
+
+def without_exclamation(text: str) -> str:
+    """A sentence without the exclamation mark at its end; `72!` in a box is a factorial and none."""
+    return re.sub(r"(?<=[0-9*_])!+(?=[\s*_]*\Z)", "", text)
 
 
 def first_sentence(text: str) -> str:
     """`text` up to its first sentence end: a full stop before a capital letter, but not the one of `B. Paris`."""
     for match in _SENTENCE_END.finditer(text):
-        if not _ABBREVIATION.match(match["word"]):
+        before = text[max(0, match.start() - 20) : match.start()]
+        if not _ABBREVIATION.match(before[-1:].strip() and before.split()[-1]):
             return text[: match.end("mark")]
     return text
 

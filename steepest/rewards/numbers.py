@@ -19,12 +19,12 @@ _WORDS_AROUND = re.compile(
     rf"(?:(?!.{{0,20}}[\u4e0d\u975e])[{_SCRIPTS}][{_SCRIPTS}\s:,*]*)?(?P<formula>[^{_SCRIPTS}]*[0-9][^{_SCRIPTS}]*?)"
     rf"(?:(?![\u767e\u5343\u4e07\u842c\u4ebf\u5104\ub9cc\uc5b5\u500d\u4ee5])[{_SCRIPTS}][{_SCRIPTS}\s.*]*)?"
 )
-_CURRENCY_SIGN = re.compile("[\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9\u20ba\u0e3f]")
+_CURRENCY_SIGN = re.compile("[\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9\u20ba\u0e3f\u20ab]")
 CURRENCY = (
     re.compile(r"(?<![A-Za-z])(?:US|HK|NT|AU?|CA?|NZ|SG?|R|MX)(?=\s?\$\s?[-0-9])"),
     re.compile(
         r"(?<![A-Za-z])(?:US|USD|EUR|GBP|CNY|RMB|JPY|INR|KRW|CHF|SGD|AUD|CAD|HKD|NZD|TWD|BRL|MXN|RUB|TRY|ZAR|THB|VND|IDR|PHP|MYR"
-        r"|NT|RM|Rs\.?)(?=\s?[$]?\s?[-.]?[0-9])"
+        r"|NT|RM|Rp|Rs\.?)(?=\s?[$]?\s?[-.]?[0-9])"
     ),
 )
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
@@ -56,7 +56,7 @@ _CLEANING: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]"), "^"),
     (
         re.compile(
-            r"\\(?=[$%])|\*\*|__|[`$\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9\u20ba\u0e3f]|\\[()\[\]]|\\(?:left|right)\b"
+            r"\\(?=[$%])|\*\*|__|[`$\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9\u20ba\u0e3f\u20ab]|\\[()\[\]]|\\(?:left|right)\b"
         ),
         "",
     ),
@@ -64,7 +64,7 @@ _CLEANING: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 _NUMBER = re.compile(
     r"""
-    (?<![.^])"""
+    (?<![.^])(?<!\^\{)(?<![A-Za-z]-)"""
     + NOT_IN_A_NAME
     + r"""
     (?P<sign>(?<!\))(?:[-+]|minus\ |negative\ |[\u8d1f\u8ca0]|\u96f6\u4e0b)\s?)?
@@ -73,31 +73,53 @@ _NUMBER = re.compile(
     (?P<mixed>\ [0-9]{1,4}/[0-9]{1,4})?
     (?:[eE](?P<exponent>[-+]?[0-9]{1,3})(?!\w)|\s{0,3}x\s{0,3}10\s?\^\s?\{?(?P<power>[-+]?[0-9]{1,3})\}?)?
     (?:\s?/\s?(?P<divisor>[0-9]{1,15}))?
-    (?P<scale>[kM]\b|\s?(?:hundred|dozen|thousand|million|billion|trillion)\b
+    (?P<scale>[kKM]\b|\s?(?:hundred|dozens?|thousand|lakh|million|crore|billion|trillion)\b
       |[\u767e\u5343\u4e07\u842c\u4ebf\u5104\ub9cc\uc5b5])?
     (?P<percent>\s?(?:%|percent\b|per\ cent\b))?
     """,
     re.VERBOSE,
 )
-_SCALES = {
-    "k": 10**3, "M": 10**6, "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+SCALES = {
+    "k": 10**3, "K": 10**3, "M": 10**6, "lakh": 10**5, "crore": 10**7, "dozen": 12, "dozens": 12,
+    "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
     "trillion": 10**12,
     "\u767e": 100, "\u5343": 1000, "\u4e07": 10**4, "\u842c": 10**4, "\ub9cc": 10**4,
     "\u4ebf": 10**8, "\u5104": 10**8, "\uc5b5": 10**8,
 }  # fmt: skip
 # If this is between two numbers, they are parts of one expression, range or list, and neither is the answer.
 _JOINING = re.compile(
-    r"\s*(?:[-+*^:/,;&x!~\u3001\u301c]|\\div|\u00f7|or|to|and|,\s*(?:and|or)|[\u548c\u6216\u81f3\u5230\u4e0e\u53ca]"
+    r"\s*(?:[-+*^:/,;&x!~\u3001\u301c]|\\div|\u00f7|times|plus|minus|or|to|and|,\s*(?:and|or)|[\u548c\u6216\u81f3\u5230\u4e0e\u53ca]"
     r"|[hH]|[\u65f6\u6642\u70b9\u9ede\u5206]|\u00b0)?\s*[({]*\s*\Z",
     re.IGNORECASE,
 )
-_DENIED = re.compile(
-    r"\bnot\b|n't\b|n\u2019t\b|\b(?:more|less|fewer|greater|bigger|smaller|other)\s+than\b|\bat\s+(?:least|most)\b"
-    r"|\b(?:between|(?:half|third|quarter)\s+of|twice|double|under|over|above|below)\b"
-    r"|[<>\u2260\u00b1\u2264\u2265]|\\(?:pm|neq?|geq?|leq?)\b|[\u4e0d\u975e]"
-    r"|[\u5927\u5c0f\u5c11\u591a]\u4e8e|\u8d85\u8fc7|\u81f3[\u5c11\u591a]|\u4ee5[\u4e0a\u4e0b]|\u4e4b\u95f4",
+DENYING_WORDS = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|unlikely|unknown|impossible|nicht|kein|pas|n\u00e3o|(?:wrong|incorrect)\s+answer)\b|\bno\s+(?:es|son)\b|\bnon\s+\u00e8\b"
+    r"|n't\b|n\u2019t\b|\b(?:more|less|fewer|greater|bigger|smaller|other)\s+than\b|\bat\s+(?:least|most)\b"
+    r"|\b(?:between|except|under|over|above|below)\b|\b(?:m\u00e1s|menos)\s+de\b|\b(?:plus|moins)\s+de\b"
+    r"|\b(?:mehr|weniger)\s+als\b|\b(?:mindestens|h\u00f6chstens)\b|\u0644\u064a\u0633|\u0928\u0939\u0940\u0902|\u0e44\u0e21\u0e48"
+    r"|\b(?:\u043d\u0435|\u0431\u043e\u043b\u0435\u0435|\u043c\u0435\u043d\u0435\u0435|\u0431\u043e\u043b\u044c\u0448\u0435|\u043c\u0435\u043d\u044c\u0448\u0435)\b"
+    r"|\\neq?(?![a-zA-Z])|[\u4e0d\u975e\u6ca1\u672a]|[\u5927\u5c0f\u5c11\u591a]\u4e8e|\u8d85\u8fc7|\u81f3[\u5c11\u591a]|\u4ee5[\u4e0a\u4e0b]|\u4e4b\u95f4",
     re.IGNORECASE,
 )
+"""Words that deny or bound the value behind them: `not 72`, `more than 72`, `no es 72`."""
+_BOUNDED = re.compile(
+    r"\b(?:(?:half|third|quarter)\s+of|twice|double)\b|[<>\u2260\u00b1\u2264\u2265]|\\(?:pm|geq?|leq?)\b", re.IGNORECASE
+)
+# A second quantity after a first one with a unit: `5 hours 30 minutes`, `5h30`, `$7 and 50 cents`, `7 and a half`.
+_MEASURE = (
+    r"(?:h|hrs?|hours?|m|min|minutes?|s|sec|seconds?|days?|weeks?|months?|years?|ft|foot|feet|yards?|miles?|met(?:er|re)s?|km|cm"
+    r"|lbs?|pounds?|oz|ounces?|kg|kilograms?|g|grams?|gallons?|quarts?|pints?|in|inch(?:es)?|dollars?|euros?|cents?|degrees?|['\"\u00b0])"
+)
+_FURTHER = re.compile(
+    rf"\s*(?:{_MEASURE}(?![A-Za-z])\.?,?\s*)?(?:and\s+)?(?!0+\b)[0-9]+(?:\.[0-9]+)?\s*{_MEASURE}(?![A-Za-z])"
+    r"|\s?[hH][0-9]{2}(?![0-9])|\s*(?:\w+\s+)?and\s+(?:a|one|two|three)[\s-](?:half|quarters?|thirds?)\b|\s*mod(?:ulo)?\b",
+    re.IGNORECASE,
+)
+_COMMENT = re.compile(r"\s+\([^()0-9]*[0-9.,]+%?\s+[a-z]{2}")  # 72 (2 months)
+DENIED_AFTER = re.compile(
+    "\\A[^0-9\n]{0,12}(?:\uc544\ub2c8|\uc544\ub2d9|\u3067\u306f\u306a\u3044|\u3067\u306f\u3042\u308a\u307e\u305b\u3093|\u3058\u3083\u306a\u3044|\u0928\u0939\u0940\u0902)"
+)
+"""What denies the value before it, in languages that deny at the end."""
 _FUNCTION = re.compile("(?:sqrt|log|ln|sin|cos|tan|exp|\u221a)\\s*[({]?\\s*\\Z", re.IGNORECASE)
 _UNITS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -118,6 +140,11 @@ class Number:
 
     value: Fraction
     percent: bool = False
+
+
+def has_digit(text: str) -> bool:
+    """Whether the text has a digit of any script."""
+    return any(c.isdigit() for c in text)
 
 
 def plain_digits(text: str) -> str:
@@ -162,7 +189,10 @@ def stated_number(text: str, *, last: bool = False) -> Number | None:
         return number_in_words(text)
     index = len(matches) - 1 if last else 0
     match = matches[index]
-    if _is_joined(text, matches, index) or _DENIED.search(_near(text, match)):
+    near = _near(text, match)
+    if DENYING_WORDS.search(near) or _BOUNDED.search(near) or DENIED_AFTER.search(text[match.end() :]):
+        return None
+    if _is_joined(text, matches, index):
         return None
     return _value(match)
 
@@ -178,13 +208,15 @@ def _is_joined(text: str, matches: list[re.Match[str]], index: int) -> bool:
     behind = text[match.end() :]
     if _FUNCTION.search(text[: match.start()][-20:]) or (match["sign"] and text[: match.start()].endswith("|")):
         return True
-    if index + 1 < len(matches) and _JOINING.match(text[match.end() : matches[index + 1].start()]):
+    if _FURTHER.match(behind):
         return True
+    if index + 1 < len(matches) and _JOINING.match(text[match.end() : matches[index + 1].start()]):
+        return _COMMENT.match(behind) is None
     if index > 0 and _JOINING.match(text[matches[index - 1].end() : match.start()]):
         return True
     return bool(
         re.match(
-            r"[\u2080-\u2089]|\s*(?:\)?\s*[\^!*/:]|[-+]\s*\d|\+|,\d|x\b|[a-cefijnopqruvwxyzBDEIMOPQRSUXYZ](?![A-Za-z])|\u2030|(?:st|nd|rd|th)\b|or\s+so\b|squared\b|cubed\b|of\s+\d)",
+            r"[\u2080-\u2089]|\s*(?:\\(?:sqrt|pi|frac|log|ln|sin|cos|tan)(?![a-zA-Z])|[\u221a\u03c0])|\s*(?:\)?\s*[\^!*:]|\)?\s*/(?!\s?[a-z]{2})|[-+]\s*\d|\+|,\d|x\b|(?![ap]\.?\s?m\b)[a-cefijnopqruvwxyzBDEIMOPQRSUXYZ](?![A-Za-z])|\u2030|(?:st|nd|rd|th)\b|or\s+so\b|squared\b|cubed\b|of\s+\d)",
             behind,
         )
     )
@@ -204,7 +236,7 @@ def _value(match: re.Match[str]) -> Number | None:
             return None
         value += Fraction(int(above), int(below))
     if match["scale"]:
-        value *= _SCALES[match["scale"].strip()]
+        value *= SCALES[match["scale"].strip()]
     value = (
         -value
         if (match["sign"] or "").strip() in ("-", "minus", "negative", "\u8d1f", "\u8ca0", "\u96f6\u4e0b")
@@ -226,9 +258,9 @@ def number_in_words(text: str) -> Number | None:
         if word in _WORDS:
             current += _WORDS[word]
         elif word in ("hundred", "dozen"):
-            current = max(1, current) * _SCALES[word]
-        elif word in _SCALES and word != "k":
-            total, current = total + max(1, current) * _SCALES[word], 0
+            current = max(1, current) * SCALES[word]
+        elif word in SCALES and word != "k":
+            total, current = total + max(1, current) * SCALES[word], 0
         else:
             return None
     return Number(Fraction(-(total + current) if negative else total + current)) if words else None

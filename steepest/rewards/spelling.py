@@ -41,7 +41,13 @@ _LAYOUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\\!\s*"), ""),
     (re.compile(r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-zA-Z])"), " "),
     (re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\\(?:display|text|script)style|\\limits"), ""),
-    (re.compile(r"\\l?angle(?![a-zA-Z])"), "("),
+    (re.compile(r"\\langle(?![a-zA-Z])"), "("),
+    (
+        re.compile(r"\{?\s*\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|tt|sf|sc)(?![a-zA-Z])\s*([^{}]*)\}?"),
+        r"\1",
+    ),
+    (re.compile(r"(?:[,;]|\\\\)\s*\Z"), ""),
+    (re.compile(r"(?<![\d.])(\d+\.\d*)\((\d{1,9})\)(?=\s*\Z)"), r"\1\\overline{\2}"),
     (re.compile(r"\\rangle(?![a-zA-Z])"), ")"),
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
     (re.compile(r"\\[dt]binom"), r"\\binom"),
@@ -62,7 +68,7 @@ _LAYOUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\^\s*\{\s*\\circ\s*\}"), r"^\\circ "),
 )
 _NAMES = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|infty"
-_WORD = r"(?<![a-zA-Z\\]){}(?![a-zA-Z])"
+_WORD = r"(?<![a-zA-Z\\])(?:{})(?![a-zA-Z])"
 _PLAIN_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(?<![a-zA-Z\\])sqrt(?![a-zA-Z])"), r"\\sqrt "),
@@ -81,6 +87,7 @@ _PLAIN_TEXT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?<![0-9.,/^{])([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)(?![0-9/.])"), r"\1\\frac{\2}{\3}"),
     (re.compile(r"\\sqrt\s*\[([^\]]*)\]\s*([0-9]+|[a-zA-Z])"), r"\\sqrt[\1]{\2}"),
     (re.compile(r"\\sqrt\s*([0-9]+(?:\.[0-9]+)?|[a-zA-Z])"), r"\\sqrt{\1}"),
+    (re.compile(r"\\frac\s*(\\[a-zA-Z]+)\s*([0-9a-zA-Z])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*([0-9])\s*([0-9a-zA-Z])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac\s*([0-9a-zA-Z])\s*\{"), r"\\frac{\1}{"),
     (re.compile(r"\\frac\s*(\{[^{}]*\})\s*([0-9a-zA-Z])"), r"\\frac\1{\2}"),

@@ -20,6 +20,7 @@ _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\
 _DECIMAL = re.compile(r"-?\s*([0-9]*)\.([0-9]+)")
 _RELATIONS = ("\\le", "\\ge", "\\ne", "<", ">", "=", "\\in", "\\approx")
 _SYMBOL = re.compile(r"\s*(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\{?\w+\}?)?'?\s*")
+_ANGLE = re.compile(r"\s*\\angle(?:\s*[A-Z0-9]){1,3}\s*")
 _CALL = re.compile(r"\s*[a-zA-Z]\s*\([a-zA-Z, ]*\)\s*")
 _SPLIT = re.compile(
     r"\\(?:cup|le|ge|ne|in|approx|pm|mp)(?![a-zA-Z])|\\[{}]|\\begin|\\end|[-+]?\\infty|\sor\s|[{}()\[\],;<>=]"
@@ -79,10 +80,12 @@ def structure_of(text: str, depth: int = 0) -> Node:
 
 def _relation(parts: list[str], signs: list[str], depth: int) -> Node:
     nodes = tuple(structure_of(part, depth + 1) for part in parts)
-    if not parts[0].strip():  # `= 5`
+    if not parts[0].strip() and signs[0] in ("=", "\\approx", "\\in"):  # `= 5`
         return nodes[1] if len(nodes) == 2 else Relation(nodes[1:], tuple(signs[1:]))
     if signs == ["\\in"]:
         return nodes[1]
+    if signs[0] == "=" and _ANGLE.fullmatch(parts[0]):
+        return nodes[1] if len(nodes) == 2 else Relation(nodes[1:], tuple(signs[1:]))
     return Relation(nodes, tuple("=" if sign == "\\approx" else sign for sign in signs))
 
 
@@ -297,7 +300,7 @@ def _terminates(expr: Any) -> bool:
 
 def _same_relation(stated: Relation, truth: Relation) -> bool:
     ranges = _ranges(stated), _ranges(truth)
-    if None not in ranges and _letter(stated) == _letter(truth):
+    if None not in ranges and len({_letter(stated), _letter(truth)} - {""}) < 2:
         return _same_ranges(*ranges)  # type: ignore[arg-type]
     if len(stated.parts) != 2 or len(truth.parts) != 2:
         alike = stated.signs == truth.signs and len(stated.parts) == len(truth.parts)
@@ -360,13 +363,18 @@ def _range_of_inequality(relation: Relation) -> list[Range] | None:
         return None
     leaves = [part for part in parts if isinstance(part, Leaf)]
     closed = [sign == "\\le" for sign in signs]
-    if len(leaves) == 2 and _is_name(leaves[0]) and not _is_name(leaves[1]):
+    if len(leaves) == 2 and _may_be_bounded(leaves[0]) and not _is_name(leaves[1]):
         return [(Leaf("-\\infty"), False, leaves[1], closed[0])]
-    if len(leaves) == 2 and _is_name(leaves[1]) and not _is_name(leaves[0]):
+    if len(leaves) == 2 and _may_be_bounded(leaves[1]) and not _is_name(leaves[0]):
         return [(leaves[0], closed[0], Leaf("\\infty"), False)]
     if len(leaves) == 3 and _is_name(leaves[1]):
         return [(leaves[0], closed[0], leaves[2], closed[1])]
     return None
+
+
+def _may_be_bounded(leaf: Leaf) -> bool:
+    """A name, or nothing: the name of `>= 5` is left out."""
+    return not leaf.text.strip() or _is_name(leaf)
 
 
 def _same_ranges(stated: list[Range], truth: list[Range]) -> bool:

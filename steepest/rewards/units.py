@@ -25,8 +25,8 @@ _SPELLINGS = {
 _NAMES = {word: unit for unit, others in _SPELLINGS.items() for word in (unit, *others.split())}
 _MONEY = {"$": "$", "us$": "$", "\u20ac": "eur", "\u00a3": "gbp", "\u00a5": "yen", "\u20b9": "rupee"}
 _PREFIX = re.compile(
-    r"(-?)\s*((?:US|HK|NT|AU?|CA?|NZ|SG?|R|MX)?\\?\$|[\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9]"
-    r"|(?:USD|EUR|GBP|CNY|RMB|JPY|INR|KRW|CHF|HKD|SGD|AUD|CAD|Rs)\.?)\s*(?=[-0-9.\\])"
+    r"(-?)\s*((?:US|HK|NT|AU?|CA?|NZ|SG?|R|MX)?\\?\$|[\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9\u20ab]"
+    r"|(?:USD|EUR|GBP|CNY|RMB|JPY|INR|KRW|CHF|HKD|SGD|AUD|CAD|Rs|Rp)\.?)\s*(?=[-0-9.\\])"
 )
 _SUFFIX = re.compile(
     r"""
@@ -35,7 +35,7 @@ _SUFFIX = re.compile(
       | \s*(?P<text>\\text\{\s*[^{}]*?\s*\}(?:\s*(?:/|\\cdot)\s*\\text\{[^{}]*\})?)
       | \s+(?P<words>[A-Za-z][A-Za-z.]*(?:(?:\s*/\s*|\s+)[A-Za-z.]+)*)
       | (?<=[0-9])(?P<joined>[A-Za-z]{2,4}(?:/[a-z]{1,3})?)
-      | \s*(?P<sign>[\u20ac\u00a3\u00a5\u20b9]|\\?\$)
+      | \s*(?P<sign>[\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9\u20ab]|\\?\$)
     )
     \s*(?:\^\s*\{?\s*(?P<power>-?[0-9])\s*\}?)?\s*\Z
     """,

@@ -55,18 +55,18 @@ def test_thinking_states_nothing():
 
 # (corpus, mode, false accepts, wrong, false rejects, right): the figures of docs/rewards.md
 RATES = [
-    ("gsm8k", "strict", 34, 141, 182, 220),
-    ("gsm8k", "flexible", 18, 141, 20, 220),
-    ("math", None, 1, 294, 4, 427),
-    ("multiple_choice", None, 2, 268, 16, 307),
-    ("exact", None, 1, 262, 30, 342),
-    ("numeric", None, 4, 342, 6, 430),
+    ("gsm8k", "strict", 48, 207, 202, 241),
+    ("gsm8k", "flexible", 5, 207, 6, 241),
+    ("math", None, 1, 315, 30, 517),
+    ("multiple_choice", None, 2, 277, 13, 322),
+    ("exact", None, 0, 270, 30, 353),
+    ("numeric", None, 6, 378, 10, 445),
 ]
 # of the cases that were written when the grader was finished
 UNSEEN = [
     ("math", 0, 25, 1, 33),
-    ("multiple_choice", 0, 10, 1, 10),
-    ("exact", 0, 11, 1, 12),
+    ("multiple_choice", 0, 10, 0, 10),
+    ("exact", 0, 11, 0, 12),
     ("numeric", 0, 16, 0, 22),
 ]
 
@@ -123,7 +123,7 @@ def test_a_grader_of_the_users_own_is_checked_on_a_corpus_of_their_own(tmp_path)
 def test_the_command(capsys):
     assert _command("rewards", "check", "aime2024") == 0
     printed = capsys.readouterr().out
-    assert "accepted, but wrong:" in printed and printed.endswith("right answers rejected: 4 of 427 = 0.9%\n")
+    assert "accepted, but wrong:" in printed and printed.endswith("right answers rejected: 30 of 517 = 5.8%\n")
     assert _command("rewards", "check", "mth") == 2
     assert "no such grader: mth. Did you mean math?" in capsys.readouterr().err
 
@@ -317,7 +317,7 @@ BOMBS = [
     "\\boxed{" + "\\sin " * 49 + "x}", "\\boxed{" + "\\pm 1" * 40 + "}",
     "<answer>" + "\\(" * 25_000 + "</answer>", "abc " * 12_000 + "}",
     "I choose B " * 4_000, "\u5171" * 50_000, "#### step " * 5_000, "one hundred " * 4_000,
-    "1/2 " * 12_000, "\u00bd" * 50_000,
+    "1/2 " * 12_000, "\u7b54\u6848\u662f" * 16_000, "\u202f" * 50_000 + "72", "\u00bd" * 50_000,
     "\\boxed{(a+b+c+d+e+f)^{29}}", "\\boxed{10^{999}}", "\\boxed{" + "(" * 200 + ")" * 200 + "}", "\\boxed{1e999}",
 ]  # fmt: skip
 

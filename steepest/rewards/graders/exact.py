@@ -8,6 +8,7 @@ from typing import Any
 
 from steepest.rewards.answers import ground_truth_text, last_line, last_remark, plain, statements, visible
 from steepest.rewards.api import REWARDS
+from steepest.rewards.numbers import plain_digits
 
 _SPELLINGS = str.maketrans(
     {
@@ -24,6 +25,13 @@ _LATEX: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\\!\s?|(?<=\d)\\,(?=\d{3})|(?<=\d)\{,\}(?=\d{3})"), ""),
     (re.compile(r"(?<!\\)\\[,;: ]"), " "),
     (re.compile(r"\s*\\?%"), "%"),
+    (re.compile(r"\\\$"), "$"),
+    (
+        re.compile(r"\A(-?[$\u20ac\u00a3\u00a5\u20b9])\s+(?=[0-9])|(?<=[0-9])\s+(?=[$\u20ac\u00a3\u00a5\u20b9]\Z)"),
+        r"\1",
+    ),
+    (re.compile(r"\\[dtc]?frac\s*\{(\w+)\}\s*\{(\w+)\}"), r"\1/\2"),
+    (re.compile(r"\\degree(?![a-zA-Z])"), "\u00b0"),
     (re.compile(r"\\(?:emptyset|varnothing)(?![a-zA-Z])"), "\u2205"),
     (re.compile(r"\\pi(?![a-zA-Z])"), "\u03c0"),
     (re.compile(r"\\sqrt\s*(?:\{(\w+)\}|(\w))"), "\u221a\\1\\2"),
@@ -40,12 +48,16 @@ _LATEX: tuple[tuple[re.Pattern[str], str], ...] = (
 _BULLET = re.compile(r"^\s*(?:[#>*]+|-+(?!\s*[0-9])|[0-9]+\.)\s+")
 _ABBREVIATION = re.compile(r"\b(?:\w\.){2,}")
 _ARTICLE = re.compile(r"^(?:the|an|a)\s+(?=\w)")
+_BOLD = re.compile(r"(?<![\w*])(?:\*\*)(?=\S)([^*]+?)(?<=\S)\*\*(?![\w*])")
 _DELIMITERS = re.compile(r"\\[()\[\]]")
 _AROUND = (
-    " \t\n\"'`*_$.,;:!?\u3002\uff01\uff1f\u3001\u0964\u00ab\u00bb\u201e\u300a\u300b\u300c\u300d\u3010\u3011\u00b7\u2022"
+    " \t\n\"'`*_.,;:!?\u3002\uff01\uff1f\u3001\u0964\u00ab\u00bb\u201e\u300a\u300b\u300c\u300d\u3010\u3011\u00b7\u2022"
 )
 
-_MARKS = " \t\n\"'`*_$"
+_MARKS = " \t\n\"'`*_"
+# Marks before a text. A full stop or an exclamation mark that touches a letter or a digit belongs to it: `.5`, `!a`.
+_BEFORE = re.compile(rf"\A(?:\.{{2,}}|(?![.!]\w)[{re.escape(_AROUND)}])+")
+_DOLLARS = re.compile(r"\A\s*(\${1,2})([^$]*)\1[\s.]*\Z")  # mathematics; a single one is money
 
 
 def normalise(text: str) -> str:
@@ -55,13 +67,14 @@ def normalise(text: str) -> str:
     between words and a full stop at the end make no difference. All other characters count: signs, decimal points,
     `%`, `+`.
     """
-    text = _TEXT_COMMAND.sub(r"\1", _DELIMITERS.sub("", plain(text.strip(_MARKS))))
+    text = _DOLLARS.sub(r"\2", plain_digits(plain(" ".join(text.split()).strip(_MARKS)))).strip(_MARKS)
+    text = _TEXT_COMMAND.sub(r"\1", _DELIMITERS.sub("", _BOLD.sub(r"\1", text)))
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)
     text = unicodedata.normalize("NFKC", text).replace("\u2044", "/").translate(_SPELLINGS).casefold()
     text = _BULLET.sub("", text)
     text = _ABBREVIATION.sub(lambda match: match[0].replace(".", ""), text)
-    text = text.strip(_AROUND)
+    text = _BEFORE.sub("", text).rstrip(_AROUND)
     text = re.sub(r"(?<=[^\W\d])-(?=[^\W\d])", " ", text)
     text = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
     text = re.sub(r",(?=\s)", "", re.sub(r"(?<=[0-9]),\s+(?=[0-9])", ",", text))

@@ -14,9 +14,9 @@ import re
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-from steepest.rewards.answers import body, ground_truth_text, plain, statements
+from steepest.rewards.answers import body, ground_truth_text, statements, visible, without_exclamation, without_open_box
 from steepest.rewards.api import REWARDS
-from steepest.rewards.numbers import CURRENCY, NOT_IN_A_NAME, plain_digits
+from steepest.rewards.numbers import Number, has_digit, stated_number
 
 Mode = Literal["strict", "flexible"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -24,42 +24,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 STRICT_TAIL_CHARS = 300
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 
-# A number as people write it. `unfinished` marks one that is only the start of something else: `6 * 12`, `10:30`,
-# `70-72`, `70 or 72`, `1 1/2`. Such a number is no answer.
-_NUMBER = re.compile(
-    r"""
-    (?<![.])"""
-    + NOT_IN_A_NAME
-    + r"""
-    (?P<sign>(?<!\))[-+])? (?:[$€£¥\u20b9\u20bd\u20a9\u20ba\u0e3f]\s?)? (?P<inner_sign>-)?
-    (?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))
-    (?P<decimals>\.[0-9]+)?
-    (?P<exponent>[eE][-+]?[0-9]{1,2}(?!\w))?
-    (?:\s?/\s?(?P<divisor>[0-9]{1,15}))?
-    (?P<scale>k\b|\s?(?:hundred|dozen|thousand|million|billion)\b|[\u767e\u5343\u4e07\u842c\u4ebf\u5104])?
-    (?:(?=\s*(?:[-+*^:/\xd7\xf7~]|\\times|\\cdot|\\div|or\b|to\b|[\u6216\u81f3\u5230\u65f6\u6642\u70b9\u9ede])\s*[($]*[0-9]
-      |\ [0-9]+/[0-9])(?P<unfinished>))?
-    """,
-    re.VERBOSE,
-)
-_SCALES = {
-    "k": 10**3, "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-    "\u767e": 100, "\u5343": 1000, "\u4e07": 10**4, "\u842c": 10**4, "\u4ebf": 10**8, "\u5104": 10**8,
-}  # fmt: skip
 _IS = re.compile(r"\b(?:is|are|equals|must\ be)\b:?\s(?=[^\w\n]{0,3}[0-9])")
-_MAX_DIGITS = 30  # longer runs of digits are noise, and Python refuses to convert very long ones
-
-# LaTeX and Markdown that surrounds or interrupts numbers, in this order
-_CLEANING: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
-    (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\[,!;]"), ""),
-    (re.compile(r"\\([$%])"), r"\1"),
-    (re.compile("\u2212"), "-"),  # the minus sign of typographers
-    *((pattern, "") for pattern in CURRENCY),
-    (re.compile(r"\*\*|__|`|~|\\[()\[\]]"), " "),
-)
 
 
 def strict_answer(text: str) -> str | None:
@@ -71,50 +36,41 @@ def strict_answer(text: str) -> str | None:
 def flexible_answer(text: str) -> Fraction | None:
     r"""The value of the answer by the flexible rule, or None when there is none.
 
-    It looks at these places of the whole text and takes the first hit:
+    It looks at these places of the text behind the thinking and takes the first hit:
       1. the last marker (four or more `#`) with a number on its line, or on the next line when its own is blank;
          headings (`#### Step 2`, `#### Check 3 times`) are no answers;
       2. the last `\boxed{...}` with a number;
       3. the last `the answer is ...` or `<answer>...</answer>` with a number, see answers.py;
       4. the last number of the text that is in no heading.
     In 1 to 3 the first number counts, where there is an `=` the first number after the last `=`, and in a sentence the
-    number after the last `is`.
-
-    A number is: digits with or without commas in groups of three, decimals, a sign, a currency sign before it, a
-    fraction `a/b` or `\frac{a}{b}`, `1.5e3`, and after it `k`, `dozen`, `hundred`, `thousand`, `million`, `billion`.
-    What follows is ignored (full stop, `%`, units), and so are bold, code marks and LaTeX spacing. An expression left
-    open (`6 * 12`, `70-72`, `70 or 72`, `10:30`, `1 1/2`) and a run of more than 30 digits are no answer.
+    number after the last `is`. What a number is, and which are none, is the rule of numbers.py, shared with `numeric`.
+    A percent sign is ignored.
     """
-    text = plain_digits(plain(text))
-    for pattern, replacement in _CLEANING:
-        text = pattern.sub(replacement, text)
-    found = statements(text)
+    shown = visible(text)
+    found = statements(shown)
     for kinds in (("hashes",), ("boxed",), ("phrase", "tag")):
         for statement in reversed(found):
-            if statement.kind in kinds and _NUMBER.search(statement.text):
-                return _answer_in(statement.text)
-    numbers = list(_NUMBER.finditer(body(text)))
-    return _value(numbers[-1]) if numbers else None
+            if statement.kind not in kinds:
+                continue
+            number = stated_number(_part(statement.text))
+            if number is not None or has_digit(statement.text):
+                return _written(number)
+    lines = [line for line in body(without_open_box(shown)).splitlines() if has_digit(line)]
+    return _written(stated_number(without_exclamation(lines[-1]), last=True)) if lines else None
 
 
-def _answer_in(text: str) -> Fraction | None:
-    text = text.rpartition("=")[2] if _NUMBER.search(text.rpartition("=")[2]) else text
-    first = _NUMBER.search(text)
+def _part(text: str) -> str:
+    """The part of a statement that has the answer: what follows the last `is` of a sentence with a number before it."""
     stated = list(_IS.finditer(text))
-    if first is not None and stated and re.search(r"\w", text[: first.start()]):  # the total for 2 months is 72
-        first = _NUMBER.search(text, stated[-1].end())
-    return _value(first) if first else None
+    first = re.search(r"[0-9]", text)
+    between = stated and first is not None and re.search(r"\w", text[: first.start()])
+    return text[stated[-1].end() :] if between else text
 
 
-def _value(match: re.Match[str]) -> Fraction | None:
-    digits = (match["whole"] or "0").replace(",", "") + (match["decimals"] or "")
-    divisor = int(match["divisor"] or 1)
-    if match["unfinished"] is not None or len(digits) > _MAX_DIGITS or divisor == 0:
+def _written(number: Number | None) -> Fraction | None:
+    if number is None:
         return None
-    negative = (match["sign"] == "-") != (match["inner_sign"] == "-")
-    scale = _SCALES[match["scale"].strip()] if match["scale"] else 1
-    value = Fraction(digits + (match["exponent"] or "")) * scale / divisor
-    return -value if negative else value
+    return number.value * 100 if number.percent else number.value
 
 
 def _truth(ground_truth: Any) -> str:

@@ -16,31 +16,40 @@ from typing import Any
 from steepest.rewards.answers import Statement, ground_truth_text, last_line, statements, visible
 from steepest.rewards.api import REWARDS
 from steepest.rewards.cost import MAX_CHARS
-from steepest.rewards.numbers import number_in_words
+from steepest.rewards.numbers import DENIED_AFTER, DENYING_WORDS, SCALES, number_in_words
 from steepest.rewards.spelling import latex_of
 from steepest.rewards.structure import equal, structure_of
 from steepest.rewards.units import without_unit
 
-_DENIED = re.compile(
-    r"\\ne(?![a-zA-Z])|\bnot\b|\bn't\b|\bnever\b|\b(?:at\s+(?:least|most)|(?:more|less|fewer|greater|other)\s+than)\b"
-    r"|\b(?:between|except|under|over|above|below)\b|[\u4e0d\u975e\u6ca1\u672a\u767e\u5343\u4e07\u842c\u4ebf\u5104\ub9cc\uc5b5\u500d\u7b2c]|\b\u043d\u0435\b"
-)
+_SCALED = re.compile(r"[\u767e\u5343\u4e07\u842c\u4ebf\u5104\ub9cc\uc5b5\u500d\u7b2c]")  # 3 \u4e07 is not 3
 # letters of other scripts than Latin (Greek ones are commands by now) around a value
 _OTHER_SCRIPT = re.compile(r"[^\W\d_A-Za-z\u00aa-\u024f](?:[^\W\d_A-Za-z\u00aa-\u024f]|\s)*[:\uff1a]?")
 _LEADING_WORDS = re.compile(
-    r"\A\s*(?:\\text\{\s*[^{}\d]*[a-zA-Z]{2}[^{}\d]*\}|[A-Za-z]{2,}(?:\s+[A-Za-z]{2,})*)(?:\s*:\s*|\s+)"
+    r"\A\s*(?:\\text\{\s*[^{}\d]*[a-zA-Z]{2}[^{}\d]*\}(?:\s*:)?\s*|[A-Za-z]{2,}(?:\s+[A-Za-z]{2,})*(?:\s*:\s*|\s+))"
     r"(?=[-(\d]|\\(?:frac|sqrt|pi))"
 )
 _NUMBER_BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?\s*_\s*\{?\s*(?:\\text\{\s*)?([0-9]+|[a-z]+)\s*\}?\s*\}?")
 _BASES = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
           "ten": "10", "twelve": "12", "sixteen": "16"}  # fmt: skip
 _NO_SOLUTION = re.compile(r"(?:there\s+(?:is|are)\s+)?no\s+(?:real\s+)?solutions?|(?:the\s+)?empty\s+set")
+_ALL_REALS = re.compile(
+    r"(?:the\s+)?(?:set\s+of\s+)?(?:all\s+)?(?:the\s+)?reals?(?:\s+numbers?)?|\\mathbb\s*\{?\s*r\s*\}?"
+)
+_NEGATIVE = re.compile(r"\A\s*(?:\\text\{\s*)?(?:minus|negative)\s*\}?\s*(?=[\d.]|\\frac)", re.IGNORECASE)
+_TIMES = re.compile(
+    r"\A(.*[0-9}])\s*(\\text\{\s*)?(hundred|thousand|lakh|million|crore|billion|trillion|dozens?)\b\s*(\}?)",
+    re.IGNORECASE,
+)
 _DEGREES_IN = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*([0-9.]+)\s*\^\s*\\circ\s*[)}]?")
 # A statement of these words is a remark about the answer, not the answer.
 _REMARK = re.compile(
     r"\b(?:verified|correct|right|wrong|explanation|explained|check(?:ed)?|verification|summary|note|notes|proof|above|"
     r"below|solution|conclusion|confirmed|step|steps|reasoning|final|answer|remark|unique|valid|consistent|reasonable)\b",
     re.IGNORECASE,
+)
+# What a sentence adds to its answer: `73, since 80 - 7 = 73`, `73 (rounded)`.
+_COMMENT = re.compile(
+    r"(?<=[\w$)}])(?:(?:,?\s+(?:since|because|which|rounded)|,\s+(?:as|so|but\s+not))\b(?!\s*\Z)|\s+\((?=[^()]{0,80}[A-Za-z]{3})[^()\\]{1,80}\)[.\s]*\Z)"
 )
 _PLACEHOLDERS = frozenset(("n/a", "na", "null", "nan", "unknown", "todo", "tbd", "?", "-", "--", "...", "none given"))
 _LONGEST_STATEMENT = 2000  # characters in which a formula is looked for
@@ -89,12 +98,13 @@ def _within(found: list[Statement]) -> str:
     last = found[-1]
     if last.kind == "boxed":
         return last.text
-    formulas = re.findall(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", last.text[:_LONGEST_STATEMENT])
-    return next(part for part in formulas[0] if part) if formulas else last.text
+    text = _COMMENT.split(last.text[:_LONGEST_STATEMENT], maxsplit=1)[0]
+    formulas = re.findall(r"\$\$?([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", text)
+    return next(part for part in formulas[0] if part) if formulas else text.rstrip("| ")
 
 
 def _plain(text: str) -> str:
-    text = text.strip().lstrip("$*_` ")
+    text = re.sub(r"(?<![\w)}])\*\*(?=\S)([^*]+)\*\*(?![\w({])", r"\1", text).strip().lstrip("$*_` ")
     if text.endswith("..."):
         return text
     text = text.rstrip("$*_`.\u3002 \t\n")
@@ -115,7 +125,7 @@ def same(stated: str, truth: str) -> bool:
     one, other = latex_of(stated), latex_of(truth)
     if _key(one) == _key(other):
         return _key(one) != ""
-    if not one or (_DENIED.search(one) and not _DENIED.search(other)):
+    if not one or (_denied(one) and not _denied(other)):
         return False
     one, other = _words_read(one, other), _words_read(other, other)
     if _is_words(other):
@@ -126,6 +136,15 @@ def same(stated: str, truth: str) -> bool:
     return _same_quantity(one, other)
 
 
+def _denied(text: str) -> bool:
+    """Whether words or signs deny or bound the value: `not 13`, `at most 5`, `no es 72`."""
+    return bool(
+        DENYING_WORDS.search(text)
+        or DENIED_AFTER.search(re.sub(r"\A[^0-9]*[0-9.,]+", "", text))
+        or _SCALED.search(text)
+    )
+
+
 def _words_read(text: str, truth: str) -> str:
     """The text without words around the value, and with number words as digits."""
     if not _OTHER_SCRIPT.search(truth):
@@ -133,14 +152,23 @@ def _words_read(text: str, truth: str) -> str:
     bare = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip().casefold()
     if _NO_SOLUTION.fullmatch(bare):
         return "\\emptyset"
+    if _ALL_REALS.fullmatch(bare):
+        return "(-\\infty,\\infty)"
     if re.fullmatch(r"[a-z -]+", bare) and len(bare) > 2:
         number = number_in_words(bare)
         return text if number is None else str(number.value)
-    if not _DENIED.search(text):
+    text = _NEGATIVE.sub("-", text, count=1)
+    text = _TIMES.sub(_multiplied, text)
+    if not _denied(text):
         text = _LEADING_WORDS.sub("", text, count=1)
     text = re.sub(r",\s*\\text\{\s*(?:since|because|where|for|as|when|if)\b.*", "", text)
     text = re.sub(r"^([0-9.]+)\s+to\s+([0-9.]+)$", r"\1:\2", text)
     return _DEGREES_IN.sub(r"\1(\\frac{\2\\cdot\\pi}{180})", text)
+
+
+def _multiplied(match: re.Match[str]) -> str:
+    """`5 million` as a product; what follows in the same braces stays in braces."""
+    return f"{match[1]}\\cdot {SCALES[match[3].casefold()]}" + ("\\text{" if match[2] and not match[4] else "")
 
 
 def _is_words(text: str) -> bool:

@@ -8,7 +8,10 @@ from typing import Any
 from steepest.rewards.answers import first_sentence, ground_truth_text, statements, visible
 from steepest.rewards.api import REWARDS
 
-_MARKUP = re.compile(r"\\(?:text(?:bf)?|math(?:bf|rm)|boxed)\b\s*|\\[()\[\] ,;]|[{}$*_`\"]")
+_MARKUP = re.compile(
+    r"\\(?:text(?:bf)?|math(?:bf|rm)|boldsymbol|boxed)\b\s*|</?[a-z]{1,6}>|(?<!\w)'(?=[A-Z]')|(?<=[A-Z])'(?!\w)"
+    r"|\\[()\[\] ,;]|[{}$*_`\"\u3010\u3011]"
+)
 # One letter that stands alone. A lower-case one needs brackets around it, or nothing behind it.
 _CHOICE = re.compile(
     r"""
@@ -42,16 +45,23 @@ _CHOOSING = re.compile(
           |left\ with|chooses?|picks?|selects?|go(?:ing)?\ with|say|only)\b[,:]?\s+(?:is\s+)?(?:with\s+|(?:for|on)\s+)?
        |\b(?:correct|right|best|true|my|selected|chosen|final)\ (?:option|choice|pick|selection|one|response)
          \s?(?:\b(?:is|would\ be|must\ be)\b:?|:)\s+
+       |^[\W_]{0,6}(?:option|choice|selected|selection|response|pick|ans\.?)\s?[:.]\s{0,3}
        |\bthe\ one\ that\ \w+\ is\s+
        |(?:\u6545|\u5e94|\u61c9|\u6240\u4ee5|\u56e0\u6b64)?(?:\u9009\u62e9|\u9078\u64c7|\u9009|\u9078)\s?:?\s?
        |(?:\u9009\u9879|\u9078\u9805|\u9078\u629e\u80a2)\s?(?:[\u662f\u4e3a\u70ba\u306f])?\s?:?\s?)
     (?:the\s+)?(?:option\s+|choice\s+|letter\s+)?[(\[]?(?P<after>[A-Z])[)\]]?(?![A-Za-z0-9_'+\#])
       (?=(?P<rest>[^\n]{0,400}))
     |(?<![\w'.])[(\[]?(?P<before>[A-Z])[)\]]?\s+
-      (?:is\s+(?:the\s+)?(?:only\s+|one\s+)?(?:correct|right|best|answer|true)\b|it\ is\b
+      (?:is\s+(?:the\s+)?(?:only\s+|one\s+)?(?:correct|right|best|answer|true|one)\b|it\ is\b
       |(?:fits|seems|looks|is)\s+(?:best|most\s+(?:plausible|likely)|left)\b)
     """,
-    re.VERBOSE | re.IGNORECASE,
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
+)
+# Before the letter of a sentence such as `B is best`: a word that the letter belongs to (`Vitamin C`).
+_IN_A_NAME = re.compile(
+    r"\b(?!(?:so|that|and|but|hence|thus|then|therefore|think|believe|say|option|choice|answer|letter|clearly|conclude|only|or|because"
+    r"|means|as|since|statement|is|now|here|say|know|see|shows|where|while|which|course|case)\b)[a-z]{2,}\s\Z",
+    re.IGNORECASE,
 )
 # A letter that may be a choice, or a word that says that there is none
 _NAMES_A_LETTER = re.compile(
@@ -103,11 +113,11 @@ def chosen(text: str) -> str | None:
         return letter
     if len(lines) == 1 and _is_short(lines[0]):
         return choice(_POINTER.sub("", lines[0]))
-    for line in (lines[-1], lines[0]):
-        plain = _MARKUP.sub(" ", line).strip()
-        if _LABELLED.match(plain) and not _DENIED.search(plain):
-            return choice(line)
-    return None
+    ends = [_MARKUP.sub(" ", line).strip() for line in (lines[-1], lines[0])]
+    labels = [match[1] for plain in ends if (match := _LABELLED.match(plain)) and not _DENIED.search(plain)]
+    if len(set(labels)) != 1:  # two letters: a copy of the options
+        return None
+    return labels[0]
 
 
 def _is_short(line: str) -> bool:
@@ -121,6 +131,8 @@ def _by_sentence(text: str) -> str | None:
     for match in _CHOOSING.finditer(text):
         found, rest = match["after"] or match["before"], match["rest"] or ""
         if _DOUBTED.search(text[max(0, match.start() - 40) : match.start()]):
+            continue
+        if match["before"] and _IN_A_NAME.search(text[max(0, match.start() - 30) : match.start()]):
             continue
         if found.isupper() and not _OTHER.match(rest) and not _denied(rest):
             is_word = found in ("A", "I") and re.match(r"\s+\w", rest)

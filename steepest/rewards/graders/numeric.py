@@ -6,9 +6,9 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from steepest.rewards.answers import body, ground_truth_text, statements, visible
+from steepest.rewards.answers import body, ground_truth_text, statements, visible, without_open_box
 from steepest.rewards.api import REWARDS
-from steepest.rewards.numbers import Number, number_in_words, stated_number
+from steepest.rewards.numbers import Number, has_digit, number_in_words, stated_number
 
 _MAX_WORDS = 4  # of a ground truth; more are prose, whose first number may be any number
 
@@ -20,17 +20,13 @@ def numeric_answer(text: str) -> Number | None:
     found = statements(shown)
     for statement in reversed(found):
         number = stated_number(statement.text)
-        if number is not None or _has_digit(statement.text):
+        if number is not None or has_digit(statement.text):
             return number
     if found:
         return None
-    lines = [line for line in body(shown).splitlines() if line.strip()]
-    line = next((line for line in reversed(lines) if _has_digit(line)), lines[-1] if lines else "")
+    lines = [line for line in body(without_open_box(shown)).splitlines() if line.strip()]
+    line = next((line for line in reversed(lines) if has_digit(line)), lines[-1] if lines else "")
     return stated_number(line, last=True)
-
-
-def _has_digit(text: str) -> bool:
-    return any(c.isdigit() for c in text)
 
 
 def _truth(ground_truth: Any) -> Number:
