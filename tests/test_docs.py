@@ -93,18 +93,6 @@ def test_both_languages_of_the_readme_have_the_same_blocks() -> None:
     assert len(english) == 8 and chinese == english
 
 
-def test_the_ascend_page_installs_what_its_image_lacks() -> None:
-    """vLLM's image has torch and what vLLM itself requires; `--no-deps` brings nothing of the rest."""
-    project = (ROOT / "pyproject.toml").read_text("utf-8")
-    needed = re.findall(r'"([^"]+)"', project.partition("\ndependencies = [")[2].partition("\n]")[0])
-    of_image = r"torch|transformers|pyyaml|safetensors|tokenizers|huggingface_hub|numpy|packaging"
-    lacking = sorted(need for need in needed if not re.match(rf"({of_image})\b", need))
-    for language in ("en", "zh"):
-        found = commands(ROOT / "docs" / language / "ascend_install.md")
-        after = found[found.index(["pip", "install", "-e", ".", "--no-deps"]) + 1]
-        assert after[:2] == ["pip", "install"] and sorted(after[2:]) == lacking
-
-
 def test_the_dockerfile_copies_what_the_build_reads() -> None:
     lines = (ROOT / "Dockerfile").read_text("utf-8").splitlines()
     copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]

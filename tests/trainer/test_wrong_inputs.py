@@ -234,7 +234,7 @@ def test_a_model_folder_without_tokenizer_is_not_read_as_an_empty_one(toy, tmp_p
 def test_a_config_that_does_not_fit_the_weights(toy, tmp_path, capsys):
     argv = toy_overrides(toy, tmp_path / "run")
     key = "actor_rollout_ref.model.override_config"
-    assert_fails(capsys, [*argv, f"+{key}.hidden_size=64"], "other shapes", "override_config")
+    assert_fails(capsys, [*argv, f"+{key}.hidden_size=64"], "have another shape", "override_config")
     assert_fails(capsys, [*argv, f"+{key}.num_hidden_layers=5"], "override_config")
 
 
