@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from steepest.core.log_probs import CHUNK_LOGITS
+from steepest.models.attention import PLAIN, Terms
 from steepest.rollout.api import Completion, GenerationRequest
 from steepest.rollout.builtin import engine as engine_module
 from steepest.rollout.builtin.generation import Generation
@@ -109,8 +110,11 @@ class ExtendContext:
         seen = starts[:, None] + torch.arange(self._width)
         self._mask = torch.arange(self.max_length) <= seen[:, None, :, None]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """query (H, N, D), key and value (KV, N, D) -> (N, H, Dv)."""
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, terms: Terms = PLAIN
+    ) -> Tensor:
+        """query (H, N, D), key and value (KV, N, D) -> (N, H, Dv). For layers without a window, a cap or sinks."""
+        assert terms.within(self.max_length).are_plain
         self._cache.write(layer, self._index(layer), key, value)
         keys, values = (x[layer][self._slots, :, : self.max_length] for x in (self._cache.k, self._cache.v))
         padded = query.new_zeros(len(self._slots), self._width, query.shape[0], query.shape[2], dtype=keys.dtype)

@@ -73,7 +73,7 @@ def expand(name: str) -> list[str]:
     """The files that a pattern such as `data/train-*.parquet` names, in the order of the alphabet; another name as it
     is."""
     path = Path(name).expanduser()
-    if path.exists() or not glob.has_magic(name):
+    if not glob.has_magic(name) or os.path.exists(path):
         return [name]
     return sorted(glob.glob(str(path))) or [name]
 

@@ -6,6 +6,7 @@ The `configs` of its README name the files of each split. Without them the names
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class HubSet:
 
 def parse(name: str) -> HubSet | None:
     """The data set that `name` means; None for a file."""
-    if Path(name).expanduser().exists() or expand(name) != [name] or suffix_of(name) in SUFFIXES:
+    if os.path.exists(Path(name).expanduser()) or expand(name) != [name] or suffix_of(name) in SUFFIXES:
         return None
     found = _NAME.fullmatch(name)
     if found is None:

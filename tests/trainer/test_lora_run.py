@@ -224,7 +224,7 @@ def test_wrong_sources_and_targets(runs, tmp_path):
     damaged = tmp_path / "global_step_4"
     shutil.copytree(runs("head") / "global_step_4", damaged)
     (damaged / "actor" / "adapter_model.safetensors").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"cannot be used: actor/adapter_model.safetensors has 1 bytes"):
+    with pytest.raises(CheckpointError, match=r"is damaged: actor/adapter_model.safetensors has 1 bytes"):
         export(damaged, tmp_path / "out")
 
 

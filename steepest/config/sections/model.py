@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from steepest.config.checks import MODEL, Deriver, IsSet, NoEffect, Section, names_of
@@ -174,7 +174,7 @@ def model_without_effect(section: str, get: Callable[[Any], Any]) -> list[NoEffe
 
 def is_here(path: str) -> bool:
     """Whether a model's path is a file or folder of this machine, so that no hub is asked."""
-    return Path(path).exists()
+    return os.path.exists(path)  # False, too, for a name that is too long
 
 
 def optim_without_effect(section: str, get: Callable[[Any], Any]) -> list[NoEffect]:

@@ -19,10 +19,21 @@ def check_files(config: Config | SFTConfig) -> None:
     problems = [
         f"{key}={path!r}: there is no such file (looked for {Path(path).expanduser().absolute()})."
         for key, path in (*_data(config), *_models(config), *_rewards(config))
-        if path and not Path(path).expanduser().exists()
+        if path and _is_missing(Path(path).expanduser())
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def _is_missing(path: Path) -> bool:
+    """False where the system refuses to look, as with a name that is too long: who reads the file says why."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def _data(config: Config | SFTConfig) -> Iterator[tuple[str, str]]:
