@@ -160,6 +160,7 @@ def in_copy(tree: Path, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_estimators_and_losses_as_the_recipes_say(tmp_path: Path) -> None:
     """On a copy of the package, in a process of its own."""
     shutil.copytree(ROOT / "steepest", tmp_path / "steepest", ignore=shutil.ignore_patterns("__pycache__"))
@@ -200,6 +201,7 @@ assert "| `description` | text | null | What the run is for, printed at its star
 """
 
 
+@pytest.mark.slow
 def test_a_key_as_the_recipe_says(tmp_path: Path) -> None:
     """On a copy of the package, in a process of its own."""
     shutil.copytree(ROOT / "steepest", tmp_path / "steepest", ignore=shutil.ignore_patterns("__pycache__"))

@@ -129,7 +129,7 @@ for table in (REWARDS, ROLLOUT_ENGINES):
 """
 
 
-@pytest.mark.parametrize("code", [FOLDERS, TEMPORARY], ids=["imported when asked for", "temporarily"])
+@pytest.mark.parametrize("code", [FOLDERS, pytest.param(TEMPORARY, marks=pytest.mark.slow)])
 def test_entries_that_are_files_of_a_folder(code: str) -> None:
     """In a process that has imported none of them."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,12 @@ def test_the_summary_says_which_attention_and_why(toy, tmp_path, capsys):
     assert "attn_implementation" not in (tmp_path / "global_step_2/actor/config.json").read_text()
 
 
+def unreadable(folder: Path) -> str:
+    """A file of rows that would be an error, if it were read."""
+    (folder / "rows.parquet").write_text("no rows")
+    return f"data.train_files={folder}/rows.parquet"
+
+
 @pytest.mark.parametrize("section", ["actor_rollout_ref.model", "critic.model"])
 @pytest.mark.parametrize(
     ("asked", "words"),
@@ -55,7 +62,7 @@ def test_the_summary_says_which_attention_and_why(toy, tmp_path, capsys):
 )
 def test_an_attention_that_cannot_run_ends_the_run_before_a_row_is_read(toy, tmp_path, capsys, section, asked, words):
     key = f"{section}.override_config.attn_implementation"
-    argv = [*toy_overrides(toy, tmp_path / "run", *SHORT, f"+{key}={asked}"), "data.train_files=nowhere.parquet"]
+    argv = [*toy_overrides(toy, tmp_path / "run", *SHORT, f"+{key}={asked}"), unreadable(tmp_path)]
     assert run_entry(main, argv) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {key}={asked}: ") and words in said
@@ -64,7 +71,7 @@ def test_an_attention_that_cannot_run_ends_the_run_before_a_row_is_read(toy, tmp
 def test_an_engine_that_is_not_installed_ends_the_run_before_a_row_is_read(toy, tmp_path, capsys, monkeypatch):
     only_installed(monkeypatch, tmp_path / "none")
     argv = [*toy_overrides(toy, tmp_path / "run", *SHORT, "actor_rollout_ref.rollout.name=vllm")]
-    assert run_entry(main, [*argv, "data.train_files=nowhere.parquet"]) == 2
+    assert run_entry(main, [*argv, unreadable(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: actor_rollout_ref.rollout.name=vllm: vLLM is not installed; ")
 
 

@@ -34,7 +34,13 @@ def test_help(module: str):
 
 
 @pytest.mark.parametrize(
-    "file", ["bench/rollout.py", "bench/limits.py", "bench/table.py", "bench/peers/environment.py"]
+    "file",
+    [
+        pytest.param("bench/rollout.py", marks=pytest.mark.slow),
+        pytest.param("bench/limits.py", marks=pytest.mark.slow),
+        "bench/table.py",
+        "bench/peers/environment.py",
+    ],
 )
 def test_run_as_a_file_it_says_what_to_run_instead(file: str):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

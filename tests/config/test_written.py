@@ -28,7 +28,7 @@ def test_a_name_is_the_text_that_was_written(word: str, tmp_path: Path) -> None:
     assert (from_file.trainer.experiment_name, from_file.data.prompt_key) == (word, word)
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", ("3.10", "007", "1e5", "0x1F", "inf", "true", "null", "~", "2026-12-01", "a b"))
 def test_a_saved_configuration_keeps_the_text(word: str, tmp_path: Path) -> None:
     config = load_config([*GIVEN, f"trainer.experiment_name={word}", f"actor_rollout_ref.model.path={word}x"])
     save_config(config, tmp_path / "config.yaml")

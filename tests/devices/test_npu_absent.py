@@ -190,7 +190,7 @@ sys.exit(run_entry(main, {argv!r}))
 """
 
 
-@pytest.mark.parametrize(("code", "device"), [(NO_CANN, None), (NO_CARD, "cpu")], ids=["no CANN", "no card"])
+@pytest.mark.parametrize(("code", "device"), [(NO_CANN, None), pytest.param(NO_CARD, "cpu", marks=pytest.mark.slow)])
 def test_a_broken_torch_npu_does_not_touch_a_run_on_the_cpu(
     install, tmp_path: Path, code: str, device: str | None
 ) -> None:
@@ -209,6 +209,7 @@ def test_a_broken_torch_npu_does_not_touch_a_run_on_the_cpu(
         assert "trainer.device=cpu)" in said
 
 
+@pytest.mark.slow
 def test_without_steepest_the_same_package_breaks_torch_and_transformers(install) -> None:
     """The tests above prove something only where this holds."""
     folder = install(NO_CANN)

@@ -106,7 +106,7 @@ def test_actor_gradient_is_that_of_the_formula_written_out():
     metrics = actor.update(batch, step=1)
     want = {name: p.grad for name, p in hf.named_parameters()}
     for name, g in gradients[0].items():
-        assert (g - want[name.removeprefix("hf.")]).abs().max() < 1e-6, name
+        assert (g - want[name.removeprefix("hf.")]).abs().max() < 3e-6, name  # of up to 0.2
     loss = metrics["actor/pg_loss"] - entropy_coeff * metrics["actor/entropy_loss"] + kl_coef * metrics["actor/kl_loss"]
     assert loss == pytest.approx(total.item(), abs=1e-5)
     norm = torch.stack([g.norm() for g in want.values()]).norm().item()

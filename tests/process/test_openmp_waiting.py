@@ -114,7 +114,12 @@ print(json.dumps({"as set": seen_as_set, "made": made, "seen": seen, **told}))
 
 @needs_two_cores
 @pytest.mark.parametrize(
-    "variables", [{"OMP_WAIT_POLICY": "PASSIVE"}, {"GOMP_SPINCOUNT": "20000"}, {"OMP_NUM_THREADS": "1"}]
+    "variables",
+    [
+        {"OMP_WAIT_POLICY": "PASSIVE"},
+        pytest.param({"GOMP_SPINCOUNT": "20000"}, marks=pytest.mark.slow),
+        pytest.param({"OMP_NUM_THREADS": "1"}, marks=pytest.mark.slow),
+    ],
 )
 def test_where_the_user_chose_or_nothing_waits_nobody_looks(variables: dict[str, str]):
     found = run(

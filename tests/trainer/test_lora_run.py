@@ -129,7 +129,10 @@ def test_without_a_reference_and_without_a_critic(toy, tmp_path, estimator):
     assert ("critic/vf_loss" in last) == (estimator == "gae") and last["actor/grad_norm"] > 0
 
 
-@pytest.mark.parametrize("kind", ["own critic", "adapter", "head"])
+SLOWER = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("own critic", "adapter")]
+
+
+@pytest.mark.parametrize("kind", [*SLOWER, "head"])
 def test_it_learns(toy, tmp_path, kind):
     words = ["trainer.total_training_steps=25", "trainer.test_freq=25", "trainer.save_freq=0"]
     words += ["actor_rollout_ref.actor.optim.lr=1e-2", "critic.optim.lr=5e-3"]

@@ -201,7 +201,9 @@ def test_pf_ppo_pretraining_and_a_critic_of_one_update_do_not_mix(tmp_path):
     assert not by_update("algorithm.use_pf_ppo=True")
 
 
-@pytest.mark.parametrize("method", ["pow", "max_min", "max_random"])
+@pytest.mark.parametrize(
+    "method", ["pow", *(pytest.param(name, marks=pytest.mark.slow) for name in ("max_min", "max_random"))]
+)
 def test_a_run_with_pf_ppo_resumes_to_the_same_bits(toy, tmp_path, method):
     words = ("algorithm.use_pf_ppo=True", f"algorithm.pf_ppo.reweight_method={method}", "data.train_batch_size=16")
     words = (*words, "actor_rollout_ref.actor.ppo_mini_batch_size=8", "trainer.total_training_steps=2")

@@ -30,6 +30,7 @@ def sample(number: int, response: str, score: float) -> dict:
     return {"prompt": [{"content": f"q{number}"}], "response": response, "ground_truth": "1", "score": score}
 
 
+@pytest.mark.slow
 def test_the_whole_path_in_small(tmp_path, capsys):
     folder = tmp_path / "quickstart"
     for _ in range(2):  # the second start moves the first one's folder aside
