@@ -85,5 +85,5 @@ def test_both_ways_are_one_update_of_the_critic():
     assert calls == ["values", "update"] and other_calls == ["both", "step"]
     torch.testing.assert_close(values, other_values, rtol=0, atol=1e-6)
     assert abs(loss - other_loss) < 1e-6
-    assert max(float((after[name] - other_after[name]).abs().max()) for name in after) < 1e-6
+    assert max(float((after[name] - other_after[name]).abs().max()) for name in after) < 3e-6
     assert not same_bits(after, weights(make_critic(mini=2, zero_head=False)))
