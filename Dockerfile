@@ -1,5 +1,5 @@
 # Steepest on a CPU: docker build -t steepest . && docker run --rm -it steepest quickstart
-# Runs are kept in a volume: docker run --rm -it -v "$PWD/checkpoints:/work/checkpoints" steepest ppo --config my.yaml
+# Runs are kept in a volume: docker run --rm -it -v "$PWD/checkpoints:/runs/checkpoints" steepest ppo --config my.yaml
 # For CUDA cards name an index with CUDA builds: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
 FROM python:3.12-slim-bookworm
 
@@ -14,10 +14,10 @@ COPY steepest ./steepest
 RUN pip install --extra-index-url "$TORCH_INDEX" "torch>=2.10,<2.14" \
   && pip install ".[tensorboard,gguf,modelscope]" \
   && useradd --create-home steepest \
-  && install --directory --owner=steepest /work
+  && install --directory --owner=steepest /runs
 
 # hadolint ignore=DL3066
 USER steepest
-WORKDIR /work
+WORKDIR /runs
 ENTRYPOINT ["steepest"]
 CMD ["--help"]

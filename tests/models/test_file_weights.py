@@ -189,7 +189,8 @@ def test_a_weight_of_another_shape_is_named_with_both(tmp_path, load):
 
 @pytest.mark.parametrize("load", LOADERS)
 def test_old_tables_of_positions_are_harmless(tmp_path, load):
-    load(write(tmp_path, add("model.layers.0.self_attn.rotary_emb.inv_freq", 4)))
+    loaded = load(write(tmp_path, add("model.layers.0.self_attn.rotary_emb.inv_freq", 4)))
+    assert "rotary" not in " ".join(loaded.state_dict())
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])

@@ -196,7 +196,6 @@ def in_another_process(pipe):
         pipe.send_bytes(pickle.dumps(engine.generate(requests)))
 
 
-@pytest.mark.slow
 def test_an_engine_in_another_process_generates_the_same_bits():
     model, asked = tiny_lm("llama"), requests_of(FEW, SAMPLED)
     shared = loaded(BuiltinEngine, model, **OPTIONS)
