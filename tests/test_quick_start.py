@@ -225,7 +225,7 @@ def test_the_metrics_of_the_page_exist(session: Session) -> None:
         assert len(named) > 12 and named - real == set()
         steps = [line for block in blocks(text, "text") for line in block.splitlines() if line.startswith("step:")]
         shown = {name for line in steps for name in re.findall(r" - ([\w/@-]+):", line)}
-        assert len(steps) > 10 and len(shown) > 10 and shown - real == set()
+        assert len(steps) > 10 and len(shown) > 10 and shown - real == {"eta_s"}  # of the console alone
 
 
 def test_the_page_shows_the_lines_that_a_run_prints(session: Session) -> None:
