@@ -203,7 +203,8 @@ def test_masks_in_old_files_of_gpt2_are_harmless(tmp_path, load, prefix):
         for name in list(state):
             state[prefix + name.removeprefix("transformer.")] = state.pop(name)
 
-    load(write(tmp_path, old, AutoModelForCausalLM.from_config(config)))
+    loaded = load(write(tmp_path, old, AutoModelForCausalLM.from_config(config)))
+    assert not any(name.endswith((".attn.bias", ".masked_bias")) for name, _ in loaded.named_parameters())
 
 
 def test_layers_that_predict_a_further_token_are_harmless_and_others_are_not(tmp_path):
