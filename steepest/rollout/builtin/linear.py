@@ -2,7 +2,12 @@
 
 Measured on two cores with AVX2, fp32, a 135M model, G FLOP/s of one core (it reaches 92 on large squares), plain and
 packed: head 21 and 40 at 8 rows, 34 and 52 at 16, 49 and 66 at 32, 61 and 73 at 64; the layers 28 and 36 at 8 rows, 57
-and 62 at 32, 69 and 69 at 64, 87 and 80 at 512. So packed weights are used for few rows, the policy's own for many.
+and 62 at 32, 69 and 69 at 64, 87 and 80 at 512. On a slower day: head 54 and 73 at 128 rows, 49 and 64 at 256; layers 67
+and 70, 72 and 73. So packed weights are used for few rows and, on such a processor, for the output projection; the policy's own for many.
+
+In bf16 the numbers are those of the working weights (`models.working_weights`): a policy that trains in bf16 has them
+already, so the engine casts nothing. oneDNN lays a plain matrix out anew in each product in bf16, so packed weights serve
+any number of rows there.
 """
 
 from __future__ import annotations
@@ -16,10 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from steepest.models.bf16_storage import is_held
+from steepest.models.working_weights import copied_bytes, half
 from steepest.rollout.builtin.layout import Matrix
 
 PACKED_ROWS = 64
 """Up to this number of rows packed weights are faster than the policy's own, if both exist."""
+PACKED_HEAD_ROWS = 256
+"""The same for the output projection on a processor with AVX2 alone."""
 _ROWS_HINT = 32
 """The number of rows for which oneDNN chooses the packed layout; the layout is equally fast for 1 to 64 rows."""
 
@@ -102,7 +110,7 @@ class FusedLinear:
         start = 0
         for part, end in zip(self._parts, self._ends, strict=True):
             place = slice(start, end)
-            found[part.weight_name] = [partial(self._take, place)]
+            found[part.weight_name] = [partial(self._take_part, part, place)]
             if part.base.bias is not None:
                 found[f"{part.name}.bias"] = [partial(self._take_bias, place)]
             start = end
@@ -112,6 +120,9 @@ class FusedLinear:
         if self._weight is None:
             self._weight = torch.empty(self._shape, dtype=self._dtype, device=self._device)
         self._weight[place].copy_(weight)
+
+    def _take_part(self, part: Matrix, place: slice, weight: Tensor) -> None:
+        self._take(place, working_copy(part, weight, self._dtype))
 
     def _take_bias(self, place: slice, bias: Tensor) -> None:
         assert self._bias is not None
@@ -125,18 +136,76 @@ class FusedLinear:
         self._weight = None
 
 
-class PackedLinear(FusedLinear):
-    """Computes with a copy in oneDNN's layout, written in place at each update. `many`: used for more than PACKED_ROWS
-    rows."""
+class WorkingLinear:
+    """Computes in bf16 with the policy's working weights as they lie; what has none is cast into a copy."""
 
-    def __init__(self, parts: Sequence[Matrix], dtype: torch.dtype, many: Linear | None) -> None:
+    def __init__(self, parts: Sequence[Matrix]) -> None:
+        self._parts = parts
+        self._ends = _ends(parts)
+        self._weights: list[Tensor | None] = [None] * len(parts)
+        self._biases: list[Tensor | None] = [None] * len(parts)
+        self._own: dict[int, Tensor] = {}
+        """The casts of this object, by part."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        first = self._weights[0]
+        assert first is not None
+        if len(self._weights) == 1:
+            return F.linear(x, first, self._biases[0])
+        out = x.new_empty(len(x), self._ends[-1])
+        start = 0
+        for weight, bias, end in zip(self._weights, self._biases, self._ends, strict=True):
+            assert weight is not None
+            part = out[:, start:end]
+            torch.mm(x, weight.t(), out=part)
+            if bias is not None:
+                part += bias
+            start = end
+        return out
+
+    def sinks(self) -> dict[str, list[Sink]]:
+        found: dict[str, list[Sink]] = {}
+        for index, part in enumerate(self._parts):
+            found[part.weight_name] = [partial(self._take, index)]
+            if part.base.bias is not None:
+                found[f"{part.name}.bias"] = [partial(self._take_bias, index)]
+        return found
+
+    def _take(self, index: int, weight: Tensor) -> None:
+        ready = working_copy(self._parts[index], weight, torch.bfloat16)
+        if ready is weight:
+            own = self._own.setdefault(index, torch.empty_like(weight, dtype=torch.bfloat16))
+            ready = own.copy_(weight)
+        else:
+            self._own.pop(index, None)
+        self._weights[index] = ready
+
+    def _take_bias(self, index: int, bias: Tensor) -> None:
+        self._biases[index] = bias.to(torch.bfloat16)
+
+    @property
+    def copied_bytes(self) -> int:
+        return sum(own.nbytes for own in self._own.values())
+
+    def free(self) -> None:
+        self._weights = [None] * len(self._parts)
+        self._own = {}
+
+
+class PackedLinear(FusedLinear):
+    """Computes with a copy in oneDNN's layout, written in place at each update. `many`: used for more than
+    `packed_rows` rows."""
+
+    def __init__(
+        self, parts: Sequence[Matrix], dtype: torch.dtype, many: Linear | None, packed_rows: int = PACKED_ROWS
+    ) -> None:
         super().__init__(parts, dtype)
-        self._many = many
+        self._many, self._packed_rows = many, packed_rows
         self._staged: Tensor | None = None
         self._missing = len(parts)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._many is not None and len(x) > PACKED_ROWS:
+        if self._many is not None and len(x) > self._packed_rows:
             return self._many(x)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return out
@@ -173,6 +242,15 @@ class PackedLinear(FusedLinear):
             self._weight = packed
         else:
             self._weight.copy_(packed)
+
+
+def working_copy(part: Matrix, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The working copy of a weight that `named_weights` returned, where `dtype` is bf16 and one is kept; else the weight
+    as it came, which may be merged or from another process."""
+    own = part.base.weight
+    if dtype != torch.bfloat16 or weight.data_ptr() != own.data_ptr():
+        return weight
+    return half(own) if own.dtype == dtype or copied_bytes([own]) else weight
 
 
 def serves(part: Matrix, dtype: torch.dtype) -> bool:

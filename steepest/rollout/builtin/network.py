@@ -11,7 +11,17 @@ from torch.nn import functional as F
 from steepest.models.attention import AttentionContext, RecordingContext
 from steepest.models.causal_lm import CausalLM
 from steepest.rollout.builtin.layout import Layer, Layout, Matrix, Norm
-from steepest.rollout.builtin.linear import FusedLinear, Linear, OwnLinear, PackedLinear, Sink, serves
+from steepest.rollout.builtin.linear import (
+    PACKED_HEAD_ROWS,
+    PACKED_ROWS,
+    FusedLinear,
+    Linear,
+    OwnLinear,
+    PackedLinear,
+    Sink,
+    WorkingLinear,
+    serves,
+)
 
 _SMALL = 1 << 22
 """Up to this number of weights a second, plain copy is made for many rows: the time of such a small model depends on
@@ -111,20 +121,22 @@ class FusedNetwork:
             )
             for layer in layout.layers
         ]
-        self._head = self._linear(layout.head)
+        only_avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+        self._head = self._linear(layout.head, packed_rows=PACKED_HEAD_ROWS if only_avx2 else PACKED_ROWS)
         self.refresh()
 
-    def _linear(self, *parts: Matrix) -> Linear:
+    def _linear(self, *parts: Matrix, packed_rows: int = PACKED_ROWS) -> Linear:
         if not self.copies:
             return OwnLinear(parts)
         if not self._packed:
-            return FusedLinear(parts, self._dtype)
+            working = self._dtype == torch.bfloat16 and not self._small and all(p.module is p.base for p in parts)
+            return WorkingLinear(parts) if working else FusedLinear(parts, self._dtype)
         many: Linear | None = None
         if self._small:
             many = FusedLinear(parts, self._dtype)
         elif self._shared:
             many = OwnLinear(parts)
-        return PackedLinear(parts, self._dtype, many)
+        return PackedLinear(parts, self._dtype, many, packed_rows)
 
     def _linears(self) -> list[Linear]:
         return [linear for _, *four in self._layers for linear in four] + [self._head]
