@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from steepest.models.attention import PLAIN, PackedContext, Terms, causal_attention, softmax_of, visible
 
-
 _PLACES = 64
 """Slots that are read whole grow by this number of places: oneDNN compiles a product for each length."""
 
@@ -94,8 +93,8 @@ class KVCache:
             self.v.append(v[: needed * heads * dv].view(num_slots, heads, capacity, dv))
 
     def reserve(self, places: int, used: int) -> bool:
-        """Make room for `places` tokens in each slot. The first `used` slots keep their tokens. Returns whether the slots
-        were laid out anew."""
+        """Make room for `places` tokens in each slot; the first `used` slots keep theirs. Returns True if the slots were
+        laid out again."""
         if places <= self.capacity:
             return False
         assert self.whole and places <= self.longest

@@ -2,12 +2,13 @@
 
 Measured on two cores with AVX2, fp32, a 135M model, G FLOP/s of one core (it reaches 92 on large squares), plain and
 packed: head 21 and 40 at 8 rows, 34 and 52 at 16, 49 and 66 at 32, 61 and 73 at 64; the layers 28 and 36 at 8 rows, 57
-and 62 at 32, 69 and 69 at 64, 87 and 80 at 512. On a slower day: head 54 and 73 at 128 rows, 49 and 64 at 256; layers 67
-and 70, 72 and 73. So packed weights are used for few rows and, on such a processor, for the output projection; the policy's own for many.
+and 62 at 32, 69 and 69 at 64, 87 and 80 at 512. On a slower day: head 54 and 73 at 128 rows, 49 and 64 at 256; layers
+67 and 70, 72 and 73. So packed weights are used for few rows and, on such a processor, for the output projection; the
+policy's own for many.
 
 In bf16 the numbers are those of the working weights (`models.working_weights`): a policy that trains in bf16 has them
-already, so the engine casts nothing. oneDNN lays a plain matrix out anew in each product in bf16, so packed weights serve
-any number of rows there.
+already, so the engine casts nothing. oneDNN lays a plain matrix out anew in each product in bf16, so packed weights
+serve any number of rows there.
 """
 
 from __future__ import annotations
