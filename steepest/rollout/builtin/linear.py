@@ -246,8 +246,8 @@ class PackedLinear(FusedLinear):
 
 
 def working_copy(part: Matrix, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The working copy of a weight that `named_weights` returned, where `dtype` is bf16 and one is kept; else the weight
-    as it came, which may be merged or from another process."""
+    """The working copy of a weight that `named_weights` returned, where `dtype` is bf16 and one is kept; else the
+    weight as it came, which may be merged or from another process."""
     own = part.base.weight
     if dtype != torch.bfloat16 or weight.data_ptr() != own.data_ptr():
         return weight
