@@ -70,7 +70,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 """128 and the number of the signal, as a shell has it: 130 for Ctrl-C, 143 for SIGTERM."""
 RESUMES = "The same command resumes from the last checkpoint, or starts again if none was written."
-GOES_ON = "The same call goes on from the last checkpoint, or starts again if none was written."
+GOES_ON = "The same call continues from the last checkpoint, or starts again if none was written."
 _MAX_PROBLEMS = 20
 """Number of problems shown in full, so that the message fits on a screen."""
 

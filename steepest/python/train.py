@@ -46,7 +46,7 @@ def train(
     folder: the run folder, `trainer.default_local_dir`. A run that is in it goes on.
     settings: any configuration key, `**{"trainer.total_training_steps": 20}`.
 
-    Ctrl-C ends the step, saves it and raises KeyboardInterrupt; the same call goes on from there.
+    Ctrl-C ends the step, saves it and raises KeyboardInterrupt; the same call continues from there.
     Raises SteepestError (ConfigError, DataError, ...) with the message that the command prints.
     """
     named, functions = _rewards(reward)
