@@ -66,10 +66,10 @@ class Rewards:
 
     pool: RewardPool | None
     """The functions that run in worker processes, summed there; None when there are none."""
-    given: GivenFunctions | None = None
-    """The functions that a Python program passed, summed in this process."""
     others: list[tuple[WeightedFunction, ScoresResponses]] = field(default_factory=list)
     """What runs in this process, added to that sum."""
+    given: GivenFunctions | None = None
+    """The functions that a Python program passed, summed in this process."""
     costs: Callable[[], Metrics] = lambda: {}
     """What the rewards have cost since they were last asked; `reward/judge/*`."""
     ends: list[Callable[[], None]] = field(default_factory=list)
@@ -124,7 +124,7 @@ def build_rewards(config: Config) -> Rewards:
     functions = functions_of(config.reward.functions)
     given = [function for function in functions if is_given(function.name)]
     here = [f for f in functions if f not in given and f.name not in (REWARD_MODEL, JUDGE)]
-    rewards = Rewards(None, GivenFunctions(given, config.reward.max_error_rate) if given else None)
+    rewards = Rewards(None, given=GivenFunctions(given, config.reward.max_error_rate) if given else None)
     if here or not functions:
         rewards.pool = build_pool(config, here, (custom.path, custom.name) if custom.path else None)
         rewards.ends.append(rewards.pool.close)

@@ -176,6 +176,40 @@ def test_the_example_of_the_page_runs(toy, tmp_path, monkeypatch):
     assert scope["best"].score is not None and scope["answer"]
 
 
+PROGRAM = """
+import os, signal
+import steepest
+
+def last(solution_str, ground_truth):
+    global calls
+    calls += 1
+    if calls == 100:
+        os.kill(os.getpid(), signal.SIGINT)  # within a step
+    return float(solution_str.strip() == ground_truth)
+
+calls = 0
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    steepest.train(model={model!r}, train={rows!r}, reward=last, folder={folder!r}, **{settings!r})
+except KeyboardInterrupt:
+    print("the program has it", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_run_that_continues(toy, tmp_path):
+    folder = str(tmp_path / "run")
+    settings = {**SETTINGS, "trainer.test_freq": -1, "trainer.total_training_steps": 6, "trainer.save_freq": 100}
+    code = PROGRAM.format(model=str(toy["model"]), rows=ROWS, folder=folder, settings=settings)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "the program has it True" in done.stdout, done.stderr
+    assert "Stopped by Ctrl-C." in done.stderr
+    run = steepest.load_run(folder)
+    assert [one.step for one in run.checkpoints] == [4]  # 32 responses a step: the signal came in the fourth
+    again = steepest.train(model=toy["model"], train=ROWS, reward=lambda solution_str: 0.5, folder=folder, **settings)
+    assert again.metrics["step"].to_pylist() == [1, 2, 3, 4, 5, 6]
+
+
 def test_importing_the_package_loads_nothing_else():
     heavy = ["torch", "transformers", "pyarrow", "omegaconf", "numpy"]
     code = f"import sys, steepest; print([n for n in {heavy} if n in sys.modules]); steepest.nothing"
