@@ -60,9 +60,6 @@ def test_an_update_casts_each_weight_once_a_step_and_writes_the_copies(actor):
     with Casts(actor.model.parameters()) as casts:
         metrics = actor.update(batch, step=1)
     assert casts.count["weights"] == STEPS * len(held)
-    assert (
-        casts.count["gradients"] == STEPS * 2 * 2 * 7
-    )  # matrices of two layers, in 2 micro-batches; the head has sums
     for name, (weight, copy) in held.items():
         assert torch.equal(copy, weight.detach().bfloat16()) and not torch.equal(copy, before[name]), name
     assert metrics["actor/ratio_max_dev_first"] == 0.0
