@@ -176,9 +176,12 @@ class CausalLM(nn.Module):
         for name, tensor in weights:
             own[name].copy_(tensor)
 
-    def computes_as(self, other: CausalLM) -> bool:
-        """True if another model of the same class has equal weights, also if they are stored in another dtype."""
+    def computes_as(self, other: CausalLM, *, in_bf16: bool = False) -> bool:
+        """True if another model of the same class has equal weights, also if they are stored in another dtype.
+        `in_bf16`: both do their products in bf16, where a matrix is equal to one that the other has rounded."""
         pairs = zip(self.hf.parameters(), other.hf.parameters(), strict=True)
+        if in_bf16:
+            return all(torch.equal(in_dtype(mine, theirs.dtype).to(theirs.dtype), theirs) for mine, theirs in pairs)
         return all(torch.equal(mine, theirs.to(mine.dtype)) for mine, theirs in pairs)
 
     def copy_as(self, dtype: torch.dtype) -> CausalLM:

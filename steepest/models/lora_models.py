@@ -47,7 +47,7 @@ class LoraCausalLM(CausalLM):
         """The plain model's weights with the adapter merged, one at a time; see `CausalLM.named_weights`."""
         return lora.merged_weights(self.hf, ACTOR, dtype)
 
-    def computes_as(self, other: CausalLM) -> bool:
+    def computes_as(self, other: CausalLM, *, in_bf16: bool = False) -> bool:
         """True while the adapter adds nothing. `other` is this model itself: with its adapter off it is the
         reference."""
         assert other is self
