@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from steepest.core.products import product_in_float32
 from steepest.errors import ConfigError, setting
 
 CHUNK_LOGITS = 2**24
@@ -105,7 +105,11 @@ class _Head:
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None) -> Tensor:
         """(m, V) f32, temperature applied, in `buffer` if there is one. hidden and weight come in the dtype of the
         product."""
-        z = _product(hidden, weight.T) if buffer is None else torch.mm(hidden, weight.T, out=buffer[: len(hidden)])
+        z = (
+            product_in_float32(hidden, weight.T)
+            if buffer is None
+            else torch.mm(hidden, weight.T, out=buffer[: len(hidden)])
+        )
         if bias is not None:
             z += bias
         if self.softcap is None:
@@ -174,26 +178,6 @@ def _log_softmax_in_blocks(logits: Tensor, entropies: Tensor | None) -> Tensor:
     return logits
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in fp32. For half-precision factors the fp32 sums are kept where the backend can return them."""
-    if a.dtype == torch.float32:
-        return a @ b
-    if _hands_out_sums(a.device, a.dtype):
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return (a @ b).float()
-
-
-@lru_cache
-def _hands_out_sums(device: torch.device, dtype: torch.dtype) -> bool:
-    """True if this device's product of `dtype` can return fp32 sums. It is tried once, because torch cannot be
-    asked."""
-    one = torch.ones(8, 8, dtype=dtype, device=device)
-    try:
-        return torch.mm(one, one, out_dtype=torch.float32).dtype == torch.float32
-    except (RuntimeError, NotImplementedError):
-        return False
-
-
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -251,7 +235,7 @@ class _TokenLogProbs(torch.autograd.Function):
                     grad_bias += grad.sum(0)
                 grad = grad.to(head.matmul_dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = _product(grad, low_weight)
+                    grad_hidden[rows] = product_in_float32(grad, low_weight)
                 if grad_weight is not None:
                     _add_product(grad_weight, grad.T, low_hidden[rows], first=rows is slices[0])
                 log_p = None
@@ -292,6 +276,6 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
     if a.dtype == torch.float32:
         total.addmm_(a, b, beta=0.0 if first else 1.0)
     elif first:
-        total.copy_(_product(a, b))
+        total.copy_(product_in_float32(a, b))
     else:
-        total += _product(a, b)
+        total += product_in_float32(a, b)
