@@ -6,6 +6,7 @@ M tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ def token_log_probs(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     chunk_tokens: int | None = None,
+    half: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The log-prob of each target, and the entropy of the distribution that it was sampled from.
 
@@ -49,7 +51,8 @@ def token_log_probs(
     Tokens are taken `chunk_tokens` at a time, by default as many as make 16M logits; the backward computes each
     chunk's logits again, except those of the last one, which is still there (without a soft cap). The matrix products
     run in hidden's dtype, under autocast in autocast's; logits, sums and the weight gradient are fp32, and gradients
-    arrive in the dtype of their parameter.
+    arrive in the dtype of their parameter. `half` casts the weight for a product in bf16: a caller may have it in bf16
+    already.
 
     Raises ConfigError for a temperature that is not positive, ValueError for shapes that do not fit.
     """
@@ -72,6 +75,7 @@ def token_log_probs(
         inverse_temperature=1.0 / temperature,
         chunk_tokens=chunk_tokens or max(1, CHUNK_LOGITS // weight.shape[0]),
         with_entropy=with_entropy,
+        half=half,
     )
     log_probs, entropies = _TokenLogProbs.apply(hidden, weight, bias, targets, head)
     return log_probs, entropies
@@ -87,6 +91,14 @@ class _Head:
     inverse_temperature: float
     chunk_tokens: int
     with_entropy: bool
+    half: Callable[[Tensor], Tensor] | None = None
+    """Casts a weight to bf16; None: as torch does."""
+
+    def low(self, weight: Tensor) -> Tensor:
+        """The weight in the dtype of the products."""
+        if self.half is None or self.matmul_dtype != torch.bfloat16:
+            return weight.to(self.matmul_dtype)
+        return self.half(weight)
 
     def slices(self, num_tokens: int) -> list[slice]:
         """Slices of nearly equal size; a short last slice would need one more matrix product."""
@@ -186,7 +198,7 @@ class _TokenLogProbs(torch.autograd.Function):
         log_probs = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         entropies = torch.empty_like(log_probs) if head.with_entropy else None
         with torch.autocast(hidden.device.type, enabled=False):
-            low_hidden, low_weight = hidden.to(head.matmul_dtype), weight.to(head.matmul_dtype)
+            low_hidden, low_weight = hidden.to(head.matmul_dtype), head.low(weight)
             bias32 = None if bias is None else bias.float()
             slices = head.slices(hidden.shape[0])
             buffer = head.buffer(slices, low_weight)
@@ -214,7 +226,7 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
         grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if wants_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            low_hidden, low_weight = hidden.to(head.matmul_dtype), weight.to(head.matmul_dtype)
+            low_hidden, low_weight = hidden.to(head.matmul_dtype), head.low(weight)
             bias32 = None if bias is None else bias.float()
             slices = head.slices(hidden.shape[0])[::-1]
             kept, ctx.kept = ctx.kept, None  # overwritten below: a second backward pass computes it again

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from steepest.models.fused.linear import Product
 from steepest.models.fused.lora import LoraProduct
+from steepest.models.working_weights import casts, drop, half, linear
 
 HELD = torch.bfloat16
 
@@ -33,7 +34,8 @@ def hold_in_bf16(hf: PreTrainedModel, *, rounding: bool) -> None:
         if type(module) not in kinds or module.weight.requires_grad or module.weight is embedding:
             continue
         if rounding or (module is not head and _is_exact(module.weight)):
-            module.weight.data = module.weight.data.to(HELD)
+            module.weight.data = half(module.weight)
+            drop([module.weight])  # what was a copy is the weight now
             if type(module) is nn.Linear:
                 module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
 
@@ -48,7 +50,9 @@ def _is_exact(weight: Tensor) -> bool:
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
-    if x.dtype == layer.weight.dtype or torch.is_autocast_enabled(x.device.type):
+    if casts(x):
+        return linear(layer, x)
+    if x.dtype == layer.weight.dtype:
         own: Tensor = type(layer).forward(layer, x)
         return own
     out: Tensor = LoraProduct.apply(x.reshape(-1, x.shape[-1]), *Product(layer.weight, layer.bias))

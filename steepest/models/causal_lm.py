@@ -31,13 +31,15 @@ from steepest.models.passes import (
 )
 from steepest.models.rows import RowsContext, rows_reason, run_rows, use_rows
 from steepest.models.varlen import Attention, attention_of
+from steepest.models.working_weights import casts, half
 
 
 class CausalLM(nn.Module):
     """A causal LM whose log-probs are computed only where they are needed.
 
     `hf` is the transformers model with Steepest's packed attention. Its weights are fp32 masters; the trainer's
-    autocast decides what is computed in bf16. Dropout is off, also in training mode.
+    autocast decides what is computed in bf16 (by copies, see `models.working_weights`). Dropout is off, also in
+    training mode.
     """
 
     has_adapter = False
@@ -73,7 +75,8 @@ class CausalLM(nn.Module):
             return self._exact_kl(request, before, flops)
         if isinstance(request, Distributions):
             head = self.hf.get_output_embeddings()
-            return DistributionsFound(before, head.weight.detach(), head.bias, flops)
+            weight = half(head.weight) if casts(before) else head.weight
+            return DistributionsFound(before, weight.detach(), head.bias, flops)
         log_probs = None
         if request.with_log_probs:
             log_probs, _, of_head = self._score(before, packed, request.temperature)
@@ -105,6 +108,7 @@ class CausalLM(nn.Module):
             temperature=request.temperature,
             logit_scale=scale,
             softcap=softcap,
+            half=half,
         )
         return Scores(found, entropies, None, kl, flops + more)
 
@@ -123,6 +127,7 @@ class CausalLM(nn.Module):
             with_entropy=with_entropy,
             logit_scale=scale,
             softcap=softcap,
+            half=half,
         )
         return found, entropies, head_flops(head.weight, states)
 

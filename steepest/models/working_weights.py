@@ -9,6 +9,10 @@ A copy cannot be out of date: `half` compares version and address of the master 
 again, in place. Writes through `.data` are not seen, nor are those of torch's fused optimizers, which count as no
 change of the weights (`learner.optim` counts its own).
 
+`use_copies` makes the layers of a model read the copies under autocast to bf16. The products are those of autocast, on
+the same numbers, so results and gradients are the same, bit for bit. Only a weight that two layers share differs: each
+use adds its gradient in float32, where autocast adds them in bf16.
+
 Copies belong to the parameters that `keep` was called with. FSDP2 replaces a model's parameters, within its call too,
 by others whose memory it rewrites unseen: those have no copy, and `half` casts them each time, or returns them as they
 are when the model is sharded with `param_dtype=torch.bfloat16`.
@@ -16,13 +20,17 @@ are when the model is sharded with `param_dtype=torch.bfloat16`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 DTYPE = torch.bfloat16
 
@@ -84,6 +92,48 @@ def copied_bytes(weights: Iterable[Tensor]) -> int:
     """Size in bytes of the copies that are kept of these masters."""
     copies = (found.tensor for weight in weights if (found := _COPIES.get(weight)) is not None)
     return sum(copy.numel() * copy.element_size() for copy in copies)
+
+
+def use_copies(hf: PreTrainedModel) -> None:
+    """Keep copies of what the linear layers of `hf` compute with, the output projection included, and make the layers
+    read them under autocast to bf16. A second call adds what is new, such as an adapter.
+
+    Not a head for values, which computes in float32, and no weight of another kind of layer: autocast casts those.
+    """
+    keep(weight for layer in _layers(hf) for weight in (layer.weight, layer.bias) if weight is not None)
+    for layer in _layers(hf):
+        if "forward" not in vars(layer):
+            layer.forward = MethodType(_linear if type(layer) is nn.Linear else _conv1d, layer)
+
+
+def casts(x: Tensor) -> bool:
+    """True if autocast computes products of x in bf16."""
+    kind = x.device.type
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == DTYPE
+
+
+def linear(layer: Any, x: Tensor) -> Tensor:
+    """The product of an `nn.Linear` under autocast to bf16, with the copies of its weights."""
+    return F.linear(x, working(layer.weight), None if layer.bias is None else working(layer.bias))
+
+
+def _linear(layer: Any, x: Tensor) -> Tensor:
+    return linear(layer, x) if casts(x) else nn.Linear.forward(layer, x)
+
+
+def _conv1d(layer: Any, x: Tensor) -> Tensor:
+    if not casts(x):
+        own: Tensor = Conv1D.forward(layer, x)
+        return own
+    out = torch.addmm(working(layer.bias), x.view(-1, x.size(-1)), working(layer.weight))
+    return out.view(*x.shape[:-1], layer.nf)
+
+
+def _layers(hf: PreTrainedModel) -> Iterator[Any]:
+    head = hf.get_output_embeddings()
+    for layer in (*hf.base_model.modules(), *([] if head is None else [head])):
+        if type(layer) in (nn.Linear, Conv1D):
+            yield layer
 
 
 class _Working(torch.autograd.Function):
