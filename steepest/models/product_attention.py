@@ -10,13 +10,14 @@ a key head are multiplied together, and the probabilities are kept for the backw
 For bf16 tensors the products over the head's size (Q K^T, dout V^T) run in float32, since a CPU returns the sums of a
 bf16 product in bf16 only and scores need more; the products over the sequence, which are most of the sums, run in bf16.
 
-Queries are taken in blocks of BLOCK, and a block is multiplied with the keys up to its end, so nearly half of a long
-square is left out. Of sequences longer than KEPT the probabilities are computed again in the backward pass: memory stays
+Queries are taken in blocks of BLOCK, and a block is multiplied with the keys up to its end, so that nearly half of a
+long square is left out. Of sequences longer than KEPT the probabilities are computed again in the backward pass: memory stays
 proportional to the number of tokens.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from functools import lru_cache
@@ -170,7 +171,7 @@ def _blocks(q: Tensor, group: int) -> Iterator[_Block]:
     bounds = [i * length // count for i in range(count + 1)]
     step = max(1, _SCORES // (group * length * (bounds[1] - bounds[0])))
     for row in range(0, len(q), step):
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in itertools.pairwise(bounds):
             queries = slice(start * group, end * group)
             yield _Block(slice(row, min(row + step, len(q))), queries, slice(0, end), slice(start, end))
 

@@ -119,7 +119,9 @@ class GatedMLP(torch.autograd.Function):
             of_gated, of_raised = columns(room, (gate, up))
             torch.mul(silu, grad_product, out=of_raised)
             of_gated.copy_(torch.ops.aten.silu_backward(grad_product.mul_(raised), gated))
-            grad_x, found = backward_of_joined((gate, up), room, x, (gate_inner, up_inner), wants, to_input=to_input)
+            grad_x, found = backward_of_joined(
+                (gate, up), room, x, (gate_inner, up_inner), wants[:2], to_input=to_input
+            )
             return grad_x, *found, *of_down
         grad_x, of_up = up.backward(silu.mul_(grad_product), x, up_inner, wants[1], to_input=to_input)
         grad_gated = torch.ops.aten.silu_backward(grad_product.mul_(raised), gated)
@@ -147,7 +149,8 @@ class RotatedQKV(torch.autograd.Function):
         if whole is None:
             return rotate(q, cos, sin), rotate(k, cos, sin), v
         turned = rotate(whole.view(len(x), -1, size)[:, : -v.shape[1]], cos, sin)
-        return *turned.split([q.shape[1], k.shape[1]], 1), v
+        # A copy of the values: as a view they would keep the unrotated queries and keys.
+        return *turned.split([q.shape[1], k.shape[1]], 1), v.contiguous()
 
     @staticmethod
     @once_differentiable

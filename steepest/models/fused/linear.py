@@ -158,8 +158,8 @@ def backward_of_joined(
 
 
 def _joined(products: Sequence[Product], dtype: torch.dtype) -> Tensor | None:
-    """(sum of m, k) the bf16 matrices as one, if each begins in memory where the one before ends. None if they do not, or
-    if some products have a bias and others have none."""
+    """(sum of m, k) the bf16 matrices as one, if each begins in memory where the one before ends. None if they do not,
+    or if some products have a bias and others have none."""
     if dtype != torch.bfloat16 or len({product.bias is None for product in products}) > 1:
         return None
     parts = [_in(dtype, product.weight) for product in products]
