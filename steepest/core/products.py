@@ -11,11 +11,19 @@ from torch import Tensor
 def product_in_float32(a: Tensor, b: Tensor) -> Tensor:
     """a @ b, in float32 for half-precision factors: the sums themselves where the backend can return them, else the
     sums rounded to the factors' dtype. Factors of another dtype give their own."""
-    if a.dtype not in (torch.bfloat16, torch.float16):
-        return a @ b
-    if returns_sums(a.device, a.dtype):
+    found = product(a, b)
+    return found.float() if is_half(found.dtype) else found
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, in float32 for half-precision factors if the backend can return their sums, else in the factors' dtype."""
+    if is_half(a.dtype) and returns_sums(a.device, a.dtype):
         return torch.mm(a, b, out_dtype=torch.float32)
-    return (a @ b).float()
+    return a @ b
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    return dtype in (torch.bfloat16, torch.float16)
 
 
 @lru_cache
