@@ -42,8 +42,8 @@ def exact_kl(
 
     Returns (M,) f32, differentiable once with respect to the policy's hidden, weight and bias; the reference gets no
     gradient. Tokens are taken `chunk_tokens` at a time, by default as many as make 8M logits; the backward computes
-    each chunk's logits again. Memory holds two chunks, one for each model, and a third in the backward. `half` is that of
-    `token_log_probs`.
+    each chunk's logits again. Memory holds two chunks, one for each model, and a third in the backward. `half` is that
+    of `token_log_probs`.
 
     Raises ConfigError for a temperature that is not positive, ValueError for shapes that do not fit.
     """

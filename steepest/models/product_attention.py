@@ -8,11 +8,11 @@ a key head are multiplied together, and the probabilities are kept for the backw
     dQ = scale * dS K                           dK = scale * dS^T Q
 
 For bf16 tensors the products over the head's size (Q K^T, dout V^T) run in float32, since a CPU returns the sums of a
-bf16 product in bf16 only and scores need more; the products over the sequence, which are most of the sums, run in bf16.
+bf16 product in bf16 only and scores need more. The products over the sequence, which are most of the sums, run in bf16.
 
 Queries are taken in blocks of BLOCK, and a block is multiplied with the keys up to its end, so that nearly half of a
-long square is left out. Of sequences longer than KEPT the probabilities are computed again in the backward pass: memory stays
-proportional to the number of tokens.
+long square is left out. If sequences are longer than KEPT, their probabilities are computed again in the backward pass:
+memory stays proportional to the number of tokens.
 """
 
 from __future__ import annotations

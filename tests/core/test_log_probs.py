@@ -438,8 +438,8 @@ def test_in_bf16_all_but_the_products_is_exact(options: dict[str, Any], chunk_to
 
 
 def test_in_bf16_no_float32_table_of_all_logits_and_no_copy_of_the_weight() -> None:
-    """40 tokens over 70,000 words: three blocks of fp32 logits one after another, and a weight that is bf16 already."""
-    tokens, vocabulary = 40, 70_000
+    """20 tokens over 70,000 words: two blocks of fp32 logits one after another, and a weight that is bf16 already."""
+    tokens, vocabulary = 20, 70_000
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 4, generator=generator).requires_grad_() for n in (tokens, vocabulary))
     targets = torch.randint(vocabulary, (tokens,), generator=generator)

@@ -40,9 +40,10 @@ def off(found: Tensor, want: Tensor) -> float:
 
 def with_adapter() -> LoraCausalLM:
     model = LoraCausalLM(tiny_hf("qwen2"), LoraSettings(rank=3, alpha=5))
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _, parameter in model.saved_parameters():
-            parameter.normal_(std=0.2)
+            parameter.normal_(std=0.2, generator=generator)
     return model
 
 
@@ -54,10 +55,9 @@ def test_bf16_is_as_near_to_float32_as_the_model_s_own_code_under_autocast(made)
     own = half_outcome(model)
     assert found.keys() == want.keys() and len(want) > 10
     assert all(tensor.dtype == torch.float32 for tensor in found.values())
-    for name in want:
-        # both err by chance: neither is nearer in every tensor
-        assert off(found[name], want[name]) < 1.5 * off(own[name], want[name]) + ROUNDING, name
-    assert off(found["log_probs"], want["log_probs"]) < 0.01
+    ours, theirs = ([off(made[name], want[name]) for name in want] for made in (found, own))
+    assert sum(ours) < 1.25 * sum(theirs), "both err by chance, so neither is nearer in each tensor"
+    assert max(ours) < 2.5 * max(theirs) and off(found["log_probs"], want["log_probs"]) < 0.02
 
 
 def test_with_and_without_gradient_the_log_probs_are_the_same_bits():
@@ -154,27 +154,31 @@ def test_what_is_kept_for_the_backward_pass_in_bytes():
     """Bytes a token and layer: hidden 32, inner 48, 4 and 2 heads of 8.
 
     Two norms, each of which keeps its result before the weight and gives one after it, in bf16, and a float32 number:
-    2 x (2 x 64 + 4). Queries and keys, values, and what attention gives, with a float32 number a head: 96 + 32 + 64 + 16.
+    2 x (2 x 64 + 4). Queries and keys, values, and what attention gives, with a float32 number a head: 96 + 32 + 64
+    and 16.
     Gate and up: 2 x 96. The final norm keeps its input and a number in float32, and all layers share cosines and sines
     of 8 numbers, next to 8 bytes of the token: (128 + 4 + 2 x 32 + 8) / 2 a layer.
     """
     model = tiny_lm("llama")
     ids = torch.tensor(random_ids([40])[0])
-    kept = []
-    for _ in range(2):
-        use_copies(model.hf)
-        weights = {t.data_ptr() for p in model.parameters() for t in ((p, half(p)) if copied_bytes([p]) else (p,))}
-        sizes: dict[int, float] = {}
+    use_copies(model.hf)
+    fused = bytes_kept(model, ids)
+    plain(model)
+    use_copies(model.hf)
+    assert fused == 264 + 208 + 192 + 102 and bytes_kept(model, ids) > 2 * fused
 
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if tensor.data_ptr() not in weights and tensor.dim() > 1:
-                sizes[storage.data_ptr()] = storage.nbytes() / len(ids)
-            return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast():
-            out = model.hidden_states(ids, torch.arange(len(ids)), PackedContext([len(ids)]))
-        kept.append(sum(sizes.values()) / 2)
-        del out
-        plain(model)
-    assert kept[0] == 264 + 208 + 192 + 102 and kept[1] > 2 * kept[0]
+def bytes_kept(model: CausalLM, ids: Tensor) -> float:
+    """Without vectors, weights and their copies."""
+    weights = {t.data_ptr() for p in model.parameters() for t in ((p, half(p)) if copied_bytes([p]) else (p,))}
+    sizes: dict[int, float] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.data_ptr() not in weights and tensor.dim() > 1:
+            sizes[storage.data_ptr()] = storage.nbytes() / len(ids)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast():
+        model.hidden_states(ids, torch.arange(len(ids)), PackedContext([len(ids)]))
+    return sum(sizes.values()) / 2
