@@ -83,6 +83,11 @@ def half(weight: Tensor) -> Tensor:
     return found.tensor
 
 
+def in_dtype(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The weight without gradient: as its copy if `dtype` is bf16 and one is kept, else as it is."""
+    return half(weight) if dtype == DTYPE and weight in _COPIES else weight.detach()
+
+
 def working(weight: Tensor) -> Tensor:
     """`half(weight)` for a differentiable operation: the gradient arrives at the master in float32."""
     if weight.dtype == DTYPE or not (weight.requires_grad and torch.is_grad_enabled()):

@@ -14,7 +14,7 @@ from bench.casts import Casts
 from steepest.models.bf16_storage import hold_in_bf16
 from steepest.models.causal_lm import CausalLM
 from steepest.models.lora import LoraSettings
-from steepest.models.lora_models import FrozenValueModel, LoraCausalLM
+from steepest.models.lora_models import LoraCausalLM
 from steepest.models.packing import Packed, pack_sequences
 from steepest.models.passes import Distributions, ExactKL
 from steepest.models.working_weights import copied_bytes, use_copies
