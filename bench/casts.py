@@ -1,6 +1,6 @@
 """Counts the casts between dtypes in an update in bf16: torch.autocast alone, and with working weights.
 
-    python -m bench.casts                          SmolLM2's shape, two micro-batches and a step, about a minute
+    python -m bench.casts                          SmolLM2's shape, two micro-batches and a step: some minutes
     python -m bench.casts --layers 2 --hidden 64   smaller
 
 Each cast is counted where torch executes it, with the bytes that it reads and writes: those of weights, those of
@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.compare import markdown
 
 KINDS = ("weights", "gradients", "others")
 
@@ -85,6 +87,9 @@ def measure(args: argparse.Namespace, *, lora: bool, copies: bool) -> list[tuple
         model = LoraCausalLM(model.hf, LoraSettings(rank=16))
     if copies:
         use_copies(model.hf)
+    else:  # autocast alone, on the model's own layers
+        for module in model.modules():
+            vars(module).pop("forward", None)
     optimizer = Optimizer(model.saved_parameters(), OptimSettings(lr=1e-5))
     rows = torch.randint(args.vocab, (args.rows, args.tokens)).tolist()
     packed = pack_sequences(rows, [[False, *[True] * (args.tokens - 1)]] * args.rows)
@@ -100,17 +105,11 @@ def measure(args: argparse.Namespace, *, lora: bool, copies: bool) -> list[tuple
     return [*found, ("optimizer step", casts)]
 
 
-def table(measured: Sequence[tuple[str, list[tuple[str, Casts]]]]) -> str:
-    """Markdown: number and MB of casts."""
-    lines = [
-        "| | | " + " | ".join(f"{kind}, number | MB" for kind in KINDS) + " |",
-        "|---" * (2 + 2 * len(KINDS)) + "|",
-    ]
-    for way, rows in measured:
-        for name, casts in rows:
-            cells = [f"{casts.count[kind]} | {casts.bytes[kind] / 1e6:.1f}" for kind in KINDS]
-            lines.append(f"| {way} | {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def row(way: str, name: str, casts: Casts) -> dict[str, Any]:
+    found: dict[str, Any] = {"way": way, "casts in": name}
+    for kind in KINDS:
+        found |= {kind: casts.count[kind], f"{kind} MB": casts.bytes[kind] / 1e6}
+    return found
 
 
 def main() -> None:
@@ -121,7 +120,9 @@ def main() -> None:
     args = parser.parse_args()
     ways = (("autocast", False, False), ("working weights", False, True))
     ways += (("LoRA, autocast", True, False), ("LoRA, working weights", True, True))
-    print(table([(name, measure(args, lora=lora, copies=copies)) for name, lora, copies in ways]))
+    print(
+        markdown([row(way, *found) for way, lora, copies in ways for found in measure(args, lora=lora, copies=copies)])
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from steepest.core.log_probs import CHUNK_LOGITS, _add_product, _Head, _product
+from steepest.core.log_probs import CHUNK_LOGITS, _add_product, _Head
+from steepest.core.products import product_in_float32
 from steepest.errors import ConfigError, setting
 
 Projection = tuple[Tensor, Tensor, Tensor | None]
@@ -41,8 +42,8 @@ def exact_kl(
 
     Returns (M,) f32, differentiable once with respect to the policy's hidden, weight and bias; the reference gets no
     gradient. Tokens are taken `chunk_tokens` at a time, by default as many as make 8M logits; the backward computes
-    each chunk's logits again. Memory holds two chunks, one for each model, and a third in the backward. `half` is that of
-    `token_log_probs`.
+    each chunk's logits again. Memory holds two chunks, one for each model, and a third in the backward. `half` is that
+    of `token_log_probs`.
 
     Raises ConfigError for a temperature that is not positive, ValueError for shapes that do not fit.
     """
@@ -130,7 +131,7 @@ class _ExactKL(torch.autograd.Function):
                     grad_bias += grad.sum(0)
                 grad = grad.to(head.matmul_dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = _product(grad, low_weight)
+                    grad_hidden[rows] = product_in_float32(grad, low_weight)
                 if grad_weight is not None:
                     _add_product(grad_weight, grad.T, low_hidden[rows], first=rows.start == 0)
         return (

@@ -20,7 +20,8 @@ are when the model is sharded with `param_dtype=torch.bfloat16`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -46,9 +47,27 @@ _COPIES: MutableMapping[Tensor, _Copy] = WeakTensorKeyDictionary()
 
 def keep(weights: Iterable[Tensor]) -> None:
     """Make the copies of these float32 masters. A weight in bf16 needs none, and one that has a copy keeps it."""
-    for weight in weights:
-        if weight.dtype == torch.float32 and weight not in _COPIES:
-            _write(weight, None)
+    new = [w for w in {id(w): w for w in weights}.values() if w.dtype == torch.float32 and w not in _COPIES]
+    for weight, room in zip(new, side_by_side(new), strict=True):
+        _write(weight, room)
+
+
+@torch.inference_mode(False)
+def side_by_side(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Memory in bf16 for each of these weights. Matrices with as many columns lie one after another, in order: layers
+    that read the same input can multiply theirs as one matrix."""
+    lengths: Counter[Any] = Counter()
+    keys = [(w.device, w.shape[1]) if w.ndim == 2 else id(w) for w in weights]
+    for key, weight in zip(keys, weights, strict=True):
+        lengths[key] += weight.numel()
+    device = {key: w.device for key, w in zip(keys, weights, strict=True)}
+    rooms = {key: torch.empty(length, dtype=DTYPE, device=device[key]) for key, length in lengths.items()}
+    found = []
+    for key, weight in zip(keys, weights, strict=True):
+        room, rooms[key] = rooms[key].split([weight.numel(), len(rooms[key]) - weight.numel()])
+        # `data` counts its own versions: to write one copy is no change of another that a backward pass will read.
+        found.append(room.view(weight.shape).data)
+    return found
 
 
 def half(weight: Tensor) -> Tensor:
@@ -62,6 +81,11 @@ def half(weight: Tensor) -> Tensor:
     if found.state != _state(weight):
         found = _write(weight, found.tensor)
     return found.tensor
+
+
+def in_dtype(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The weight without gradient: as its copy if `dtype` is bf16 and one is kept, else as it is."""
+    return half(weight) if dtype == DTYPE and weight in _COPIES else weight.detach()
 
 
 def working(weight: Tensor) -> Tensor:

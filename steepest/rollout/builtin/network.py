@@ -203,7 +203,7 @@ class FusedNetwork:
             for name, takers in linear.sinks().items():
                 sinks.setdefault(name, []).extend(takers)
         if sinks:
-            for name, tensor in self._source.named_weights():
+            for name, tensor in self._source.named_weights(self._dtype):
                 for sink in sinks.pop(name, ()):
                     sink(tensor)
         assert not sinks, f"weights without a source: {sorted(sinks)}"
