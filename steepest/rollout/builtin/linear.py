@@ -90,11 +90,15 @@ class OwnLinear:
 
 
 class FusedLinear:
-    """Computes with a copy of the weights in the engine's dtype, side by side in one matrix."""
+    """Computes with the weights in the engine's dtype, side by side in one matrix: the policy's working weights where
+    they lie so in memory, else a copy."""
 
     def __init__(self, parts: Sequence[Matrix], dtype: torch.dtype) -> None:
         self._parts, self._dtype = parts, dtype
         self._weight: Tensor | None = None
+        self._lent = False
+        """True if the matrix is memory of the policy's working weights."""
+        self._sent: dict[int, Tensor] = {}
         self._ends = _ends(parts)
         first = parts[0].base
         self._shape = (self._ends[-1], first.in_features)
@@ -109,21 +113,49 @@ class FusedLinear:
     def sinks(self) -> dict[str, list[Sink]]:
         found: dict[str, list[Sink]] = {}
         start = 0
-        for part, end in zip(self._parts, self._ends, strict=True):
-            place = slice(start, end)
-            found[part.weight_name] = [partial(self._take_part, part, place)]
+        for index, (part, end) in enumerate(zip(self._parts, self._ends, strict=True)):
+            found[part.weight_name] = [partial(self._take, index)]
             if part.base.bias is not None:
-                found[f"{part.name}.bias"] = [partial(self._take_bias, place)]
+                found[f"{part.name}.bias"] = [partial(self._take_bias, slice(start, end))]
             start = end
         return found
 
-    def _take(self, place: slice, weight: Tensor) -> None:
-        if self._weight is None:
-            self._weight = torch.empty(self._shape, dtype=self._dtype, device=self._device)
-        self._weight[place].copy_(weight)
+    def _take(self, index: int, weight: Tensor) -> None:
+        """Take one part; when the last one has arrived, the matrix is made."""
+        self._sent[index] = weight
+        if len(self._sent) == len(self._parts):
+            weights = [self._sent[index] for index in range(len(self._parts))]
+            self._sent = {}
+            self._fill(weights)
 
-    def _take_part(self, part: Matrix, place: slice, weight: Tensor) -> None:
-        self._take(place, working_copy(part, weight, self._dtype))
+    def _fill(self, weights: Sequence[Tensor]) -> None:
+        lent = self._working(weights)
+        if lent is not None:
+            self._weight, self._lent = lent, True
+            return
+        if self._weight is None or self._lent:
+            self._weight, self._lent = torch.empty(self._shape, dtype=self._dtype, device=self._device), False
+        self._copy(weights, self._weight)
+
+    def _copy(self, weights: Sequence[Tensor], matrix: Tensor) -> None:
+        start = 0
+        for weight, end in zip(weights, self._ends, strict=True):
+            matrix[start:end].copy_(weight)
+            start = end
+
+    def _working(self, weights: Sequence[Tensor]) -> Tensor | None:
+        """The weights as one matrix, if they are the policy's working weights and lie one after another."""
+        if self._dtype != torch.bfloat16:
+            return None
+        place, storage = weights[0].data_ptr(), weights[0].untyped_storage().data_ptr()
+        for part, weight in zip(self._parts, weights, strict=True):
+            own = part.base.weight
+            if weight.data_ptr() != place or weight.untyped_storage().data_ptr() != storage:
+                return None
+            if not copied_bytes([own]) or half(own).data_ptr() != place:
+                return None
+            place += weight.nbytes
+        return weights[0].detach().as_strided(self._shape, (self._shape[1], 1))
 
     def _take_bias(self, place: slice, bias: Tensor) -> None:
         assert self._bias is not None
@@ -131,66 +163,10 @@ class FusedLinear:
 
     @property
     def copied_bytes(self) -> int:
-        return 0 if self._weight is None else self._shape[0] * self._shape[1] * self._dtype.itemsize
+        return 0 if self._weight is None or self._lent else self._shape[0] * self._shape[1] * self._dtype.itemsize
 
     def free(self) -> None:
-        self._weight = None
-
-
-class WorkingLinear:
-    """Computes in bf16 with the policy's working weights as they lie; what has none is cast into a copy."""
-
-    def __init__(self, parts: Sequence[Matrix]) -> None:
-        self._parts = parts
-        self._ends = _ends(parts)
-        self._weights: list[Tensor | None] = [None] * len(parts)
-        self._biases: list[Tensor | None] = [None] * len(parts)
-        self._own: dict[int, Tensor] = {}
-        """The casts of this object, by part."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        first = self._weights[0]
-        assert first is not None
-        if len(self._weights) == 1:
-            return F.linear(x, first, self._biases[0])
-        out = x.new_empty(len(x), self._ends[-1])
-        start = 0
-        for weight, bias, end in zip(self._weights, self._biases, self._ends, strict=True):
-            assert weight is not None
-            part = out[:, start:end]
-            torch.mm(x, weight.t(), out=part)
-            if bias is not None:
-                part += bias
-            start = end
-        return out
-
-    def sinks(self) -> dict[str, list[Sink]]:
-        found: dict[str, list[Sink]] = {}
-        for index, part in enumerate(self._parts):
-            found[part.weight_name] = [partial(self._take, index)]
-            if part.base.bias is not None:
-                found[f"{part.name}.bias"] = [partial(self._take_bias, index)]
-        return found
-
-    def _take(self, index: int, weight: Tensor) -> None:
-        ready = working_copy(self._parts[index], weight, torch.bfloat16)
-        if ready is weight:
-            own = self._own.setdefault(index, torch.empty_like(weight, dtype=torch.bfloat16))
-            ready = own.copy_(weight)
-        else:
-            self._own.pop(index, None)
-        self._weights[index] = ready
-
-    def _take_bias(self, index: int, bias: Tensor) -> None:
-        self._biases[index] = bias.to(torch.bfloat16)
-
-    @property
-    def copied_bytes(self) -> int:
-        return sum(own.nbytes for own in self._own.values())
-
-    def free(self) -> None:
-        self._weights = [None] * len(self._parts)
-        self._own = {}
+        self._weight, self._lent = None, False
 
 
 class PackedLinear(FusedLinear):
@@ -202,8 +178,6 @@ class PackedLinear(FusedLinear):
     ) -> None:
         super().__init__(parts, dtype)
         self._many, self._packed_rows = many, packed_rows
-        self._staged: Tensor | None = None
-        self._missing = len(parts)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._many is not None and len(x) > self._packed_rows:
@@ -226,32 +200,18 @@ class PackedLinear(FusedLinear):
         if self._many is not None:
             self._many.free()
 
-    def _take(self, place: slice, weight: Tensor) -> None:
-        """Copy a part into the joint matrix; when the last part has arrived, the matrix is packed."""
-        if self._staged is None:
-            whole = len(self._parts) == 1 and weight.dtype == self._dtype
-            self._staged = weight if whole else torch.empty(self._shape, dtype=self._dtype)
-            self._missing = len(self._parts)
-        if self._staged is not weight:
-            self._staged[place].copy_(weight)
-        self._missing -= 1
-        if self._missing:
-            return
-        packed = torch.ops.mkldnn._reorder_linear_weight(self._staged.detach(), _ROWS_HINT)
-        self._staged = None
+    def _fill(self, weights: Sequence[Tensor]) -> None:
+        matrix = self._working(weights)
+        if matrix is None and len(weights) == 1 and weights[0].dtype == self._dtype:
+            matrix = weights[0]
+        if matrix is None:
+            matrix = torch.empty(self._shape, dtype=self._dtype)
+            self._copy(weights, matrix)
+        packed = torch.ops.mkldnn._reorder_linear_weight(matrix.detach(), _ROWS_HINT)
         if self._weight is None:
             self._weight = packed
         else:
             self._weight.copy_(packed)
-
-
-def working_copy(part: Matrix, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The working copy of a weight that `named_weights` returned, where `dtype` is bf16 and one is kept; else the
-    weight as it came, which may be merged or from another process."""
-    own = part.base.weight
-    if dtype != torch.bfloat16 or weight.data_ptr() != own.data_ptr():
-        return weight
-    return half(own) if own.dtype == dtype or copied_bytes([own]) else weight
 
 
 def serves(part: Matrix, dtype: torch.dtype) -> bool:

@@ -19,7 +19,6 @@ from steepest.rollout.builtin.linear import (
     OwnLinear,
     PackedLinear,
     Sink,
-    WorkingLinear,
     serves,
 )
 
@@ -129,8 +128,7 @@ class FusedNetwork:
         if not self.copies:
             return OwnLinear(parts)
         if not self._packed:
-            working = self._dtype == torch.bfloat16 and not self._small and all(p.module is p.base for p in parts)
-            return WorkingLinear(parts) if working else FusedLinear(parts, self._dtype)
+            return FusedLinear(parts, self._dtype)
         many: Linear | None = None
         if self._small:
             many = FusedLinear(parts, self._dtype)
