@@ -87,7 +87,7 @@ def test_a_merged_matrix_is_not_taken_for_the_weight_under_it():
 
 def test_packed_weights_serve_as_many_rows_as_they_are_told():
     matrices = parts()
-    packed = PackedLinear(matrices, torch.float32, FusedLinear(matrices, torch.float32), packed_rows=2)
+    packed = PackedLinear(matrices, torch.float32, FusedLinear(matrices, torch.float32), most_rows=2)
     send(packed, matrices)
     x = torch.randn(3, 8)
     want = torch.cat([x @ matrix.base.weight.detach().t() for matrix in matrices], 1)

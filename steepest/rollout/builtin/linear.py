@@ -3,11 +3,11 @@
 Measured on two cores with AVX2, fp32, a 135M model, G FLOP/s of one core (it reaches 92 on large squares), plain and
 packed: head 21 and 40 at 8 rows, 34 and 52 at 16, 49 and 66 at 32, 61 and 73 at 64; the layers 28 and 36 at 8 rows, 57
 and 62 at 32, 69 and 69 at 64, 87 and 80 at 512. On a slower day: head 54 and 73 at 128 rows, 49 and 64 at 256; layers
-67 and 70, 72 and 73. So packed weights are used for few rows and, on such a processor, for the output projection; the
-policy's own for many.
+67 and 70, 72 and 73. A whole decoding step of 128 rows took 0.90 and 0.79 s. So packed weights are used for few rows,
+the policy's own for many.
 
 In bf16 the numbers are those of the working weights (`models.working_weights`): a policy that trains in bf16 has them
-already, so the engine casts nothing. oneDNN lays a plain matrix out anew in each product in bf16, so packed weights
+already, so the engine casts nothing. oneDNN lays a plain matrix out again in each product in bf16, so packed weights
 serve any number of rows there.
 """
 
@@ -25,10 +25,6 @@ from steepest.models.bf16_storage import is_held
 from steepest.models.working_weights import copied_bytes, half
 from steepest.rollout.builtin.layout import Matrix
 
-PACKED_ROWS = 64
-"""Up to this number of rows packed weights are faster than the policy's own, if both exist."""
-PACKED_HEAD_ROWS = 256
-"""The same for the output projection on a processor with AVX2 alone."""
 _ROWS_HINT = 32
 """The number of rows for which oneDNN chooses the packed layout; the layout is equally fast for 1 to 64 rows."""
 
@@ -171,16 +167,17 @@ class FusedLinear:
 
 class PackedLinear(FusedLinear):
     """Computes with a copy in oneDNN's layout, written in place at each update. `many`: used for more than
-    `packed_rows` rows."""
+    `most_rows` rows
+    (None: `packed_rows`)."""
 
     def __init__(
-        self, parts: Sequence[Matrix], dtype: torch.dtype, many: Linear | None, packed_rows: int = PACKED_ROWS
+        self, parts: Sequence[Matrix], dtype: torch.dtype, many: Linear | None, most_rows: int | None = None
     ) -> None:
         super().__init__(parts, dtype)
-        self._many, self._packed_rows = many, packed_rows
+        self._many, self._most_rows = many, packed_rows() if most_rows is None else most_rows
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._many is not None and len(x) > self._packed_rows:
+        if self._many is not None and len(x) > self._most_rows:
             return self._many(x)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return out
@@ -212,6 +209,12 @@ class PackedLinear(FusedLinear):
             self._weight = packed
         else:
             self._weight.copy_(packed)
+
+
+def packed_rows() -> int:
+    """Up to this number of rows packed weights are faster than the policy's own, if both exist. Where there is more
+    than AVX2, nothing above 64 rows has been measured."""
+    return 256 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 64
 
 
 def serves(part: Matrix, dtype: torch.dtype) -> bool:

@@ -12,8 +12,6 @@ from steepest.models.attention import AttentionContext, RecordingContext
 from steepest.models.causal_lm import CausalLM
 from steepest.rollout.builtin.layout import Layer, Layout, Matrix, Norm
 from steepest.rollout.builtin.linear import (
-    PACKED_HEAD_ROWS,
-    PACKED_ROWS,
     FusedLinear,
     Linear,
     OwnLinear,
@@ -120,11 +118,10 @@ class FusedNetwork:
             )
             for layer in layout.layers
         ]
-        only_avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-        self._head = self._linear(layout.head, packed_rows=PACKED_HEAD_ROWS if only_avx2 else PACKED_ROWS)
+        self._head = self._linear(layout.head)
         self.refresh()
 
-    def _linear(self, *parts: Matrix, packed_rows: int = PACKED_ROWS) -> Linear:
+    def _linear(self, *parts: Matrix) -> Linear:
         if not self.copies:
             return OwnLinear(parts)
         if not self._packed:
@@ -134,7 +131,7 @@ class FusedNetwork:
             many = FusedLinear(parts, self._dtype)
         elif self._shared:
             many = OwnLinear(parts)
-        return PackedLinear(parts, self._dtype, many, packed_rows)
+        return PackedLinear(parts, self._dtype, many)
 
     def _linears(self) -> list[Linear]:
         return [linear for _, *four in self._layers for linear in four] + [self._head]
