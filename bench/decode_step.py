@@ -36,6 +36,9 @@ from steepest.rollout.builtin.network import FusedNetwork
 from steepest.rollout.requests import group_by_sampling
 
 _REPEATS = 5
+_READS_PLACES = ("aten::index_select", "aten::gather")
+_WRITES_PLACES = ("aten::index_copy_", "aten::put_", "aten::scatter_")
+"""They touch some places of a large tensor: what they move is counted, not the whole tensor."""
 
 
 class Counts(TorchDispatchMode):
@@ -53,11 +56,14 @@ class Counts(TorchDispatchMode):
         in_place = func._schema.is_mutable
         if not in_place and all(_place(x) in memory for x in written):
             return made  # a view, or nothing to do
-        size = sum(_bytes(x) for x in (*read, *written))
+        name = func.overloadpacket._qualified_op_name
+        moved = (
+            [read[-1]] * 2 if name in _WRITES_PLACES else [*written] * 2 if name in _READS_PLACES else read + written
+        )
+        size = sum(_bytes(x) for x in moved)
         self.operations += 1
         self.bytes += size
         self.by_name[str(func.overloadpacket)] += 1
-        name = func.overloadpacket._qualified_op_name
         if name in ("aten::to", "aten::_to_copy", "aten::float", "aten::copy_"):
             source, target = (args[1], args[0]) if in_place else (args[0], made)
             if source.dtype != target.dtype and source.is_floating_point() and target.is_floating_point():
