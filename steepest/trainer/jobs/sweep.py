@@ -43,7 +43,7 @@ class Planned:
     """The values that this run's group has in place of others, such as `lr=1e-6`; empty where nothing varies."""
     seed: int
     name: str
-    """Of its folder."""
+    """The name of its folder."""
     words: tuple[str, ...]
 
 
