@@ -30,7 +30,7 @@ SEED_KEYS = ("data.seed", "actor_rollout_ref.rollout.seed")
 FOLDER_KEY = "trainer.default_local_dir"
 _QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
               2.120, 2.110, 2.101, 2.093, 2.086)  # fmt: skip
-"""Of Student's t for 95 %, by degrees of freedom from 1; beyond them 2.0 is near enough."""
+"""Quantiles of Student's t for 95 %, by degrees of freedom from 1; beyond them 2.0 is near enough."""
 Execute = Callable[[list[str], Path], int]
 """Runs a job by its words, its output into a file; returns the exit code."""
 
