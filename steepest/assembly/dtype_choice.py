@@ -40,7 +40,7 @@ class Work:
     token_steps: int = 0
 
     def seconds(self, dtype: str, cost: Cost) -> float:
-        """Of one layer in a step."""
+        """Seconds of one layer in a step."""
         forward = self.updates + (self.passes or {}).get(dtype, 0.0)
         return forward * cost.forward + self.updates * cost.backward + self.token_steps * cost.token_step
 
