@@ -1,7 +1,7 @@
 """Times one layer of a run's model in each dtype: a micro-batch forward and backward, and a token step of the engine.
 
 The layer is computed by the run's own code, the passes of `Trainable` and the built-in engine, on random weights of the
-model's shape. It takes less than a second, however large the model is: of a large layer, a smaller micro-batch is timed.
+model's shape. It takes less than a second, however large the model is: of a large layer, fewer tokens are timed.
 """
 
 from __future__ import annotations
