@@ -121,8 +121,8 @@ def parser(about: str | None, *, rounds: int = 1, steps: int = 2) -> argparse.Ar
     made.add_argument("--data", default="", help="GSM8K: train.jsonl, train.parquet, or a folder with one of them")
     made.add_argument("--tiny", action="store_true", help="a random model and made-up problems: shows that it runs")
     made.add_argument("--threads", type=int, default=os.cpu_count())
-    made.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: bfloat16 for ours "
-                      "and the peer, and float32 for ours too, where the processor has bf16; else float32")  # fmt: skip
+    made.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: bfloat16 for "
+                      "ours and the peer, and float32 for ours too, where there is bf16; else float32")  # fmt: skip
     made.add_argument("--rounds", type=int, default=rounds, help="ours and the peer in alternation, this often")
     made.add_argument("--steps", type=int, default=steps, help="measured steps of a training run; one more goes before")
     made.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder for results and logs")

@@ -223,7 +223,7 @@ def _train(
     if is_finished(schedule, start, history, metrics):
         say(finished_message(start.step, total, can_validate=False))
         return result
-    config, dtype = _settle_compute(config, device, folder, train)
+    config, dtype = settle_compute(config, device, folder, train)
     with START.activity("loading the model"):
         model = _load(config, plan, device, start, folder)
     check_vocabulary(model.model, tokenizer)
@@ -241,7 +241,7 @@ def _train(
     return result
 
 
-def _settle_compute(
+def settle_compute(
     config: SFTConfig, device: Device, folder: Path, train: Sequence[SFTExample]
 ) -> tuple[SFTConfig, str | None]:
     """A dtype in place of `auto`, and the summary's sentence about it."""
