@@ -196,10 +196,14 @@ class Device(ABC):
 
     def describe(self) -> str:
         """One line for the summary: the device, its hardware, the default dtype and the reasons for each."""
-        can, reason = self.supports_bf16()
-        dtype = str(self.default_dtype()).removeprefix("torch.")
-        which = "bfloat16 where it is faster" if can and self.measures_dtype else f"{dtype} by default"
-        return render(f"{self.name} ({self.hardware()}; {self.chosen_because}); {which}: {reason}")
+        reason = self.supports_bf16()[1]
+        return render(f"{self.name} ({self.hardware()}; {self.chosen_because}); {self.dtype_words()}: {reason}")
+
+    def dtype_words(self) -> str:
+        """What decides about the dtype that the configuration leaves open."""
+        if self.measures_dtype and self.supports_bf16()[0]:
+            return "bfloat16 where it is faster"
+        return str(self.default_dtype()).removeprefix("torch.") + " by default"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -42,8 +42,8 @@ def test_every_role_of_ppo_gets_the_dtype_that_the_line_names(toy, device, tmp_p
 
 
 def test_so_does_supervised_training(toy, device, tmp_path):
-    config = load_sft_config([f"data.train_files={toy['data']}", f"model.path={toy['model']}", "data.train_batch_size=4",
-                              f"trainer.default_local_dir={tmp_path / 'run'}"])  # fmt: skip
+    words = [f"data.train_files={toy['data']}", f"model.path={toy['model']}", "data.train_batch_size=4"]
+    config = load_sft_config([*words, f"trainer.default_local_dir={tmp_path / 'run'}"])
     examples = [SFTExample("x", (1,) * 12, (False,) * 6 + (True,) * 6)] * 8
     config, said = sft.settle_compute(config, device, toy["model"], examples)
     found = re.match(LINE.format(48, ""), said or "")
