@@ -6,6 +6,7 @@ interpolations work. No Hydra app is started: no outputs folder, no change of di
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Callable
@@ -182,7 +183,6 @@ def _no_such_option(word: str, left: list[str], answer: Callable[[str], str | No
 
 def read_override(text: str) -> Assignment:
     """One `key=value`, `+key=value`, `++key=value` or `~key`. Raises ValueError with the whole message."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     bare = text.lstrip("+~")
@@ -196,7 +196,7 @@ def read_override(text: str) -> Assignment:
         raise ValueError(f"{text}: {problem}.")
     named, names = _name_own_code(text)
     try:
-        override = OverridesParser.create().parse_override(named)
+        override = _parser().parse_override(named)
     except HydraException:
         return _read_loosely(text)
     key = override.get_key_element().lstrip("+~")
@@ -214,6 +214,13 @@ def read_override(text: str) -> Assignment:
         override.is_delete(),
         "=" in text,
     )
+
+
+@functools.cache
+def _parser() -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
 
 
 _OWN_CODE = re.compile(r"""(?P<quote>['"]?)(?P<name>[^\s{}\[\],:='"]+:[A-Za-z_]\w*)(?P=quote)(?=\s*:)""")

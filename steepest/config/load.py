@@ -281,7 +281,7 @@ class _Loading(Generic[ConfigT]):
             self.bad.add(leaf.key)
 
     def _provenance(self, config: ConfigT, given: dict[str, Any], derived: dict[str, str]) -> Provenance:
-        asked = [key for key in given if self._asks(key, tree.thaw(config), given)]
+        asked = [key for key in given if self._asks(key, config, given)]
         found = list(checks.warnings_of(self.job.sections, config, {key: given[key] for key in asked}))
         for reason in dict.fromkeys(self.ignored.values()):
             found.append(checks.without_effect([key for key, why in self.ignored.items() if why == reason], reason))
@@ -301,11 +301,11 @@ class _Loading(Generic[ConfigT]):
             return f"derived from {derived[key]}"
         return self.sources.get(key, DEFAULT)
 
-    def _asks(self, key: str, values: dict[str, Any], given: dict[str, Any]) -> bool:
+    def _asks(self, key: str, config: ConfigT, given: dict[str, Any]) -> bool:
         """True for a key of the command line, or of a file if the other keys imply another value than it gives."""
         if self.sources[key] == COMMAND_LINE:
             return True
-        leaf = self.book.leaves[key]
+        leaf, values = self.book.leaves[key], tree.thaw(config)
         default = list(leaf.default) if isinstance(leaf.default, tuple) else leaf.default
         tree.put(values, key, default)
         checks.resolve(self.job.sections, values, lambda k: k in self.sources and k != key)
