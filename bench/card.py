@@ -39,14 +39,14 @@ NEEDED = ("hydra", "omegaconf", "antlr4", "pytest", "pluggy", "iniconfig")
 PACKED = ("hydra-core>=1.3.2", "pytest>=8")
 """The packages that have them, or need them: pip chooses versions that go together."""
 SECONDS = 340.0
-"""Of the whole check."""
+"""Seconds of the whole check."""
 TESTS_AT_LEAST = 100.0
 """Seconds that are left to the tests."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the steps. The reference command has 256 prompts a step in mini-batches of 64."""
+    """Sizes of the steps. The reference command has 256 prompts a step in mini-batches of 64."""
 
     prompts: int = 256
     group: int = 4

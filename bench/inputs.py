@@ -42,7 +42,7 @@ class Inputs:
     rounds: int
     steps: int
     both: bool = False
-    """Whether ours is measured in float32 too, beside bfloat16."""
+    """Whether ours is measured in float32 too, next to bfloat16."""
     why: str = ""
     """The dtypes that are measured, and why no others."""
 
@@ -148,7 +148,7 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
 
 
 def dtypes(asked: str, root: Path = Path("/")) -> tuple[str, bool, str]:
-    """(dtype of the comparison, whether float32 is measured beside it, the sentence that says so). `root` has proc/."""
+    """(dtype of the comparison, whether float32 is measured next to it, the sentence that says so). `root` has proc/."""
     if asked != "auto":
         return asked, False, f"{asked} alone is measured, as --dtype={asked} asks"
     from steepest.devices.backends.cpu import CPUDevice

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def check_in(folder: Path, **logs: str) -> Check:
     (folder / "logs").mkdir()
     for name, text in logs.items():
         (folder / "logs" / f"{name}.log").write_text(text)
-    return Check("cpu", folder, TINY, {}, time.monotonic())
+    return Check("cpu", folder, TINY, {}, deadline=0.0)
 
 
 def ended(code: int = 0, *, timed_out: bool = False) -> Measured:
