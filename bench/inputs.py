@@ -148,7 +148,7 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
 
 
 def dtypes(asked: str, root: Path = Path("/")) -> tuple[str, bool, str]:
-    """(dtype of the comparison, whether float32 is measured next to it, the sentence that says so). `root` has proc/."""
+    """(dtype of the comparison, whether float32 is measured too, the sentence that says so). `root` has proc/."""
     if asked != "auto":
         return asked, False, f"{asked} alone is measured, as --dtype={asked} asks"
     from steepest.devices.backends.cpu import CPUDevice
