@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from steepest.assembly.dtype_choice import Work, choose_dtype, ppo_work, sft_work
 from steepest.assembly.layer_trial import Cost, Shape, time_layer
@@ -143,14 +144,38 @@ def test_the_work_of_an_sft_step():
     assert sft_work(config, 50.0) == Work(Shape(400, 50, 0, 0), updates=4.0)
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_layer_is_timed_in_both_dtypes(tiny, rank):
-    """A clock that moves by one at each look: a pass takes 1, and there is time for one repetition of 16 tokens."""
-    now = iter(range(1000))
-    before = torch.get_rng_state()
-    costs = time_layer(ModelConfig(lora_rank=rank), tiny, Shape(64, 20, 6, 9), CPUDevice(), lambda: float(next(now)))
+class Products(TorchDispatchMode):
+    """The dtypes of the matrix products in its `with` block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if "mm" in func.__name__ or "linear" in func.__name__:
+            self.dtypes.add(out.dtype)
+        return out
+
+
+def timed(tiny: Path, shape: Shape, rank: int = 0) -> dict[str, Cost]:
+    """The costs by a clock that moves by one at each look: there is time for one repetition of 16 tokens."""
+    now, before = iter(range(1000)), torch.get_rng_state()
+    with Products() as products:
+        costs = time_layer(ModelConfig(lora_rank=rank), tiny, shape, CPUDevice(), lambda: float(next(now)))
     assert torch.equal(torch.get_rng_state(), before)
-    for cost in costs.values():
-        assert (cost.forward, cost.backward) == (4.0, 4.0)  # of 64 tokens
-        assert cost.token_step > 0
+    assert products.dtypes == {torch.float32, torch.bfloat16}
     assert list(costs) == ["float32", "bfloat16"]
+    return dict(costs)
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_micro_batch_is_timed_in_both_dtypes(tiny, rank):
+    for cost in timed(tiny, Shape(64, 20, 0, 9), rank).values():
+        assert cost == Cost(forward=4.0, backward=4.0)  # one a pass of 16 tokens, for 64
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_token_step_is_timed_in_both_dtypes(tiny, rank):
+    for cost in timed(tiny, Shape(0, 20, 6, 9), rank).values():
+        assert cost.token_step > 0 and cost.forward == cost.backward == 0.0
