@@ -69,7 +69,12 @@ def _figures(work: Work, mine: Cost, theirs: Cost, other: str) -> str:
         said.append((f"a layer's micro-batch of {shape.micro_tokens} tokens", pair))
     if shape.decoded_rows:
         said.append((f"its token step of {shape.decoded_rows} row(s)", (mine.token_step, theirs.token_step)))
-    return ", ".join(f"{what} {1e3 * a:.3g} ms ({other} {1e3 * b:.3g} ms)" for what, (a, b) in said)
+    return ", ".join(f"{what} {_ms(a)} ({other} {_ms(b)})" for what, (a, b) in said)
+
+
+def _ms(seconds: float) -> str:
+    """0.0123 -> 12.3 ms, 1.234 -> 1234 ms."""
+    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.1 else f"{1e3 * seconds:.3g} ms"
 
 
 def _ratio(seconds: Mapping[str, float], best: str, other: str) -> str:

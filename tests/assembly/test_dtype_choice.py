@@ -57,9 +57,9 @@ def test_equal_times_are_float32s(amx):
 
 def test_only_what_was_timed_is_said(amx):
     work = Work(Shape(0, 0, 40, 100), token_steps=64)
-    costs = {"float32": Cost(token_step=0.0005), "bfloat16": Cost(token_step=0.001)}
+    costs = {"float32": Cost(token_step=0.0005), "bfloat16": Cost(token_step=1.2345)}
     assert choose_dtype(amx, lambda: work, lambda shape: costs)[1] == (
-        "float32: its token step of 40 row(s) 0.5 ms (bfloat16 1 ms): a step takes 0.50 of bfloat16's time"
+        "float32: its token step of 40 row(s) 0.5 ms (bfloat16 1234 ms): a step takes 0.00 of bfloat16's time"
     )
 
 
