@@ -283,7 +283,7 @@ class _HalfTokenLogProbs(torch.autograd.Function):
                 for place, scaled in work.blocks(work.products(rows), rows):
                     found = _logsumexp(scaled, targets[place], work.spare if head.with_entropy else None)
                     log_probs[place], sums[place] = found[:2]
-                    if entropies is not None:
+                    if entropies is not None and found[2] is not None:
                         entropies[place] = found[2]
         ctx.save_for_backward(hidden, weight, bias, targets, entropies, sums)
         ctx.head, ctx.kept = head, work if slices and any(ctx.needs_input_grad) else None
