@@ -37,7 +37,7 @@ def hold_in_bf16(hf: PreTrainedModel, *, rounding: bool) -> None:
         module.weight.data = room.copy_(half(module.weight))
         drop([module.weight])  # what was a copy is the weight now
         if type(module) is nn.Linear:
-            module.forward = MethodType(_forward, module)
+            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
 
 
 def is_held(layer: nn.Linear) -> bool:
