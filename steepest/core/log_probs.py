@@ -281,10 +281,8 @@ class _HalfTokenLogProbs(torch.autograd.Function):
             slices = head.slices(hidden.shape[0])
             for rows in slices:
                 for place, scaled in work.blocks(work.products(rows), rows):
-                    found = _logsumexp(scaled, targets[place], work.spare if head.with_entropy else None)
-                    log_probs[place], sums[place] = found[:2]
-                    if entropies is not None:
-                        entropies[place] = found[2]
+                    part = None if entropies is None else entropies[place]
+                    log_probs[place], sums[place] = _logsumexp(scaled, targets[place], part, work.spare)
         ctx.save_for_backward(hidden, weight, bias, targets, entropies, sums)
         ctx.head, ctx.kept = head, work if slices and any(ctx.needs_input_grad) else None
         ctx.set_materialize_grads(False)
@@ -367,16 +365,17 @@ class _HalfLogits:
             yield slice(rows.start + start, rows.start + start + len(part)), scaled
 
 
-def _logsumexp(scaled: Tensor, targets: Tensor, spare: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(log-prob of the target, logsumexp, entropy), each (m,), of the logits (m, V) f32, which are overwritten. The
-    entropy is None without `spare`, memory of the size of `scaled`."""
+def _logsumexp(scaled: Tensor, targets: Tensor, entropies: Tensor | None, spare: Tensor) -> tuple[Tensor, Tensor]:
+    """(log-prob of the target, logsumexp), both (m,), of the logits (m, V) f32, which are overwritten. `entropies` (m,)
+    gets the entropy of each row, computed in `spare`."""
     top = scaled.amax(1, keepdim=True)
     of_target = scaled.sub_(top).gather(1, targets[:, None])[:, 0]
-    mass = scaled.exp_() if spare is None else torch.exp(scaled, out=spare[: len(scaled)])
+    mass = scaled.exp_() if entropies is None else torch.exp(scaled, out=spare[: len(scaled)])
     total = mass.sum(1)
     log_total = total.log()
-    entropy = None if spare is None else log_total - mass.mul_(scaled).sum(1).div_(total)
-    return of_target - log_total, log_total + top[:, 0], entropy
+    if entropies is not None:
+        entropies.copy_(log_total - mass.mul_(scaled).sum(1).div_(total))
+    return of_target - log_total, log_total + top[:, 0]
 
 
 def _grad_of_scaled(

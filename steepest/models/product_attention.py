@@ -55,16 +55,16 @@ class _Block(NamedTuple):
     """Queries of some sequences, all heads of a group together, and the keys that they see."""
 
     rows: slice
-    """Of the (b * KV, ...) tensors."""
+    """Rows of the (b * KV, ...) tensors."""
     queries: slice
-    """Of their L * g places."""
+    """Places of the L * g of a row."""
     keys: slice
     diagonal: slice
     """The keys that a part of the queries does not see."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of its scores."""
+        """The shape of its scores."""
         return self.rows.stop - self.rows.start, self.queries.stop - self.queries.start, self.keys.stop
 
 
@@ -189,5 +189,5 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _zeros(x: Tensor) -> Tensor:
-    """For sums over blocks."""
+    """Zeros in which sums over blocks are taken: in float32."""
     return torch.zeros_like(_wide(x))

@@ -97,7 +97,7 @@ class GatedMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
-        gate, up, down = products_in(arguments)
+        gate, up, down = products_in(arguments, x.dtype)
         (gated, raised), (gate_inner, up_inner), _ = multiply((gate, up), x)
         out, down_inner = down(F.silu(gated).mul_(raised))
         tensors = [t for product in (gate, up, down) for t in product.tensors]
@@ -139,7 +139,7 @@ class RotatedQKV(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        products = list(products_in(arguments))
+        products = list(products_in(arguments, x.dtype))
         size = cos.shape[-1]
         cos, sin = cos[:, None], sin[:, None, : size // 2]
         parts, inners, whole = multiply(products, x)

@@ -38,6 +38,15 @@ class Product(NamedTuple):
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.weight, self.bias, self.a, self.b
 
+    def working(self, dtype: torch.dtype) -> Product:
+        """With working copies for x in bf16. A backward pass saves these, since a saved master may come back as another
+        tensor (with gradient checkpointing it does), to which no copy belongs."""
+        if dtype != torch.bfloat16:
+            return self
+        weight, *more = (None if tensor is None else half(tensor) for tensor in self.tensors)
+        assert weight is not None
+        return Product(weight, *more, self.scale)
+
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(out, x A^T or None)."""
         bias = None if self.bias is None else _in(x.dtype, self.bias)
@@ -174,8 +183,6 @@ def _joined(products: Sequence[Product], dtype: torch.dtype) -> Tensor | None:
 
 def _in(dtype: torch.dtype, weight: Tensor) -> Tensor:
     """The numbers of a weight in the dtype of a product."""
-    if weight.dtype == dtype:
-        return weight
     return half(weight) if dtype == torch.bfloat16 else weight.to(dtype)
 
 
@@ -234,7 +241,7 @@ def product_from(tensors: Sequence[Tensor | None], scale: float) -> Product:
     return Product(weight, bias, a, b, scale)
 
 
-def products_in(arguments: Sequence[Any]) -> Iterator[Product]:
-    """The products in the arguments of an autograd function, FIELDS arguments each."""
+def products_in(arguments: Sequence[Any], dtype: torch.dtype) -> Iterator[Product]:
+    """The products in the arguments of an autograd function, FIELDS arguments each, for x in `dtype`."""
     for start in range(0, len(arguments), FIELDS):
-        yield Product(*arguments[start : start + FIELDS])
+        yield Product(*arguments[start : start + FIELDS]).working(dtype)

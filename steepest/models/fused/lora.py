@@ -22,7 +22,7 @@ class LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *arguments: Any) -> Tensor:
-        product = Product(*arguments)
+        product = Product(*arguments).working(x.dtype)
         out, inner = product(x)
         ctx.save_for_backward(x, inner, *product.tensors)
         ctx.scale = product.scale

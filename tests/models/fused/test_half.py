@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.casts import Casts
 from steepest.models.attention import PackedContext
 from steepest.models.causal_lm import CausalLM
 from steepest.models.fused import patch
@@ -35,7 +36,7 @@ def half_outcome(model: CausalLM) -> dict[str, Tensor]:
 
 
 def off(found: Tensor, want: Tensor) -> float:
-    return float((found - want).norm() / want.norm())
+    return float((found - want).detach().norm() / want.detach().norm())
 
 
 def with_adapter() -> LoraCausalLM:
@@ -66,6 +67,16 @@ def test_with_and_without_gradient_the_log_probs_are_the_same_bits():
         recorded = model.log_probs(packed())[0]
         with torch.no_grad():
             assert torch.equal(model.log_probs(packed())[0], recorded)
+
+
+def test_a_backward_pass_reads_the_copies_also_through_hooks_as_gradient_checkpointing_has_them():
+    model = tiny_lm("llama")
+    use_copies(model.hf)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x), autocast():
+        total = model.log_probs(packed())[0].sum()
+    with Casts(model.parameters()) as casts:
+        total.backward()
+    assert casts.count["weights"] == 0 and model.hf.lm_head.weight.grad is not None
 
 
 def test_another_micro_batch_changes_no_more_than_rounding_does():
