@@ -35,9 +35,9 @@ def hold_in_bf16(hf: PreTrainedModel, *, rounding: bool) -> None:
     held = [m for m in frozen if rounding or (m is not head and _is_exact(m.weight))]
     for module, room in zip(held, side_by_side([m.weight for m in held]), strict=True):
         module.weight.data = room.copy_(half(module.weight))
-        drop([module.weight])  # what was a copy is the weight now
         if type(module) is nn.Linear:
             module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+    drop([module.weight for module in held])  # each is its own copy now
 
 
 def is_held(layer: nn.Linear) -> bool:

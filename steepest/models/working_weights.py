@@ -107,9 +107,13 @@ def refresh(weights: Iterable[Tensor]) -> None:
 
 
 def drop(weights: Iterable[Tensor]) -> None:
-    """Free the copies of these masters."""
-    for weight in weights:
-        _COPIES.pop(weight, None)
+    """Free the copies of these masters. Others that lie in the same memory are made again elsewhere."""
+    gone = [found.tensor for weight in weights if (found := _COPIES.pop(weight, None)) is not None]
+    memory = {copy.untyped_storage().data_ptr() for copy in gone}
+    left = [weight for weight, found in _COPIES.items() if found.tensor.untyped_storage().data_ptr() in memory]
+    for weight in left:
+        del _COPIES[weight]
+    keep(left)
 
 
 def copied_bytes(weights: Iterable[Tensor]) -> int:
@@ -124,7 +128,9 @@ def use_copies(hf: PreTrainedModel) -> None:
 
     Not a head for values, which computes in float32, and no weight of another kind of layer: autocast casts those.
     """
-    keep(weight for layer in _layers(hf) for weight in (layer.weight, layer.bias) if weight is not None)
+    weights = [weight for layer in _layers(hf) for weight in (layer.weight, layer.bias) if weight is not None]
+    for trained in (False, True):  # so that no adapter lies between the matrices of a base
+        keep(weight for weight in weights if weight.requires_grad == trained)
     for layer in _layers(hf):
         if "forward" not in vars(layer):
             layer.forward = MethodType(_linear if type(layer) is nn.Linear else _conv1d, layer)

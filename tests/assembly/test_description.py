@@ -15,6 +15,7 @@ from steepest.config.plan import make_plan
 from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.checkpoint import FROM_NOTHING
 from steepest.models.flops import key_value_numbers
+from steepest.models.working_weights import copied_bytes, half
 from steepest.trainer.run.summary import count, start_summary
 from tests.support.toy_run import make_toy, toy_overrides
 
@@ -107,6 +108,9 @@ def test_a_base_in_bf16_is_its_own_copy(toy, tmp_path):
     head = models.actor.model.hf.get_output_embeddings().weight  # tied to the embedding, which stays float32
     biases = 2 * (32 + 16 + 16)
     assert described(models).cast_bytes == 2 * (2 * adapter_size(toy, 4) + biases + head.numel())
+    copies = [half(p).untyped_storage() for p in models.actor.model.parameters() if copied_bytes([p])]
+    memory = {storage.data_ptr(): storage.nbytes() for storage in copies}
+    assert sum(memory.values()) == described(models).cast_bytes, "no copy that is left holds the memory of another"
 
 
 def described(models) -> Description:

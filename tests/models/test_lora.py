@@ -17,6 +17,7 @@ from steepest.models.causal_lm import CausalLM
 from steepest.models.lora import BaseModel, LoraSettings
 from steepest.models.lora_models import ACTOR, CRITIC, FrozenValueModel, LoraCausalLM
 from steepest.models.packing import pack_sequences
+from steepest.models.working_weights import use_copies
 from tests.support.tiny_models import FAMILIES, random_ids, randomise, tiny_critic, tiny_hf, tiny_lm
 
 RANK8 = LoraSettings(rank=8, alpha=4)
@@ -135,6 +136,8 @@ def test_frozen_matrices_in_bf16_change_no_more_than_rounding_under_autocast():
     disturb(plain)
     disturb(halved)
     hold_in_bf16(halved.hf, rounding=True)
+    for model in (plain, halved):
+        use_copies(model.hf)
     kinds = {name: p.dtype for name, p in halved.hf.named_parameters()}
     assert kinds["model.layers.0.self_attn.q_proj.base_layer.weight"] == torch.bfloat16
     assert kinds["model.embed_tokens.weight"] == kinds["model.layers.0.input_layernorm.weight"] == torch.float32
