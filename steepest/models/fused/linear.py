@@ -43,9 +43,7 @@ class Product(NamedTuple):
         tensor (with gradient checkpointing it does), to which no copy belongs."""
         if dtype != torch.bfloat16:
             return self
-        weight, *more = (None if tensor is None else half(tensor) for tensor in self.tensors)
-        assert weight is not None
-        return Product(weight, *more, self.scale)
+        return product_from([None if tensor is None else half(tensor) for tensor in self.tensors], self.scale)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(out, x A^T or None)."""
