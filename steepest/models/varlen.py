@@ -6,8 +6,8 @@ decoding of the builtin rollout engine use torch's scaled_dot_product_attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from steepest.devices.api import PACKED_SDPA, VARLEN, Device, VarlenAttention, device_of
 from steepest.errors import ConfigError, ModelError
 from steepest.models.attention import PLAIN, AttentionContext, PackedContext, Terms
-from steepest.models.faster import faster_of
 from steepest.models.flops import attention_heads, causal_pairs, number
 from steepest.models.packing import Packed
 from steepest.models.product_attention import ProductContext
@@ -100,37 +99,6 @@ def choose_attention(asked: str | None, device: Device, dtype: torch.dtype, key:
     if kernel is None:
         raise ConfigError(f"{where}: it cannot run here: {why}. Leave the key out, or set it to {PACKED_SDPA}.")
     return Attention(VARLEN, f"asked for by {key}", kernel, key, asked=True)
-
-
-def faster_attention(
-    attention: Attention,
-    config: PretrainedConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    lengths: Sequence[int],
-    choices: MutableMapping[str, str],
-) -> Attention:
-    """Plain products in place of packed SDPA, where one layer of this model is faster with them on sequences of these
-    lengths, forward and backward. Both are timed in bf16 on a CPU; in other cases `attention` stays. `choices` is that
-    of `faster_of`."""
-    text = config.get_text_config()
-    heads, size = attention_heads(text)
-    default = attention.name == PACKED_SDPA and not attention.asked
-    if not default or dtype != torch.bfloat16 or device.type != "cpu" or not heads:
-        return attention
-    groups = number(text, "num_key_value_heads") or heads
-    made = [torch.ones(sum(lengths), count, size, dtype=dtype) for count in (heads, groups, groups)]
-
-    def trial(kind: type[PackedContext]) -> Callable[[], object]:
-        context = kind(lengths, device)
-        return lambda: _outputs_and_gradients(context, [part.transpose(0, 1) for part in made])
-
-    name = f"attention in bf16, {heads}/{groups} heads of {size}, {len(lengths)} x {max(lengths)} tokens"
-    ways = {PACKED_SDPA: trial(PackedContext), PRODUCTS: trial(ProductContext)}
-    found = faster_of(name, ways, choices)
-    return (
-        attention if found == attention.name else replace(attention, name=found, why="faster here than sdpa, as timed")
-    )
 
 
 class VarlenContext:

@@ -11,7 +11,7 @@ from torch import Tensor
 from steepest.models.attention import PackedContext, Terms
 from steepest.models.packing import pack_sequences
 from steepest.models.product_attention import BLOCK, KEPT, CausalProducts, ProductContext
-from steepest.models.varlen import Attention, faster_attention
+from steepest.models.varlen import Attention
 from tests.support.tiny_models import random_ids, tiny_config, tiny_lm
 
 LENGTHS = [BLOCK + 7, 12, BLOCK, 2, 5]
@@ -103,19 +103,3 @@ def test_a_model_has_the_same_log_probs_and_gradients(half):
     for mine, theirs in zip(*found, strict=True):
         assert float((mine - theirs).norm()) < (0.1 if half else 1e-5) * float(theirs.norm())
     assert not torch.equal(found[0][0], found[1][0]), "another way to compute it"
-
-
-def test_the_choice_is_kept_and_made_for_bf16_on_a_cpu_alone():
-    cpu, choices = torch.device("cpu"), {}
-    config = tiny_config(num_attention_heads=4, num_key_value_heads=2, hidden_size=32)
-    for name in ("sdpa", "products"):
-        kept = {"attention in bf16, 4/2 heads of 8, 2 x 9 tokens": name}
-        found = faster_attention(Attention(), config, cpu, torch.bfloat16, [9, 5], kept)
-        assert found.name == name and len(kept) == 1
-    assert found.describe() == "products, on packed sequences (faster here than sdpa, as timed)"
-    asked = Attention("sdpa", asked=True)
-    assert faster_attention(asked, config, cpu, torch.bfloat16, [9, 5], choices) is asked
-    assert faster_attention(Attention(), config, cpu, torch.float32, [9, 5], choices) == Attention()
-    assert choices == {}
-    faster_attention(Attention(), config, cpu, torch.bfloat16, [9, 5], choices)
-    assert list(choices) == list(kept) and set(choices.values()) <= {"sdpa", "products"}
