@@ -12,7 +12,7 @@ from steepest.models.attention import PackedContext, Terms
 from steepest.models.packing import pack_sequences
 from steepest.models.product_attention import BLOCK, KEPT, CausalProducts, ProductContext
 from steepest.models.varlen import Attention
-from tests.support.tiny_models import random_ids, tiny_config, tiny_lm
+from tests.support.tiny_models import random_ids, tiny_lm
 
 LENGTHS = [BLOCK + 7, 12, BLOCK, 2, 5]
 """Two buckets; one of them needs two blocks."""
