@@ -133,6 +133,26 @@ def export(
     raise typer.Exit(guarded(call))
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, of PPO or SFT; also of one that goes on.")],
+    to: Annotated[Path | None, typer.Option(help="File to write; default: report.html in the run folder.")] = None,
+) -> None:
+    """Write report.html: the curves, samples and configuration of a run on one page that needs no network.
+
+    A PPO run writes it itself, every trainer.report_freq steps.
+
+    Example: [bold]steepest report checkpoints/steepest/ppo[/bold]
+    """
+
+    def call() -> None:
+        from steepest.report import write_report
+
+        typer.echo(f"wrote {write_report(folder, to)}")
+
+    raise typer.Exit(guarded(call))
+
+
 def _tell(written: Mapping[str, WrittenFile]) -> None:
     for file in written.values():
         typer.echo(f"wrote {file.path} ({file.num_rows:,} rows)")
