@@ -48,9 +48,8 @@ class LiveReport:
             write_report(self.folder)
         except Exception as error:
             if not self._failed:
-                say(
-                    f"warning: the report of the run could not be written ({type(error).__name__}: {error}). The run goes on without it."
-                )
+                reason = f"{type(error).__name__}: {error}"
+                say(f"warning: the report of the run could not be written ({reason}). The run goes on without it.")
             self._failed = True
         ended = self.clock()
         self._not_before = ended + (ended - began) / SHARE

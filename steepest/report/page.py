@@ -9,6 +9,7 @@ import html
 import json
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,11 @@ def write_report(folder: Path, to: Path | None = None) -> Path:
     for a damaged record and where the page cannot be written.
     """
     target = folder / FILE if to is None else to
-    text = page("report.html", run_data(folder), title=f"{folder.resolve().name}: report of a run")
+    samples = {
+        "training": read.sample_lines(folder / "token_samples.jsonl", read.TRAINING_BYTES),
+        "validation": read.sample_lines(folder / "samples.jsonl", read.VALIDATION_BYTES),
+    }
+    text = page("report.html", run_data(folder), samples, title=f"{folder.resolve().name}: report of a run")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_text(target, text)
@@ -40,51 +45,45 @@ def write_report(folder: Path, to: Path | None = None) -> Path:
 
 
 def run_data(folder: Path) -> dict[str, Any]:
-    """All that the page of a run shows, as JSON can express it."""
+    """All that the page of a run shows but its samples, as JSON can express it."""
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
         raise SteepestError(f"{folder} is no run folder: it has no metrics.jsonl. Give the folder of a run.")
     steps = read.read_steps(metrics)
-    curves = read.curves(steps)
-    training = read.read_training_samples(folder / "token_samples.jsonl")
-    validation = read.read_validation_samples(folder / "samples.jsonl")
     return {
-        "folder": str(folder),
         "name": folder.resolve().name,
         "version": steepest.__version__,
         "written": round(time.time()),
-        "steps": curves.steps,
-        "seconds": curves.seconds,
-        "every": curves.every,
-        "metrics": curves.metrics,
         "events": read.events(steps),
         "settings": read.read_settings(folder / "config.yaml"),
-        "training": training.rows,
-        "training_left_out": training.steps_left_out,
-        "validation": validation.rows,
-        "validation_left_out": validation.steps_left_out,
+        **vars(read.curves(steps)),
     }
 
 
-def page(template: str, data: Any, *, title: str) -> str:
-    """A template of assets/ with styles, scripts and data in it. Only the scripts of assets/ run: the page names
-    their hash in its policy, and texts of a model are data, never markup."""
+def page(template: str, data: Mapping[str, Any], samples: Mapping[str, read.Lines], *, title: str) -> str:
+    """A template of assets/ with styles, scripts and data in it.
+
+    Only the scripts of assets/ run: the page names their hash in its policy, and texts of a model are data, never
+    markup. `samples` are rows by the name under which the template has them.
+    """
     script = _joined(SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    left_out = {name: lines.steps_left_out for name, lines in samples.items()}
+    text = json.dumps({**data, "left_out": left_out}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     parts = {
         "title": html.escape(title),
         "script_hash": f"'sha256-{digest}'",
         "style": _joined(STYLES),
         "script": script,
-        "data": embedded(data),
+        "data": embedded(text),
+        **{name: embedded("\n".join(lines.lines)) for name, lines in samples.items()},
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], _asset(template))
 
 
-def embedded(data: Any) -> str:
+def embedded(text: str) -> str:
     """JSON that can stand in a script element: no text in it ends the element or opens a comment, and half characters
     (lone surrogates) are escapes."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,12 +14,9 @@ from steepest.loggers.rows import read_rows, row_of
 
 POINTS = 1000
 """Steps of which a page has the metrics; of a longer run it has every second, third, ... step."""
-TRAINING_BYTES = 2_200_000
-"""Size of the training samples on a page."""
-VALIDATION_BYTES = 1_200_000
+TRAINING_BYTES, VALIDATION_BYTES = 2_200_000, 1_200_000
+"""Size of the samples on a page."""
 HEALTH = "health/"
-_CHARACTERS = 20_000
-"""Longer answers are cut in their middle."""
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -38,10 +34,10 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Samples:
-    """The samples of a page, and how many steps of the file are not on it."""
+class Lines:
+    """Lines of a file of rows that a page holds as they are, and how many steps of the file are not among them."""
 
-    rows: list[dict[str, Any]]
+    lines: list[str]
     steps_left_out: int = 0
 
 
@@ -63,20 +59,21 @@ def curves(steps: Mapping[int, Mapping[str, float]]) -> Curves:
         for step, found in steps.items()
         if step % every == 0 or step == last or any(name.startswith("val/") for name in found)
     ]
-    times = [steps[step].get("time", 0.0) for step in keep]
+    rows = [steps[step] for step in keep]
+    times = [row.get("time", 0.0) for row in rows]
     return Curves(
         steps=keep,
         seconds=[round(moment - times[0], 1) for moment in times],
-        metrics={name: [number(steps[step].get(name)) for step in keep] for name in names},
+        metrics={name: [number(row.get(name)) for row in rows] for name in names},
         every=every,
     )
 
 
-def number(value: Any) -> float | None:
+def number(value: float | None) -> float | None:
     """Five digits of a finite number; None for anything else."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if value is None or not math.isfinite(value):
         return None
-    return float(f"{value:.5g}") if abs(value) < 1e5 else round(value)
+    return float(f"{value:.5g}") if -1e5 < value < 1e5 else round(value)
 
 
 def events(steps: Mapping[int, Mapping[str, float]]) -> dict[str, list[list[int]]]:
@@ -128,63 +125,37 @@ def _value_and_origin(lines: Sequence[str], node: yaml.Node) -> tuple[str, str]:
     return value.strip(), comment.removeprefix("#").strip() if comment.startswith("#") else "default"
 
 
-def read_training_samples(path: Path) -> Samples:
-    """The groups of a token_samples.jsonl, of steps spread over the run where they are too many for a page."""
-    return _read_samples(path, TRAINING_BYTES)
-
-
-def read_validation_samples(path: Path) -> Samples:
-    """The answers of a samples.jsonl; long texts are cut in their middle."""
-    found = _read_samples(path, VALIDATION_BYTES)
-    return Samples([_answer(row) for row in found.rows], found.steps_left_out)
-
-
-def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
-    parts = {name.removeprefix("reward/"): value for name, value in row.items() if name.startswith("reward/")}
-    kept = ("step", "id", "data_source", "ground_truth", "score", "truncated", "error")
-    return {
-        **{name: row[name] for name in kept if name in row},
-        "prompt": row.get("prompt"),
-        "response": cut(str(row.get("response")), _CHARACTERS),
-        "parts": parts,
-    }
-
-
-def cut(text: str, limit: int) -> str:
-    """A text of more than `limit` characters without its middle."""
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]}\n[{len(text) - 2 * half} characters are left out here]\n{text[-half:]}"
-
-
 @dataclass(frozen=True)
-class _Line:
+class _Place:
     step: int
     start: int
     size: int
 
 
-def _read_samples(path: Path, budget: int) -> Samples:
-    """Rows of as many steps as fit into `budget` bytes: the first, the last and steps between them."""
+def sample_lines(path: Path, budget: int) -> Lines:
+    """The rows of as many steps as fit into `budget` bytes: the first, the last and steps between them.
+
+    They are not parsed, which would take most of the time of a page: the page does it, line by line.
+    """
     if not path.exists():
-        return Samples([])
-    lines = list(_index(path))
+        return Lines([])
+    places = list(_index(path))
     sizes: dict[int, int] = {}
-    for line in lines:
-        sizes[line.step] = sizes.get(line.step, 0) + line.size
-    chosen = steps_within(sizes, budget)
-    rows, used = [], 0
+    for place in places:
+        sizes[place.step] = sizes.get(place.step, 0) + place.size
+    chosen, left = steps_within(sizes, budget), budget
+    lines, steps = list[str](), set[int]()
     with path.open("rb") as file:
-        for number, line in enumerate(lines, 1):
-            if line.step in chosen and used + line.size <= budget:
-                file.seek(line.start)
-                rows.append(row_of(file.read(line.size), f"{path}:{number}"))
-                used += line.size
-    return Samples(rows, len(sizes) - len({row["step"] for row in rows}))
+        for place in places:
+            if place.step in chosen and place.size <= left:
+                file.seek(place.start)
+                lines.append(file.read(place.size).decode("utf-8", "replace").rstrip())
+                steps.add(place.step)
+                left -= place.size
+    return Lines(lines, len(sizes) - len(steps))
 
 
-def _index(path: Path) -> Iterator[_Line]:
+def _index(path: Path) -> Iterator[_Place]:
     """Where each whole line of a file of rows is. Only the step is read: the file may be large."""
     start = 0
     with path.open("rb") as file:
@@ -192,7 +163,7 @@ def _index(path: Path) -> Iterator[_Line]:
             if line.endswith(b"\n"):
                 head = line[:32].removeprefix(b'{"step": ').partition(b",")[0]
                 step = int(head) if head.isdigit() else row_of(line, f"{path}:{number}")["step"]
-                yield _Line(step, start, len(line))
+                yield _Place(step, start, len(line))
             start += len(line)
 
 

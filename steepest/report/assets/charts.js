@@ -218,5 +218,5 @@ function moveCursor(event, plot, count) {
   event.preventDefault();
   const now = plot.cursor.idx ?? count;
   const next = Math.min(count - 1, Math.max(0, now + moves[event.key]));
-  plot.setCursor({ left: plot.valToPos(plot.data[0][next], "x"), top: plot.over.clientHeight / 2 });
+  plot.setCursor({ left: plot.valToPos(plot.data[0][next], "x"), top: plot.over.clientHeight / 2 }, true, true);
 }

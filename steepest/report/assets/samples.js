@@ -20,27 +20,33 @@ function outcomeOf(answer) {
 const textOf = (answer) => (answer.tokens ? answer.tokens.join("") : answer.response);
 
 /** One entry a prompt: of training each time it was sampled, of validation with its answers of all steps. */
-function trainingEntries(run) {
-  return run.training.map((group) => ({
+function trainingEntries(rows) {
+  return rows.map((group) => ({
     ...group,
     title: `step ${group.step}`,
     answers: group.responses.map((answer, at) => ({ ...answer, step: group.step, title: `answer ${at + 1} of ${group.num_responses}` })),
   }));
 }
 
-function validationEntries(run) {
+function validationEntries(rows) {
   const found = new Map();
-  for (const row of run.validation) {
+  for (const row of rows) {
     if (!found.has(row.id)) found.set(row.id, { ...row, title: row.id, answers: [] });
-    found.get(row.id).answers.push({ ...row, title: `step ${row.step}` });
+    found.get(row.id).answers.push({ ...row, parts: partsOf(row), title: `step ${row.step}` });
   }
   return [...found.values()];
 }
 
+const partsOf = (row) => Object.fromEntries(
+  Object.entries(row).filter(([name]) => name.startsWith("reward/")).map(([name, value]) => [name.slice(7), value]),
+);
+
 class SampleBrowser {
   constructor(run) {
     this.run = run;
-    this.entries = { train: trainingEntries(run), val: validationEntries(run) };
+    const [training, validation] = ["training", "validation"].map(rowsOf);
+    this.damaged = { train: training.damaged, val: validation.damaged };
+    this.entries = { train: trainingEntries(training.rows), val: validationEntries(validation.rows) };
     this.split = this.entries.train.length || !this.entries.val.length ? "train" : "val";
     this.chosen = { train: 0, val: 0 };
     this.measure = "advantage";
@@ -100,8 +106,10 @@ class SampleBrowser {
   note(total, count) {
     const key = this.split === "train" ? "training" : "validation";
     if (!total) return `This run has kept no ${key} samples: trainer.report_prompts is 0, or none was due yet.`;
-    const left = this.run[`${key}_left_out`];
-    const more = left ? ` To keep the page small, ${left} more steps of the file are not on it.` : "";
+    const left = this.run.left_out[key];
+    const damaged = this.damaged[this.split];
+    const more = (left ? ` To keep the page small, ${left} more steps of the file are not on it.` : "")
+      + (damaged ? ` ${damaged} damaged lines of the file are left out.` : "");
     return `${this.found.length} of ${total} ${key === "training" ? "groups" : "prompts"}, ${count} answers fit the filters.${more}`;
   }
 
@@ -191,7 +199,7 @@ function card(answer, fits, paint) {
 function tokens(answer, paint) {
   const box = element("div", { class: "tokens", tabindex: "0", role: "group", "aria-label": `${answer.title}, ${answer.tokens.length} tokens` });
   const spans = answer.tokens.map((text, at) => {
-    const span = appendText(element("bdi", { "data-at": at }), text || "·", true);
+    const span = appendText(element("bdi", { "data-at": at }), text || "·", "\n");
     const fill = paint.fill(answer[paint.name]?.[at]);
     if (fill) span.style.background = fill;
     else span.className = "none";
@@ -231,7 +239,7 @@ function describe(answer, at) {
     .map(([name, { label }]) => `${label} ${shown(answer[name][at])}`);
   const token = answer.tokens[at] || "(part of the character before)";
   byId("token-line").replaceChildren(
-    `token ${at + 1 + (at >= place ? count : 0)} `, appendText(element("bdi"), token, true), ` ${numbers.join(" · ")}`,
+    `token ${at + 1 + (at >= place ? count : 0)} `, appendText(element("bdi"), token, ""), ` ${numbers.join(" · ")}`,
   );
 }
 
@@ -258,5 +266,6 @@ function painter(answers, name) {
 function scale(label, [low, high], colors) {
   const bar = element("span", { class: "scale", role: "img", "aria-label": `colors from ${shown(low)} to ${shown(high)}` });
   bar.style.background = `linear-gradient(90deg, ${colors.join(", ")})`;
-  return [`${label}:`, shown(low), bar, shown(high), element("span", {}, "dotted underline: the token has no such number")];
+  const words = [`${label}: ${shown(low)}`, bar, shown(high), "dotted underline: the token has no such number"];
+  return words.map((word) => (typeof word === "string" ? element("span", {}, word) : word));
 }

@@ -14,6 +14,20 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+/** The rows of a script element, a JSON text a line; a damaged line is left out and counted. */
+function rowsOf(id) {
+  let damaged = 0;
+  const rows = byId(id).textContent.split("\n").filter(Boolean).flatMap((line) => {
+    try {
+      return [JSON.parse(line)];
+    } catch {
+      damaged += 1;
+      return [];
+    }
+  });
+  return { rows, damaged };
+}
+
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
 function shown(value) {
@@ -34,14 +48,15 @@ function duration(seconds) {
 const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}\uFFFD]/gu;
 const KEPT = new Set(["\n", "\t", "\u200c", "\u200d"]);
 
-/** Append a model's text: unseen characters become visible escapes, `lines` marks the end of a line too. */
-function appendText(parent, text, lines = false) {
+/** Append a model's text: unseen characters become visible escapes. Ends of lines are marked with ↵ where `lines` says
+ * what follows the mark: "\n" or nothing. */
+function appendText(parent, text, lines = null) {
   let from = 0;
   for (const found of text.matchAll(UNSEEN)) {
     const character = found[0];
-    if (KEPT.has(character) && !(lines && character === "\n")) continue;
+    if (KEPT.has(character) && (lines === null || character !== "\n")) continue;
     parent.append(text.slice(from, found.index));
-    if (character === "\n") parent.append(element("span", { class: "escape" }, "↵"), "\n");
+    if (character === "\n") parent.append(element("span", { class: "escape" }, "↵"), lines);
     else parent.append(element("span", { class: "escape" }, `U+${code(character)}`));
     from = found.index + character.length;
   }
