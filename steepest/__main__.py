@@ -153,6 +153,24 @@ def report(
     raise typer.Exit(guarded(call))
 
 
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of 2 to 6 runs.")],
+    to: Annotated[Path, typer.Option(help="File to write.")] = Path("compare.html"),
+) -> None:
+    """Write one page about several runs: what their keys differ in, curves over each other, answers side by side.
+
+    Example: [bold]steepest compare checkpoints/steepest/ppo checkpoints/steepest/grpo[/bold]
+    """
+
+    def call() -> None:
+        from steepest.report.compare import write_comparison
+
+        typer.echo(f"wrote {write_comparison(folders, to)}")
+
+    raise typer.Exit(guarded(call))
+
+
 def _tell(written: Mapping[str, WrittenFile]) -> None:
     for file in written.values():
         typer.echo(f"wrote {file.path} ({file.num_rows:,} rows)")

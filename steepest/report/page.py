@@ -20,7 +20,7 @@ from steepest.report import read
 
 ASSETS = Path(__file__).parent / "assets"
 STYLES = ("uPlot.min.css", "report.css")
-SCRIPTS = ("uPlot.iife.min.js", "text.js", "charts.js", "samples.js", "report.js")
+SCRIPTS = ("uPlot.iife.min.js", "text.js", "charts.js", "samples.js")
 FILE = "report.html"
 
 
@@ -30,12 +30,15 @@ def write_report(folder: Path, to: Path | None = None) -> Path:
     A reader sees the old page or the new one, never a part. Raises SteepestError for a folder without metrics.jsonl,
     for a damaged record and where the page cannot be written.
     """
-    target = folder / FILE if to is None else to
     samples = {
         "training": read.sample_lines(folder / "token_samples.jsonl", read.TRAINING_BYTES),
         "validation": read.sample_lines(folder / "samples.jsonl", read.VALIDATION_BYTES),
     }
-    text = page("report.html", run_data(folder), samples, title=f"{folder.resolve().name}: report of a run")
+    text = page("report", run_data(folder), samples, title=f"{folder.resolve().name}: report of a run")
+    return write_page(folder / FILE if to is None else to, text)
+
+
+def write_page(target: Path, text: str) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_text(target, text)
@@ -44,12 +47,17 @@ def write_report(folder: Path, to: Path | None = None) -> Path:
     return target
 
 
+def metrics_file(folder: Path) -> Path:
+    """Raises SteepestError for a folder that is no run's."""
+    file = folder / "metrics.jsonl"
+    if not file.is_file():
+        raise SteepestError(f"{folder} is no run folder: it has no metrics.jsonl. Give the folder of a run.")
+    return file
+
+
 def run_data(folder: Path) -> dict[str, Any]:
     """All that the page of a run shows but its samples, as JSON can express it."""
-    metrics = folder / "metrics.jsonl"
-    if not metrics.is_file():
-        raise SteepestError(f"{folder} is no run folder: it has no metrics.jsonl. Give the folder of a run.")
-    steps = read.read_steps(metrics)
+    steps = read.read_steps(metrics_file(folder))
     return {
         "name": folder.resolve().name,
         "version": steepest.__version__,
@@ -60,25 +68,28 @@ def run_data(folder: Path) -> dict[str, Any]:
     }
 
 
-def page(template: str, data: Mapping[str, Any], samples: Mapping[str, read.Lines], *, title: str) -> str:
-    """A template of assets/ with styles, scripts and data in it.
+def page(name: str, data: Mapping[str, Any], samples: Mapping[str, read.Lines], *, title: str) -> str:
+    """The template `name`.html of assets/ with styles, scripts (the common ones, then `name`.js) and data in it.
 
     Only the scripts of assets/ run: the page names their hash in its policy, and texts of a model are data, never
-    markup. `samples` are rows by the name under which the template has them.
+    markup. `samples` are rows by the id of the element that holds them.
     """
-    script = _joined(SCRIPTS)
+    script = _joined((*SCRIPTS, f"{name}.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    left_out = {name: lines.steps_left_out for name, lines in samples.items()}
+    left_out = {key: lines.steps_left_out for key, lines in samples.items()}
     text = json.dumps({**data, "left_out": left_out}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    rows = {key: embedded("\n".join(lines.lines)) for key, lines in samples.items()}
     parts = {
         "title": html.escape(title),
         "script_hash": f"'sha256-{digest}'",
         "style": _joined(STYLES),
         "script": script,
         "data": embedded(text),
-        **{name: embedded("\n".join(lines.lines)) for name, lines in samples.items()},
+        "samples": "\n".join(
+            f'<script id="{key}" type="application/x-ndjson">{text}</script>' for key, text in rows.items()
+        ),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda name: parts[name[1]], _asset(template))
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _asset(f"{name}.html"))
 
 
 def embedded(text: str) -> str:

@@ -50,10 +50,10 @@ def read_steps(path: Path) -> dict[int, dict[str, float]]:
     return steps
 
 
-def curves(steps: Mapping[int, Mapping[str, float]]) -> Curves:
-    """The columns of a run."""
+def curves(steps: Mapping[int, Mapping[str, float]], points: int = POINTS) -> Curves:
+    """The columns of a run, of about `points` steps."""
     names = sorted({name for found in steps.values() for name in found} - {"time"})
-    every, last = max(1, math.ceil(len(steps) / POINTS)), max(steps, default=0)
+    every, last = max(1, math.ceil(len(steps) / points)), max(steps, default=0)
     keep = [
         step
         for step, found in steps.items()

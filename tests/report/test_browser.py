@@ -8,7 +8,8 @@ import shutil
 import pytest
 
 from steepest.report import write_report
-from tests.support.report_run import HOSTILE, make_run
+from steepest.report.compare import write_comparison
+from tests.support.report_run import CONFIG, HOSTILE, make_run
 
 BROWSER = os.environ.get("STEEPEST_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
@@ -53,28 +54,36 @@ def address(tmp_path_factory):
     return write_report(make_run(tmp_path_factory.mktemp("runs") / "run")).as_uri()
 
 
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    short = make_run(folder / "short", steps=6, config=CONFIG.replace("32", "64"))
+    return write_comparison([make_run(folder / "long"), short], folder / "both.html").as_uri()
+
+
 @pytest.fixture
 def open_page(browser, address):
-    """Opens the page; the test fails if it said anything on the console or asked for anything but itself."""
+    """Opens a page; the test fails if it said anything on the console or asked for anything but itself."""
     said: list[str] = []
     asked: list[str] = []
-    contexts = []
+    contexts, opened = [], set()
 
-    def call(width: int = 1280, scheme: str = "light"):
+    def call(width: int = 1280, scheme: str = "light", page_address: str = address):
+        opened.add(page_address)
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(address)
-        page.wait_for_selector("#keys details")
+        page.goto(page_address)
+        page.wait_for_selector(".chart canvas")
         return page
 
     yield call
     for context in contexts:
         context.close()
-    assert said == [] and {url for url in asked if not url.startswith("data:")} == {address}
+    assert said == [] and {url for url in asked if not url.startswith("data:")} == opened
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -234,3 +243,37 @@ def test_health_time_and_configuration(open_page):
     assert page.locator("#keys summary").all_inner_texts() == ["Given (0)", "Derived (1)", "Default (0)"]
     row = page.locator("#keys details[open] tr td").all_inner_texts()
     assert row == ["data.hub", "huggingface", "derived from actor_rollout_ref.model.hub"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_runs_are_compared_on_one_page(open_page, comparison, width, scheme):
+    page = open_page(width, scheme, comparison)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    rows = [row.split("\t") for row in page.locator("#runs tr").all_inner_texts()]
+    assert rows[:5] == [
+        ["", "long", "short"], ["last step", "12", "6"], ["time", "23 s", "11 s"],
+        ["validation, last (95 %)", "0.5 (0.4 to 0.6)", "0.5 (0.4 to 0.6)"],
+        ["validation, best", "0.5 at step 3", "0.5 at step 3"],
+    ]  # fmt: skip
+    assert page.locator("#differences-note").inner_text() == "1 of 7 keys differ."
+    assert page.locator("#keys-table tbody tr").all_inner_texts() == ["data.train_batch_size\t32\t64"]
+    chart = page.locator("#charts figure", has_text="Score")
+    assert chart.get_attribute("aria-label") == (
+        "Score: score: long 0.08333 at step 1, 1 at step 12; short 0.1667 at step 1, 1 at step 6"
+    )
+    page.select_option("#axis", "hours")
+    assert chart.locator(".u-label").first.inner_text().startswith("hour")
+    assert [found for found in page.evaluate(CONTRASTS) if found[1] < 4.5] == []
+
+
+def test_answers_of_runs_stand_side_by_side(open_page, comparison):
+    page = open_page(1280, "light", comparison)
+    titles = page.locator("#responses h3")
+    assert titles.all_inner_texts() == ["long, step 12", "short, step 6"]
+    assert page.locator("#list button").all_inner_texts()[0].startswith("val:0 \u00b7 right: 1 / 0")
+    page.select_option("#f-step", "9")
+    assert titles.all_inner_texts() == ["long, step 9", "short"]  # which has no step 9
+    page.fill("#f-query", "validation 1")
+    assert page.locator("#samples-note").inner_text() == "1 of 2 validation prompts."
+    assert page.locator("#samples script, #samples img, #samples b").count() == 0

@@ -33,11 +33,11 @@ algorithm:
 """
 
 
-def make_run(folder: Path, *, steps: int = 12) -> Path:
+def make_run(folder: Path, *, steps: int = 12, config: str = CONFIG) -> Path:
     """A run of `steps` steps: score k / steps at step k, validated every third, an event in steps 4 and 5, two groups
     of four answers of every second step."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(CONFIG)
+    (folder / "config.yaml").write_text(config)
     metrics = RowFile(folder / "metrics.jsonl")
     tokens = RowFile(folder / "token_samples.jsonl")
     answers = SampleLog(folder / "samples.jsonl")

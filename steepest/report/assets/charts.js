@@ -6,7 +6,7 @@ const color = (name) => getComputedStyle(document.documentElement).getPropertyVa
 const COLORS = ["--c0", "--c1", "--c2", "--c3", "--c4", "--c5"];
 const DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3], [4, 2], [1, 2]];
 
-// title, [metric, label] of each line, and [low, high] of a band around the first line
+// title, [metric, label] of each line, and [low, high] of a band around the first line; colors, if not those in order
 const CHARTS = [
   { title: "Validation", lines: [["val/accuracy", "accuracy"]], band: ["val-aux/accuracy_low", "val-aux/accuracy_high"], bandLabel: "95 % interval" },
   { title: "Validation loss", lines: [["val/loss", "loss"]] },
@@ -73,8 +73,9 @@ function columnsOf(run, spec, view) {
     columns.push(values);
     series.push({ spanGaps: true, value: (_, value, at, row) => known(run, columns[at], row), points: { show: values.filter(isNumber).length < 40, size: 5 }, ...options });
   };
-  spec.lines.forEach(([name, label], at) => {
+  spec.lines.forEach(([name, label], place) => {
     const values = run.metrics[name];
+    const at = spec.colors ? spec.colors[place] : place;
     const stroke = color(COLORS[at]);
     const dash = DASHES[at];
     if (view.smoothing) add(values, { label, stroke: `${stroke}66`, width: 1, class: "raw", points: { show: false } });

@@ -41,6 +41,59 @@ const partsOf = (row) => Object.fromEntries(
   Object.entries(row).filter(([name]) => name.startsWith("reward/")).map(([name, value]) => [name.slice(7), value]),
 );
 
+/** The list of prompts; the arrow keys walk over it. `show` is called with the place of the prompt that is chosen. */
+class PromptList {
+  constructor(show) {
+    this.show = show;
+    this.at = 0;
+    byId("list").addEventListener("keydown", (event) => this.walk(event));
+  }
+
+  /** `items`: what stands on each button. The prompt at the same place stays chosen. */
+  fill(items) {
+    this.count = items.length;
+    const button = (nodes, at) => element("button", { type: "button", "data-at": at, onclick: () => this.choose(at) }, ...nodes);
+    byId("list").replaceChildren(...items.map((nodes, at) => element("li", {}, button(nodes, at))));
+    byId("list").hidden = !items.length;
+    this.choose(Math.min(this.at, Math.max(0, items.length - 1)));
+  }
+
+  walk(event) {
+    const moves = { ArrowDown: 1, ArrowUp: -1, Home: -1e9, End: 1e9 };
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    this.choose(Math.min(this.count - 1, Math.max(0, this.at + moves[event.key])), true);
+  }
+
+  choose(at, focus = false) {
+    this.at = at;
+    for (const button of byId("list").querySelectorAll("button")) {
+      const mine = Number(button.dataset.at) === at;
+      button.setAttribute("aria-current", String(mine));
+      button.tabIndex = mine ? 0 : -1;
+      if (mine && focus) button.focus();
+    }
+    this.show(at);
+  }
+}
+
+/** What the list shows of a prompt: a title, and the start of its last message. */
+function listed(title, facts, prompt) {
+  const last = messagesOf(prompt).at(-1)?.[1] ?? "";
+  return [element("bdi", {}, title), facts, element("small", {}, element("bdi", {}, oneLine(last)))];
+}
+
+function promptOf(entry) {
+  const parts = messagesOf(entry.prompt).map(([role, content]) => element(
+    "div", { class: "message" }, element("div", { class: "role" }, role), appendText(element("div", { class: "text" }), content),
+  ));
+  const facts = element("p", { class: "muted" }, "prompt ", element("bdi", {}, String(entry.id)), ", data source ", element("bdi", {}, String(entry.data_source)));
+  if (entry.ground_truth !== null && entry.ground_truth !== undefined) {
+    facts.append(", ground truth ", appendText(element("bdi"), asText(entry.ground_truth)));
+  }
+  return [facts, ...parts];
+}
+
 class SampleBrowser {
   constructor(run) {
     this.run = run;
@@ -48,7 +101,7 @@ class SampleBrowser {
     this.damaged = { train: training.damaged, val: validation.damaged };
     this.entries = { train: trainingEntries(training.rows), val: validationEntries(validation.rows) };
     this.split = this.entries.train.length || !this.entries.val.length ? "train" : "val";
-    this.chosen = { train: 0, val: 0 };
+    this.prompts = new PromptList(() => this.detail());
     this.measure = "advantage";
     for (const radio of document.querySelectorAll("input[name=split]")) {
       radio.checked = radio.value === this.split;
@@ -60,7 +113,6 @@ class SampleBrowser {
       this.measure = event.target.value;
       this.detail();
     });
-    byId("list").addEventListener("keydown", (event) => this.walk(event));
     this.show(this.split);
   }
 
@@ -98,9 +150,7 @@ class SampleBrowser {
       .filter(({ answers }) => answers.some(({ fits }) => fits));
     const count = this.found.reduce((sum, { answers }) => sum + answers.filter(({ fits }) => fits).length, 0);
     byId("samples-note").textContent = this.note(entries.length, count);
-    byId("list").replaceChildren(...this.found.map((found, at) => this.item(found, at)));
-    byId("list").hidden = !this.found.length;
-    this.choose(Math.min(this.chosen[this.split], Math.max(0, this.found.length - 1)));
+    this.prompts.fill(this.found.map((found) => this.item(found)));
   }
 
   note(total, count) {
@@ -113,37 +163,13 @@ class SampleBrowser {
     return `${this.found.length} of ${total} ${key === "training" ? "groups" : "prompts"}, ${count} answers fit the filters.${more}`;
   }
 
-  item({ entry, answers }, at) {
+  item({ entry, answers }) {
     const right = answers.filter(({ answer }) => outcomeOf(answer) === "right").length;
-    const last = messagesOf(entry.prompt).at(-1)?.[1] ?? "";
-    const start = element("small", {}, element("bdi", {}, oneLine(last)));
-    return element("li", {}, element(
-      "button", { type: "button", "data-at": at, onclick: () => this.choose(at) },
-      element("bdi", {}, entry.title), ` · ${right}/${answers.length} right`, start,
-    ));
-  }
-
-  walk(event) {
-    const moves = { ArrowDown: 1, ArrowUp: -1, Home: -1e9, End: 1e9 };
-    if (!(event.key in moves)) return;
-    event.preventDefault();
-    const now = this.chosen[this.split];
-    this.choose(Math.min(this.found.length - 1, Math.max(0, now + moves[event.key])), true);
-  }
-
-  choose(at, focus = false) {
-    this.chosen[this.split] = at;
-    for (const button of byId("list").querySelectorAll("button")) {
-      const mine = Number(button.dataset.at) === at;
-      button.setAttribute("aria-current", String(mine));
-      button.tabIndex = mine ? 0 : -1;
-      if (mine && focus) button.focus();
-    }
-    this.detail();
+    return listed(entry.title, ` · ${right}/${answers.length} right`, entry.prompt);
   }
 
   detail() {
-    const found = this.found[this.chosen[this.split]];
+    const found = this.found[this.prompts.at];
     byId("token-line").textContent = "";
     byId("legend").replaceChildren();
     if (!found) {
@@ -151,24 +177,13 @@ class SampleBrowser {
       byId("responses").replaceChildren();
       return;
     }
-    byId("group-head").replaceChildren(...this.prompt(found.entry));
+    byId("group-head").replaceChildren(...promptOf(found.entry));
     const paint = this.split === "train" ? painter(found.entry.answers, this.measure) : null;
     if (paint) {
       byId("legend").replaceChildren(...paint.legend());
       byId("token-line").textContent = "Point at a token, or focus an answer and press the arrow keys, to read its numbers.";
     }
     byId("responses").replaceChildren(...found.answers.map(({ answer, fits }) => card(answer, fits, paint)));
-  }
-
-  prompt(entry) {
-    const parts = messagesOf(entry.prompt).map(([role, content]) => element(
-      "div", { class: "message" }, element("div", { class: "role" }, role), appendText(element("div", { class: "text" }), content),
-    ));
-    const facts = element("p", { class: "muted" }, "prompt ", element("bdi", {}, String(entry.id)), ", data source ", element("bdi", {}, String(entry.data_source)));
-    if (entry.ground_truth !== null && entry.ground_truth !== undefined) {
-      facts.append(", ground truth ", appendText(element("bdi"), asText(entry.ground_truth)));
-    }
-    return [facts, ...parts];
   }
 }
 
