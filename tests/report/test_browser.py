@@ -68,7 +68,7 @@ def open_page(browser, address):
     asked: list[str] = []
     contexts, opened = [], set()
 
-    def call(width: int = 1280, scheme: str = "light", page_address: str = address):
+    def call(width: int = 1280, scheme: str = "light", page_address: str = address, wait_for: str = ".chart"):
         opened.add(page_address)
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         contexts.append(context)
@@ -77,7 +77,7 @@ def open_page(browser, address):
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(page_address)
-        page.wait_for_selector(".chart canvas")
+        page.wait_for_selector(wait_for)
         return page
 
     yield call
@@ -96,6 +96,15 @@ def test_it_fits_and_says_nothing_on_the_console(open_page, width, scheme):
     drawn = page.evaluate("[...document.querySelectorAll('.chart canvas')].map(c => new Set(c.getContext('2d')"
                           ".getImageData(0, 0, c.width, c.height).data).size)")  # fmt: skip
     assert len(drawn) == 6 and min(drawn) > 5  # lines and letters, not one color
+
+
+@pytest.mark.parametrize("rows", ["", '{"step": 0, "time": 9.0, "val/accuracy": 0.25}\n'])
+def test_a_run_before_its_first_step(open_page, tmp_path, rows):
+    (tmp_path / "metrics.jsonl").write_text(rows)
+    page = open_page(page_address=write_report(tmp_path).as_uri(), wait_for="#keys p")
+    assert page.locator("#charts figure").count() == bool(rows)
+    assert page.locator("#samples-note").inner_text().startswith("This run has kept no training samples")
+    assert page.locator("#tiles b").all_inner_texts() == ["0.25", "no problem"][not rows :]
 
 
 def test_hostile_texts_are_shown_and_run_nothing(open_page):

@@ -58,6 +58,7 @@ def make_run(folder: Path, *, steps: int = 12, config: str = CONFIG) -> Path:
 def training_row(step: int, steps: int) -> dict[str, float]:
     return {
         "critic/score/mean": step / steps,
+        "critic/rewards/mean": step / steps,
         "actor/entropy": float("nan") if step == 2 else 1.0 / step,
         "actor/grad_norm": 0.5,
         "response_length/mean": 10.0,

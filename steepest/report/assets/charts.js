@@ -6,11 +6,12 @@ const color = (name) => getComputedStyle(document.documentElement).getPropertyVa
 const COLORS = ["--c0", "--c1", "--c2", "--c3", "--c4", "--c5"];
 const DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3], [4, 2], [1, 2]];
 
-// title, [metric, label] of each line, and [low, high] of a band around the first line; colors, if not those in order
+// title, [metric, label] of each line, and [low, high] of a band around the first line; colors, if not those in order;
+// distinct: a line with the numbers of another is left out
 const CHARTS = [
   { title: "Validation", lines: [["val/accuracy", "accuracy"]], band: ["val-aux/accuracy_low", "val-aux/accuracy_high"], bandLabel: "95 % interval" },
   { title: "Validation loss", lines: [["val/loss", "loss"]] },
-  { title: "Score", lines: [["critic/score/mean", "score"], ["critic/rewards/mean", "after KL"]] },
+  { title: "Score", lines: [["critic/score/mean", "score"], ["critic/rewards/mean", "after KL"]], distinct: true },
   { title: "Reward parts", match: /^reward\/(?!error_rate|timeout_rate)(?!.*\/(max|min)$)/, strip: "reward/" },
   { title: "KL to the reference", lines: [["actor/reward_kl_penalty", "in the reward"], ["actor/kl_loss", "in the loss"]] },
   { title: "KL of the update", lines: [["actor/ppo_kl", "before to after"], ["mismatch/k3_kl", "engine to trainer"]] },
@@ -40,7 +41,9 @@ function chartsOf(run, specs) {
       const named = spec.match
         ? Object.keys(run.metrics).filter((name) => spec.match.test(name)).map((name) => [name, name.slice(spec.strip.length)])
         : spec.lines;
-      const lines = named.filter(([name]) => has(run, name)).slice(0, COLORS.length);
+      const text = ([name]) => JSON.stringify(run.metrics[name]);
+      const isNew = (line, at, all) => !spec.distinct || all.findIndex((other) => text(other) === text(line)) === at;
+      const lines = named.filter(([name]) => has(run, name)).filter(isNew).slice(0, COLORS.length);
       const band = spec.band && spec.band.every((name) => has(run, name)) ? spec.band : null;
       return { ...spec, lines, band };
     })

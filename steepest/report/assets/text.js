@@ -32,9 +32,10 @@ const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
 function shown(value) {
   if (!isNumber(value)) return value === null || value === undefined ? "–" : String(value);
-  if (value === 0 || (Number.isInteger(value) && Math.abs(value) < 1e6)) return value.toLocaleString("en");
   const size = Math.abs(value);
-  return size < 1e-3 || size >= 1e6 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2);
+  const rounded = Number.isInteger(value) ? value : Number(value.toPrecision(4));
+  return rounded.toLocaleString("en", { maximumFractionDigits: 7 });
 }
 
 function duration(seconds) {
