@@ -6,9 +6,10 @@ interpolations work. No Hydra app is started: no outputs folder, no change of di
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from steepest.config.types import text_problem
 Trees = tuple[dict[str, Any], dict[str, Any]]
 """A YAML file's values as they were read, and the same with what was written in place of what was read."""
 COMMAND_LINE = "command line"
+PROGRAM = "argument of steepest.train"
 PRESETS = Path(__file__).parent / "presets"
 OPTIONS = ("--help", "--help-all", "--cfg job", "--config FILE", "--config-name NAME", "--config-path FOLDER")
 _FLAGS = {
@@ -85,6 +87,33 @@ def read_arguments(argv: list[str], answer: Callable[[str], str | None] = lambda
         except ValueError as error:
             out.problems.append(str(error))
     return out
+
+
+def read_settings(settings: Mapping[str, Any], preset: str | None) -> Arguments:
+    """The same for a Python program: keys with values of any type, after the values of a preset."""
+    out = Arguments(config_name=preset)
+    _read_named_file(out)
+    for key, value in settings.items():
+        plain = _plain(value)
+        out.assignments.append(Assignment(key, plain, PROGRAM, _written(plain)))
+    return out
+
+
+def _plain(value: Any) -> Any:
+    """Paths as texts, tuples as lists, numbers of numpy and torch as Python's."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if callable(getattr(value, "item", None)) else value
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _written(entry) for name, entry in value.items()}
+    return [_written(entry) for entry in value] if isinstance(value, list) else str(value)
 
 
 def _read_flags(argv: list[str], out: Arguments, answer: Callable[[str], str | None]) -> list[str]:
@@ -182,7 +211,6 @@ def _no_such_option(word: str, left: list[str], answer: Callable[[str], str | No
 
 def read_override(text: str) -> Assignment:
     """One `key=value`, `+key=value`, `++key=value` or `~key`. Raises ValueError with the whole message."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     bare = text.lstrip("+~")
@@ -196,7 +224,7 @@ def read_override(text: str) -> Assignment:
         raise ValueError(f"{text}: {problem}.")
     named, names = _name_own_code(text)
     try:
-        override = OverridesParser.create().parse_override(named)
+        override = _parser().parse_override(named)
     except HydraException:
         return _read_loosely(text)
     key = override.get_key_element().lstrip("+~")
@@ -214,6 +242,13 @@ def read_override(text: str) -> Assignment:
         override.is_delete(),
         "=" in text,
     )
+
+
+@functools.cache
+def _parser() -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
 
 
 _OWN_CODE = re.compile(r"""(?P<quote>['"]?)(?P<name>[^\s{}\[\],:='"]+:[A-Za-z_]\w*)(?P=quote)(?=\s*:)""")
