@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from steepest.config import written
 from steepest.config.foreign_names import foreign
 from steepest.config.types import text_problem
+from steepest.errors import ConfigError
 
 Trees = tuple[dict[str, Any], dict[str, Any]]
 """A YAML file's values as they were read, and the same with what was written in place of what was read."""
@@ -133,7 +134,7 @@ def _read_flags(argv: list[str], out: Arguments, answer: Callable[[str], str | N
             else:
                 setattr(out, _FLAGS[name], found)
         elif word in ("-m", "--multirun"):
-            out.problems.append(f"{word}: Steepest makes one run a command. Call it once for each value.")
+            out.problems.append(f"{word}: Steepest makes one run a command. `steepest sweep` takes several values.")
         elif word in ("--resolve", "--run", "-r"):
             continue
         elif word.startswith("-"):
@@ -231,7 +232,7 @@ def read_override(text: str) -> Assignment:
     if override.is_sweep_override():
         value = text.partition("=")[2]
         raise ValueError(
-            f"{key}={value}: several values for one key make a sweep, and Steepest makes one run a command. "
+            f"{key}={value}: several values for one key make a sweep: that is `steepest sweep`, and this is one run. "
             f"A list is written '{key}=[{value}]'."
         )
     return Assignment(
@@ -242,6 +243,42 @@ def read_override(text: str) -> Assignment:
         override.is_delete(),
         "=" in text,
     )
+
+
+def is_sweep(text: str) -> bool:
+    """Whether a word gives several values to one key, in Hydra's grammar: `lr=1e-6,3e-6`."""
+    from hydra.errors import HydraException
+
+    try:
+        return bool(_parser().parse_override(text).is_sweep_override())
+    except HydraException:
+        return False
+
+
+def sweep_values(text: str) -> list[str]:
+    """The words with one value each that such a word stands for, as they were written: `1e-6` stays `1e-6`. Raises
+    ConfigError for an interval."""
+    override, (key, _, value) = _parser().parse_override(text), text.partition("=")
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{text}: an interval is no list of values. Write them out: {key}=1,2,4.")
+    if re.match(r"\w+\(", value):  # choice(...), range(...): Hydra computes them
+        return [f"{key}={one}" for one in override.sweep_string_iterator()]
+    return [f"{key}={one}" for one in _at_commas(value)]
+
+
+def _at_commas(text: str) -> list[str]:
+    """The parts between the commas that stand in no brackets and no quotes."""
+    parts, depth, quote = [""], 0, ""
+    for mark in text:
+        if mark == quote or (not quote and mark in "'\""):
+            quote = "" if quote else mark
+        elif not quote:
+            depth += (mark in "[{(") - (mark in "]})")
+        if mark == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += mark
+    return [part.strip() for part in parts]
 
 
 @functools.cache

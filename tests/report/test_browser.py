@@ -175,7 +175,7 @@ def test_keys_walk_over_prompts_tokens_and_curves(open_page):
     assert (
         page.locator("#token-line").inner_text() == "token 3 ↵ advantage 0 · value 0.5 · ratio, trainer to engine 1.5"
     )
-    chart = page.locator("#charts figure", has_text="Score")
+    chart = page.locator("#charts figure", has_text="Score").first
     chart.focus()
     legend = chart.locator(".u-value")
     assert legend.all_inner_texts() == ["12", "1"]
@@ -227,7 +227,7 @@ def test_texts_have_contrast_on_every_color(open_page, scheme):
 def test_axis_smoothing_and_more_curves(open_page):
     page = open_page()
     page.select_option("#axis", "hours")
-    chart = page.locator("#charts figure", has_text="Score")
+    chart = page.locator("#charts figure", has_text="Score").first
     assert chart.locator(".u-label").first.inner_text().startswith("hour")
     page.select_option("#smoothing", "0.9")
     label = chart.locator("tr:not(.raw) .u-value").nth(1)
@@ -267,7 +267,7 @@ def test_runs_are_compared_on_one_page(open_page, comparison, width, scheme):
     ]  # fmt: skip
     assert page.locator("#differences-note").inner_text() == "1 of 7 keys differ."
     assert page.locator("#keys-table tbody tr").all_inner_texts() == ["data.train_batch_size\t32\t64"]
-    chart = page.locator("#charts figure", has_text="Score")
+    chart = page.locator("#charts figure", has_text="Score").first
     assert chart.get_attribute("aria-label") == (
         "Score: score: long 0.08333 at step 1, 1 at step 12; short 0.1667 at step 1, 1 at step 6"
     )
