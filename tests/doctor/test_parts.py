@@ -131,6 +131,7 @@ CARD: dict[str, Any] = {
     "bf16": True,
     "bf16_reason": "Card 9 has bf16 arithmetic",
     "dtype": "bfloat16",
+    "dtype_words": "bfloat16 by default",
     "attention": "flash",
     "attention_reason": "it is built in",
     "vllm_problem": None,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 import steepest
 from steepest.assembly.compute import overrides
 from steepest.assembly.description import Description
+from steepest.assembly.dtype_choice import Work, choose_dtype, measure_for, ppo_work
 from steepest.assembly.engine import frees_engine, longest_sequence
 from steepest.assembly.roles import build_roles
 from steepest.cluster.local import LocalCluster
@@ -21,7 +23,7 @@ from steepest.config.key_names import PPO_KEYS
 from steepest.config.plan import Plan, make_plan
 from steepest.config.schema import Config
 from steepest.config.sections.reward import WeightedFunction, functions_of, reads_data_source, reads_ground_truth
-from steepest.config.settle import settle_batch, settle_lengths
+from steepest.config.settle import PPO_DTYPES, settle_batch, settle_dtype, settle_lengths
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import encode_prompts
@@ -56,15 +58,15 @@ from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store
 from steepest.trainer.run.health import Health, Limits
 from steepest.trainer.run.hooks import (
     Run,
+    earlier_values,
     is_finished,
     owes_validation,
-    saved_values,
     unlogged_row,
     validation_history,
     write_jsonl,
 )
 from steepest.trainer.run.inputs import Inputs, inputs_of
-from steepest.trainer.run.model_sources import ModelSources, folder_that_goes_on, sources_of
+from steepest.trainer.run.model_sources import ModelSources, sources_of
 from steepest.trainer.run.resume import find_start, finished_message
 from steepest.trainer.run.summary import end_summary, start_summary
 from steepest.trainer.run.token_samples import TokenSamples, TokenTexts
@@ -122,8 +124,11 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
         config, data = settle(config, data, device, folders["actor"])
         check_model(config, folders["actor"])
         laps.lap("data")
+        config, dtype = settle_compute(config, data, device, folders["actor"])
+        if dtype is not None:
+            laps.lap("dtype")
         add_reward_model(rewards, config, sources, device)
-        job = Job(config, device, rewards, sources, inputs, folders, tokenizer, data, observers)
+        job = Job(config, device, rewards, sources, inputs, folders, tokenizer, data, dtype, observers)
         with hold(job.folder):
             return job.run(laps)
 
@@ -208,17 +213,30 @@ def settle(config: Config, data: Data, device: Device, folder: Path) -> tuple[Co
     )
     longest = max(len(prompt.token_ids) for prompt in (*data.train, *data.val))
     config, notes = settle_lengths(config, limit, longest)
-    run = folder_that_goes_on(config.trainer)
-    earlier = None if run is None else saved_values(run / "config.yaml")
+    earlier = earlier_values(config.trainer)
     config, more = settle_batch(config, len(data.train), on_card=isinstance(device, Accelerator), earlier=earlier)
     return config, Data(data.train, data.val, (*data.notes, *notes, *more))
 
 
 def report_answers(config: Config) -> int:
     """How many answers of a validation its report shows."""
-    return (
-        config.trainer.report_prompts * config.actor_rollout_ref.rollout.val_kwargs.n * (config.trainer.report_freq > 0)
-    )
+    trainer, answers = config.trainer, config.actor_rollout_ref.rollout.val_kwargs.n
+    return trainer.report_prompts * answers if trainer.report_freq > 0 else 0
+
+
+def settle_compute(config: Config, data: Data, device: Device, folder: Path) -> tuple[Config, str | None]:
+    """One dtype in place of each `auto`, and the summary's sentence about it."""
+
+    def work() -> Work:
+        lengths = [len(prompt.token_ids) for prompt in (data.val if config.trainer.val_only else data.train)]
+        spec = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator).spec
+        return ppo_work(config, fmean(lengths), len(data.train), len(data.val), spec, device)
+
+    measure = measure_for(config.actor_rollout_ref.model, folder, device)
+    with START.activity("choosing the dtype"):
+        return settle_dtype(
+            config, PPO_DTYPES, lambda: choose_dtype(device, work, measure), earlier_values(config.trainer)
+        )
 
 
 def check_model(config: Config, folder: Path) -> None:
@@ -245,8 +263,11 @@ class Job:
         folders: dict[str, Path],
         tokenizer: Any,
         data: Data,
+        dtype: str | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
+        """`dtype`: why the run computes in its dtype, where there is more to say than of the device."""
+        self.dtype = dtype
         self.sources, self.inputs, self.observers = sources, inputs, observers
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
         writer = ResponseText(tokenizer, config.reward.skip_special_tokens, end_token_ids(folders["actor"], tokenizer))
@@ -333,7 +354,8 @@ class Job:
 
     def _machine(self, limit: float | None, compute: str, laps: Laps) -> list[tuple[str, str]]:
         """Rows of the summary about the machine."""
-        rows = [("threads", describe_threads())]
+        rows = [("dtype", self.dtype)] if self.dtype is not None else []
+        rows.append(("threads", describe_threads()))
         if limit is not None:
             rows.append(("limit", describe_rate(limit, getattr(torch, compute), self.device)))
         return [*rows, ("start-up", laps.describe())]

@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from steepest.config.sections.sft import SFTTrainerConfig
+from steepest.config.sections.trainer import TrainerConfig
 from steepest.console import say, shortened
 from steepest.errors import SteepestError
 from steepest.learner.checkpoint import CheckpointStore, Start
@@ -22,6 +24,7 @@ from steepest.report.live import LiveReport
 from steepest.trainer.loop import Schedule
 from steepest.trainer.run.health import Health
 from steepest.trainer.run.metrics import speed_metrics
+from steepest.trainer.run.model_sources import folder_that_goes_on
 from steepest.trainer.run.resume import UNREADABLE
 from steepest.trainer.run.token_samples import TokenSamples
 from steepest.trainer.run.validation import Evaluation, Evaluator
@@ -175,6 +178,12 @@ def saved_values(path: Path) -> dict[str, Any] | None:
         return flatten(OmegaConf.to_container(OmegaConf.load(path)))
     except UNREADABLE:
         return None
+
+
+def earlier_values(trainer: TrainerConfig | SFTTrainerConfig) -> dict[str, Any] | None:
+    """Key -> value of the run that this start goes on with; None if there is none."""
+    folder = folder_that_goes_on(trainer)
+    return None if folder is None else saved_values(folder / "config.yaml")
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

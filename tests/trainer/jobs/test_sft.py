@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -81,7 +82,11 @@ def test_resume_equals_no_resume(toy, tmp_path, capsys):
     for step in (4, 6):
         shutil.rmtree(tmp_path / "cut" / f"global_step_{step}")
     again = run_sft(load_sft_config(overrides(toy, tmp_path / "cut", *more))).model
-    assert "resuming from step 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resuming from step 2" in said
+    assert re.search(
+        r"\n  dtype       (float32|bfloat16): as at the run's last start. engine.dtype gives another.", said
+    )
     for file in ("model.safetensors", "optimizer.safetensors"):
         ours, theirs = load_file(again / file), load_file(whole / file)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), file
