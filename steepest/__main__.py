@@ -135,6 +135,44 @@ def export(
     raise typer.Exit(guarded(call))
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, of PPO or SFT; also of one that goes on.")],
+    to: Annotated[Path | None, typer.Option(help="File to write; default: report.html in the run folder.")] = None,
+) -> None:
+    """Write report.html: the curves, samples and configuration of a run on one page that needs no network.
+
+    A PPO run writes it itself, every trainer.report_freq steps.
+
+    Example: [bold]steepest report checkpoints/steepest/ppo[/bold]
+    """
+
+    def call() -> None:
+        from steepest.report import write_report
+
+        typer.echo(f"wrote {write_report(folder, to)}")
+
+    raise typer.Exit(guarded(call))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of 2 to 6 runs.")],
+    to: Annotated[Path, typer.Option(help="File to write.")] = Path("compare.html"),
+) -> None:
+    """Write one page about several runs: what their keys differ in, curves over each other, answers side by side.
+
+    Example: [bold]steepest compare checkpoints/steepest/ppo checkpoints/steepest/grpo[/bold]
+    """
+
+    def call() -> None:
+        from steepest.report.compare import write_comparison
+
+        typer.echo(f"wrote {write_comparison(folders, to)}")
+
+    raise typer.Exit(guarded(call))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def sweep(
     context: typer.Context,

@@ -36,6 +36,7 @@ from steepest.errors import DataError, key_names
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.loggers.jsonl import SampleLog, read_metrics
+from steepest.loggers.rows import RowFile
 from steepest.models.load import check_window, end_token_ids, longest_sequence_of, text_ids
 from steepest.process.openmp_waiting import adaptive_waiting
 from steepest.process.patience import waiting_for
@@ -43,6 +44,7 @@ from steepest.process.start_timing import Laps
 from steepest.process.stopping import STOP
 from steepest.process.threads import describe_threads
 from steepest.progress import START
+from steepest.report.live import LiveReport
 from steepest.rewards.weighted import ground_truth_problem
 from steepest.trainer import build_step
 from steepest.trainer.build_rewards import Rewards, add_reward_model, build_rewards
@@ -67,6 +69,7 @@ from steepest.trainer.run.inputs import Inputs, inputs_of
 from steepest.trainer.run.model_sources import ModelSources, sources_of
 from steepest.trainer.run.resume import find_start, finished_message
 from steepest.trainer.run.summary import end_summary, start_summary
+from steepest.trainer.run.token_samples import TokenSamples, TokenTexts
 from steepest.trainer.run.validation import Evaluator
 
 
@@ -215,6 +218,12 @@ def settle(config: Config, data: Data, device: Device, folder: Path) -> tuple[Co
     return config, Data(data.train, data.val, (*data.notes, *notes, *more))
 
 
+def report_answers(config: Config) -> int:
+    """How many answers of a validation its report shows."""
+    trainer, answers = config.trainer, config.actor_rollout_ref.rollout.val_kwargs.n
+    return trainer.report_prompts * answers if trainer.report_freq > 0 else 0
+
+
 def settle_compute(config: Config, data: Data, device: Device, folder: Path) -> tuple[Config, str | None]:
     """One dtype in place of each `auto`, and the summary's sentence about it."""
 
@@ -358,6 +367,7 @@ class Job:
         kept, owes = self._records_kept(start), owes_validation(self.schedule, start, history)
         total = self.plan.total_steps
         lost = unlogged_row(self.folder / "metrics.jsonl", start)
+        report = LiveReport(self.folder, trainer.report_freq, total)
         sources, inputs = self.sources, self.inputs
         loggers = open_run_folder(self.config, trainer, self.folder, sources, inputs, total=total, start=kept)
         if lost is not None:
@@ -381,6 +391,14 @@ class Job:
             steps_per_epoch=self.plan.steps_per_epoch,
             sample_log=SampleLog(self.folder / "samples.jsonl", start_step=kept, redo=start.step if owes else None),
             num_logged_samples=trainer.log_val_generations,
+            num_kept_samples=max(trainer.log_val_generations, report_answers(self.config)),
+            token_samples=TokenSamples(
+                RowFile(self.folder / "token_samples.jsonl", start_step=kept),
+                TokenTexts(ResponseText(self.tokenizer, "none")),
+                trainer.report_prompts,
+                report.is_due,
+            ),
+            report=report,
             validation_data_dir=trainer.validation_data_dir,
             owes_validation=owes,
             history=history,
@@ -421,7 +439,8 @@ class Job:
         )
         learn = build_step.build_learn(config, self.plan, cluster, self.controller, device=self.device, limit=limit)
         STOP.grace, STOP.reserve = config.trainer.grace_seconds, run.checkpoint_bytes / BYTES_A_SECOND
-        step = build_step.build_step(collect, learn, self.position, self.observers, STOP)
+        observers: list[Observer] = [*self.observers, run.token_samples]
+        step = build_step.build_step(collect, learn, self.position, observers, STOP)
         run_steps(step, learn.timed, run.schedule, run, start.step, STOP)
 
     def _rollout_writer(self) -> Callable[[int, list[dict[str, Any]]], None] | None:

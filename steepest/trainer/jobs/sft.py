@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from steepest.models.load import check_vocabulary, check_window, end_token_ids, 
 from steepest.process.openmp_waiting import adaptive_waiting
 from steepest.process.stopping import STOP
 from steepest.progress import START
+from steepest.report.live import LiveReport
 from steepest.trainer.loop import BYTES_A_SECOND, Schedule, Timer, run_steps
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.run.hooks import (
@@ -94,6 +96,7 @@ class SFTRun:
     loggers: Loggers
     steps_per_epoch: int
     history: dict[int, float]
+    report: LiveReport
     owes_validation: bool
     """See `hooks.owes_validation`; the start step is then validated first."""
 
@@ -111,6 +114,7 @@ class SFTRun:
 
     def log(self, step: int, metrics: Metrics) -> None:
         self.loggers.log(step, self._row(step, metrics))
+        self.report.after(step)
 
     def _row(self, step: int, metrics: Metrics) -> Metrics:
         return {
@@ -231,11 +235,13 @@ def _train(
     say(_summary(config, plan, model, device, len(train), schedule, dtype))
     STOP.grace, STOP.reserve = trainer.grace_seconds, model.checkpoint_bytes() / BYTES_A_SECOND
     lost = unlogged_row(metrics, start)
-    with open_run_folder(config, trainer, run_folder, sources, inputs, total=total, start=start.step) as loggers:
+    report = LiveReport(run_folder, trainer.report_freq, total)
+    loggers = open_run_folder(config, trainer, run_folder, sources, inputs, total=total, start=start.step)
+    with closing(report), loggers:
         if lost is not None:
             loggers.log(start.step, lost)
         owes = owes_validation(schedule, start, history)
-        run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, history, owes)
+        run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, history, report, owes)
         step = SFTStep(model, train, sampler, Timer(device.synchronize), device)
         run_steps(step, step.timed, schedule, run, start.step, STOP)
     return result

@@ -20,11 +20,13 @@ from steepest.loggers.api import Loggers, as_number
 from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.loggers.rows import dumps, plain, restored
 from steepest.process.stopping import STOP
+from steepest.report.live import LiveReport
 from steepest.trainer.loop import Schedule
 from steepest.trainer.run.health import Health
 from steepest.trainer.run.metrics import speed_metrics
 from steepest.trainer.run.model_sources import folder_that_goes_on
 from steepest.trainer.run.resume import UNREADABLE
+from steepest.trainer.run.token_samples import TokenSamples
 from steepest.trainer.run.validation import Evaluation, Evaluator
 
 ACCURACY = "val/accuracy"
@@ -90,6 +92,11 @@ class Run:
     steps_per_epoch: int
     sample_log: SampleLog
     num_logged_samples: int
+    num_kept_samples: int
+    """Answers of a validation that go into samples.jsonl; the first `num_logged_samples` are printed too."""
+    token_samples: TokenSamples
+    """Observes the steps."""
+    report: LiveReport
     validation_data_dir: str | None
     owes_validation: bool = False
     """See `owes_validation`; the start step is then validated first."""
@@ -120,6 +127,8 @@ class Run:
         for message in self.health(metrics):
             say(f"warning: step {step}: {message}.")
         self.loggers.log(step, metrics)
+        if not self.schedule.tests(step):  # else when the validation is there, too
+            self.report.after(step)
 
     def validate(self, step: int) -> None:
         """Score the validation set, remember the best step, and print one line.
@@ -135,15 +144,17 @@ class Run:
                 self.store.mark_best(step, found.score)
             self.loggers.log(step, metrics)
             self.history[step] = found.score
+            self.report.after(step)
 
     def close(self) -> None:
         self.loggers.close()
         self.sample_log.close()
+        self.token_samples.close()
+        self.report.close()
 
     def _write_samples(self, step: int, found: Evaluation) -> None:
-        shown = found.samples[: self.num_logged_samples]
-        self.sample_log.extend(step, "val", shown)
-        for sample in shown:
+        self.sample_log.extend(step, "val", found.samples[: self.num_kept_samples])
+        for sample in found.samples[: self.num_logged_samples]:
             say(f"sample {sample['id']}, score {sample['score']}: {shortened(sample['response'])}")
         if self.validation_data_dir:
             rows = [{"step": step, "split": "val", **sample} for sample in found.samples]

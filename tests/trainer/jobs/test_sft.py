@@ -59,6 +59,8 @@ def test_it_learns_and_its_model_loads_as_it_lies(toy, tmp_path):
     assert len(rows) == 30 and rows[-1]["train/loss"] < 0.1 and rows[0]["train/loss"] > 1
     # " 7" and the end token: two targets a row, 16 rows; the prompt counts for nothing
     assert {row["train/num_target_tokens"] for row in rows} == {32}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f'"steps":{list(range(1, 31))},'.replace(" ", "") in page and '"val/loss":[null,' in page
     model = AutoModelForCausalLM.from_pretrained(result.model, dtype=torch.float32)
     assert sum(p.numel() for p in model.parameters()) > 0
 

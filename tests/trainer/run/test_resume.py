@@ -88,6 +88,8 @@ def test_resume_equals_no_resume(toy, unbroken, tmp_path, left, capsys):
     assert f"  dtype       float32: as at the run's last start. {dtype} gives another.\n" in said
     assert weights(folder) == weights(unbroken)
     assert metrics(folder) == metrics(unbroken)
+    samples = (folder / "token_samples.jsonl").read_text()  # of steps 1 and 6; the latter is done again
+    assert samples == (unbroken / "token_samples.jsonl").read_text() and samples.count('{"step": 6') == 4
 
 
 def test_resume_on_the_boundary_of_an_epoch(toy, unbroken, tmp_path, capsys):
