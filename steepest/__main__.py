@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -167,6 +168,28 @@ def compare(
         from steepest.report.compare import write_comparison
 
         typer.echo(f"wrote {write_comparison(folders, to)}")
+
+    raise typer.Exit(guarded(call))
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, of PPO or SFT.")],
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print it once; so does a pipe.")] = False,
+) -> None:
+    """Show a run on the terminal while it trains: curves, health, the newest answers. Ctrl-C ends it, not the run.
+
+    Example: [bold]steepest watch checkpoints/steepest/ppo[/bold]
+    """
+
+    def call() -> None:
+        from rich.console import Console
+
+        from steepest.report.watch import watch as run
+
+        with suppress(KeyboardInterrupt):
+            run(folder, Console(), interval=interval, once=once)
 
     raise typer.Exit(guarded(call))
 
