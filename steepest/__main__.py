@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -197,6 +197,26 @@ def sweep(
             outcomes = run_sweep(context.args, seeds_of(seeds), folder)
         typer.echo(writer.dumps(as_json(outcomes), indent=1) if json else table(outcomes))
         return int(any(one.exit_code for one in outcomes))
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, of PPO or SFT.")],
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print it once; so does a pipe.")] = False,
+) -> None:
+    """Show a run on the terminal while it trains: curves, health, the newest answers. Ctrl-C ends it, not the run.
+
+    Example: [bold]steepest watch checkpoints/steepest/ppo[/bold]
+    """
+
+    def call() -> None:
+        from rich.console import Console
+
+        from steepest.report.watch import watch as run
+
+        with suppress(KeyboardInterrupt):
+            run(folder, Console(), interval=interval, once=once)
 
     raise typer.Exit(guarded(call))
 
