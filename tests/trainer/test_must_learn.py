@@ -14,6 +14,7 @@ GRPO = ("algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=8", "data.t
 same, and end at 0.78."""
 
 
+CONTROLS = [pytest.param((), id="ppo"), pytest.param(GRPO, id="grpo", marks=pytest.mark.slow)]
 OTHERS = {
     "dr_grpo": ("algorithm.norm_adv_by_std_in_grpo=False", "actor_rollout_ref.actor.loss_scale_factor=1",
                 "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm"),
@@ -49,7 +50,7 @@ def test_other_algorithms_learn_the_digit(toy, tmp_path, name):
     assert accuracy(toy, tmp_path, *GRPO, *OTHERS[name], steps=90) >= 0.9
 
 
-@pytest.mark.parametrize("more", [pytest.param((), id="ppo"), pytest.param(GRPO, id="grpo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("more", CONTROLS)
 def test_does_not_learn_from_a_shuffled_reward(toy, tmp_path, more):
     # the validation still scores by the same random reward, so the policy itself is asked
     folder = tmp_path / "run"
