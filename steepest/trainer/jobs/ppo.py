@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,7 +52,7 @@ from steepest.trainer.experience.single_turn import StepRollouts
 from steepest.trainer.loop import BYTES_A_SECOND, Schedule, run_steps
 from steepest.trainer.ppo import Observer
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
-from steepest.trainer.run.health import Health, Limits
+from steepest.trainer.run.health.watch import Health, build_checks
 from steepest.trainer.run.hooks import (
     Run,
     is_finished,
@@ -100,6 +101,13 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
     experience once the step has been learnt from.
     """
     laps = laps or Laps()
+    with opened(config, laps, partial(Job, observers=observers)) as job, hold(job.folder):
+        return job.run(laps)
+
+
+@contextmanager
+def opened(config: Config, laps: Laps, make: Callable[..., Job]) -> Iterator[Job]:
+    """The job with everything that comes before the models: checked rows, their tokens, rewards that are ready."""
     device = begin(config, seed=config.actor_rollout_ref.rollout.seed)
     with adaptive_waiting(), build_rewards(config) as rewards:
         rewards.start()  # the workers import what they need while the rows are read
@@ -120,9 +128,7 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
         check_model(config, folders["actor"])
         laps.lap("data")
         add_reward_model(rewards, config, sources, device)
-        job = Job(config, device, rewards, sources, inputs, folders, tokenizer, data, observers)
-        with hold(job.folder):
-            return job.run(laps)
+        yield make(config, device, rewards, sources, inputs, folders, tokenizer, data)
 
 
 def load_rows(config: Config) -> Data:
@@ -239,8 +245,9 @@ class Job:
     ) -> None:
         self.sources, self.inputs, self.observers = sources, inputs, observers
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
-        writer = ResponseText(tokenizer, config.reward.skip_special_tokens, end_token_ids(folders["actor"], tokenizer))
-        self.scorer = Scorer(rewards, writer, rewards.costs, text_ids(tokenizer))
+        ends = end_token_ids(folders["actor"], tokenizer)
+        writer = ResponseText(tokenizer, config.reward.skip_special_tokens, ends)
+        self.scorer = Scorer(rewards, writer, rewards.costs, text_ids(tokenizer), torch.tensor(ends))
         for note in writer.notes([*data.train, *data.val]):
             say(note)
         self.folder = Path(str(config.trainer.default_local_dir))
@@ -288,6 +295,9 @@ class Job:
         if start.checkpoint is not None:
             self.controller.load_state_dict(start.entry("kl_controller"))
             set_rng_state(start.entry("random"), self.device)
+        self.health = Health(build_checks(config, roles.compute))
+        if (earlier := start.state.get("health")) is not None:  # checkpoints of older versions have none
+            self.health.load_state_dict(earlier)
         self.position.restore(start.state.get("prompts"), start.step)
         run = self._make_run(store, start, cluster, roles, history)
         try:
@@ -349,11 +359,13 @@ class Job:
                 "kl_controller": self.controller.state_dict(),
                 "random": rng_state(self.device),
                 "prompts": self.position.state_dict(),
+                "health": self.health.state_dict(),
             },
             checkpoint_bytes=roles.checkpoint_bytes,
             evaluator=self._evaluator(cluster),
             schedule=self.schedule,
-            health=Health(Limits.for_dtype(roles.compute)),
+            health=self.health,
+            ends_on_problem=trainer.on_problem == "stop",
             val_before_train=trainer.val_before_train or trainer.val_only,
             steps_per_epoch=self.plan.steps_per_epoch,
             sample_log=SampleLog(self.folder / "samples.jsonl", start_step=kept, redo=start.step if owes else None),
