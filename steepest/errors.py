@@ -91,7 +91,7 @@ class SteepestError(Exception):
     """Base class of the errors that a user can cause and fix. Its text names settings by the keys that were bound."""
 
     exit_code: ClassVar[int] = 2
-    """Of a command that ends with this error."""
+    """Exit code of a command that ends with this error."""
 
     @property
     def marked(self) -> str:

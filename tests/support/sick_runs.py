@@ -148,8 +148,8 @@ class SickJob(Job):
         super().__init__(*parts)
         self._engine = engine
 
-    def _start_cluster(self, start: Start, laps: Laps) -> LocalCluster:
-        cluster = super()._start_cluster(start, laps)
+    def start_cluster(self, start: Start, laps: Laps) -> LocalCluster:
+        cluster = super().start_cluster(start, laps)
         cluster.roles.engine = cast(RolloutEngine, self._engine(self, cluster))
         return cluster
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from steepest.config.sections.reward import WeightedFunction, functions_of, read
 from steepest.config.settle import settle_batch, settle_lengths
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
-from steepest.data.chat import encode_prompts
+from steepest.data.chat import EncodeReport, encode_prompts
 from steepest.data.hub_sets import FOR_VALIDATION, local_files
 from steepest.data.prompts import Prompt, load_prompts
 from steepest.data.sampler import PromptSampler
@@ -86,6 +86,8 @@ class Data:
     val: list[Prompt]
     notes: tuple[str, ...] = ()
     """What tokenising has to say: how many were kept, dropped and cut."""
+    reports: tuple[EncodeReport, ...] = ()
+    """The same as numbers, of `train` and `val`."""
 
     def sources_and_columns(self) -> tuple[set[str], set[str]]:
         """The data sources of the rows, and the names that every row has in its extra_info."""
@@ -200,7 +202,8 @@ def encode_rows(config: Config, rows: Data, tokenizer: Any, inputs: Inputs) -> D
         rows_of = ([p.messages, p.data_source, p.ground_truth, p.extra_info] for p in prompts)
         inputs.add(f"data.{key}_files", rows_of, f"{len(prompts)} rows")
         inputs.add(f"tokens of data.{key}_files", (p.token_ids for p in encoded), f"{len(encoded)} prompts")
-    return Data(train, val, (f"train: {train_report.describe()}", f"validation: {val_report.describe()}"))
+    notes = (f"train: {train_report.describe()}", f"validation: {val_report.describe()}")
+    return Data(train, val, notes, (train_report, val_report))
 
 
 def settle(config: Config, data: Data, device: Device, folder: Path) -> tuple[Config, Data]:
@@ -214,7 +217,7 @@ def settle(config: Config, data: Data, device: Device, folder: Path) -> tuple[Co
     run = folder_that_goes_on(config.trainer)
     earlier = None if run is None else saved_values(run / "config.yaml")
     config, more = settle_batch(config, len(data.train), on_card=isinstance(device, Accelerator), earlier=earlier)
-    return config, Data(data.train, data.val, (*data.notes, *notes, *more))
+    return config, replace(data, notes=(*data.notes, *notes, *more))
 
 
 def check_model(config: Config, folder: Path) -> None:
@@ -274,7 +277,7 @@ class Job:
             say(finished_message(start.step, self.plan.total_steps))
             return Result(self.folder, history)
         with START.activity("loading the models and the engine"):
-            cluster = self._start_cluster(start, laps)
+            cluster = self.start_cluster(start, laps)
         roles = cluster.describe()
         for note in roles.engine_notes:
             say(note)
@@ -312,7 +315,7 @@ class Job:
         say(end_summary(run.history, seconds=seconds, steps=steps, folder=str(self.folder), kept=kept))
         return Result(self.folder, dict(run.history))
 
-    def _start_cluster(self, start: Start, laps: Laps) -> LocalCluster:
+    def start_cluster(self, start: Start, laps: Laps) -> LocalCluster:
         if self.plan.needs_critic:
             critic = self.config.critic.model
             self.folders["critic"] = self.sources.folder(

@@ -26,7 +26,7 @@ class EntropyCollapse(Check):
         return (
             f"the policy's entropy has been below {self.limit:g} nats a token for {self.steps} steps (now "
             f"{value:.2g}): it hardly explores any more. Raise actor_rollout_ref.actor.entropy_coeff or "
-            "actor_rollout_ref.actor.clip_ratio_high, or lower actor_rollout_ref.actor.optim.lr, and go on from an "
+            "actor_rollout_ref.actor.clip_ratio_high, or lower actor_rollout_ref.actor.optim.lr, and resume from an "
             "earlier checkpoint (trainer.resume_from_path)"
         )
 
@@ -114,7 +114,7 @@ class NaN(Check):
         return (
             f"in {self.steps} steps in a row {broken[0] if broken else 'a gradient'} was NaN or inf: nothing is "
             "learnt. Lower actor_rollout_ref.actor.optim.lr, set actor_rollout_ref.actor.fsdp_config.dtype=float32, "
-            "or bound the scores of the reward, and go on from an earlier checkpoint (trainer.resume_from_path)"
+            "or bound the scores of the reward, and resume from an earlier checkpoint (trainer.resume_from_path)"
         )
 
 
