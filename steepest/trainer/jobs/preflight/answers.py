@@ -36,7 +36,7 @@ def limit(experience: Experience) -> Check:
     """How many reach the length limit."""
     batch = experience.batch
     share, longest = batch.truncated.float().mean().item(), int(batch.response_lengths.max())
-    text = f"{share:.0%} of {len(batch)} answers were cut at {LIMIT}; the longest has {longest} tokens"
+    text = f"{share:.0%} of {len(batch)} answers were cut at {LIMIT}; the longest has {longest} token(s)"
     if share >= 0.9:
         return problem("limit", f"{text}: the reward sees no finished answer", f"raise {LIMIT}")
     return warning("limit", text, f"raise {LIMIT}") if share > 0.25 else ok("limit", text)
@@ -74,4 +74,12 @@ def groups(experience: Experience, n: int) -> Check:
     assert batch.token_level_scores is not None
     scores = batch.token_level_scores.sum(dim=1).view(-1, n)
     equal = int((scores == scores[:, :1]).all(dim=1).sum())
-    return ok("groups", f"{n} answers for each prompt; in {equal} of {len(scores)} prompts all score the same")
+    text = f"{n} answers for each prompt; in {equal} of {len(scores)} prompts all score the same"
+    if equal < len(scores):
+        return ok("groups", text)
+    return warning(
+        "groups",
+        f"{text}: such prompts teach an estimator nothing that compares the answers of a prompt",
+        "raise actor_rollout_ref.rollout.n or actor_rollout_ref.rollout.temperature, or set "
+        "algorithm.filter_groups.enable=True",
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,7 +11,7 @@ from steepest.checks import problem
 from steepest.config.key_names import PPO_KEYS
 from steepest.config.schema import Config
 from steepest.console import say
-from steepest.errors import SteepestError, key_names
+from steepest.errors import SteepestError, key_names, render
 from steepest.learner.checkpoint import FROM_NOTHING
 from steepest.process.start_timing import Laps
 from steepest.progress import START
@@ -28,14 +30,16 @@ MORE = 4
 
 
 @key_names(PPO_KEYS)
-def preflight(config: Config, laps: Laps) -> Report:
-    """Look at the job that the configuration describes. What it cannot get past ends the report as a problem."""
+def preflight(config: Config, laps: Laps, make: Callable[..., Job] = Job) -> Report:
+    """Look at the job that the configuration describes, built by `make`. What it cannot get past ends the report as a
+    problem."""
     report = Report()
     try:
-        with opened(config, laps, Job) as job:
+        with opened(config, laps, make) as job:
             _examine(job, report, laps)
     except SteepestError as error:
-        line = problem("ends here", str(error), "correct this; the checks after it were not made")
+        text = render(error.marked)  # inside of this block the settings have their keys
+        line = problem("ends here", text, "correct this; the checks after it were not made")
         report.add(report.stage, [line])
     return report
 
@@ -63,12 +67,12 @@ def _examine(job: Job, report: Report, laps: Laps) -> None:
         made_up = not teaches(experience, n)
         if made_up:
             experience = trial.collect(prompts, made_up=True)
-        small = _learn(trial, experience, report, made_up=made_up)
+        report.add(report.stage, step_checks(trial, experience, made_up=made_up))
+        first = _measured(trial, experience)
     more = min(MORE * prompts, len(job.data.train), job.config.data.train_batch_size)
-    with START.activity("measuring a larger part of a step"):
-        larger = trial.collect(more, made_up=made_up)
-        trial.learn_from(larger)
-        large = _measured(trial, larger)
+    with START.activity("measuring two parts of a step"):
+        large = _measure(trial, more, made_up=made_up)
+        small = replace(_measure(trial, prompts, made_up=made_up), peak=first.peak)  # without what is slow only once
     report.stage = "resources"
     with (
         START.activity("saving and loading a checkpoint"),
@@ -80,9 +84,9 @@ def _examine(job: Job, report: Report, laps: Laps) -> None:
     report.add(report.stage, [saved.check, *resource_checks(job, report.prediction)])
 
 
-def _learn(trial: Trial, experience: Experience, report: Report, *, made_up: bool) -> Measured:
-    lines = step_checks(trial, experience, made_up=made_up)
-    report.add("step", lines)
+def _measure(trial: Trial, num_prompts: int, *, made_up: bool) -> Measured:
+    experience = trial.collect(num_prompts, made_up=made_up)
+    trial.learn_from(experience)
     return _measured(trial, experience)
 
 

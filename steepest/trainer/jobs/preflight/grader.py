@@ -10,7 +10,10 @@ from steepest.data.prompts import Prompt
 from steepest.rewards.api import RewardRequest, ScoresResponses, entry_for
 from steepest.trainer.jobs.ppo import Job
 
-REMEDY = "correct the reward (custom_reward_function.path, reward.functions), or the data_source of the rows, which chooses it"
+REMEDY = (
+    "correct the reward (custom_reward_function.path, reward.functions), or the data_source of the rows, which chooses "
+    "one"
+)
 MOST = 16
 """Rows that are looked at."""
 _FORMS = ("{}", "#### {}", "\\boxed{{{}}}", "The answer is {}.", "<answer>{}</answer>")

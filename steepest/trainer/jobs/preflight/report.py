@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -79,16 +80,14 @@ class Report:
 
     @property
     def keys(self) -> list[str]:
-        """The keys that remedies name, those of problems first."""
-        known = sorted((key for key in tree.leaves(Config) if "." in key), key=len, reverse=True)
+        """The keys that remedies name, and the texts of problems; those of problems first."""
+        keys = sorted((key for key in tree.leaves(Config) if "." in key), key=len, reverse=True)
+        known = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, keys))})(?!\w)")  # the longest first
         named: dict[str, None] = {}
         for status in ("problem", "warning"):
-            for line in self.lines:
-                if line.status == status and (rest := line.remedy):
-                    for key in known:  # the longest first, each taken out of the text once found
-                        if key in rest:
-                            named[key] = None
-                            rest = rest.replace(key, "")
+            for line in (line for line in self.lines if line.status == status):
+                text = f"{line.text if status == 'problem' else ''} {line.remedy or ''}"
+                named |= dict.fromkeys(known.findall(text))
         return list(named)
 
     def as_json(self) -> dict[str, Any]:

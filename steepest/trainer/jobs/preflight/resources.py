@@ -9,13 +9,13 @@ from pathlib import Path
 
 from steepest.checks import Check, ok, problem, warning
 from steepest.core.batch import Batch
+from steepest.devices.memory import readable
 from steepest.learner.micro_batches import MicroBatches
 from steepest.trainer.jobs.ppo import Job
 from steepest.trainer.jobs.preflight.report import Prediction
 from steepest.trainer.jobs.preflight.step import Saved
 from steepest.trainer.run.summary import duration
 
-GIB = 2**30
 FOLDER = "trainer.default_local_dir"
 
 
@@ -89,7 +89,7 @@ def time_line(found: Prediction) -> Check:
 def memory_line(job: Job, found: Prediction) -> Check:
     """The peak against what there is."""
     total = job.device.memory().total
-    text = f"about {found.peak_bytes / GIB:.2f} GiB at most, of {total / GIB:.1f} GiB"
+    text = f"about {readable(found.peak_bytes)} at most, of {readable(total)}"
     remedy = (
         "lower actor_rollout_ref.actor.ppo_max_token_len_per_gpu or "
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu, or set "
@@ -106,8 +106,7 @@ def disk_line(job: Job, found: Prediction) -> Check:
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     free = shutil.disk_usage(there).free
     text = (
-        f"{found.disk_bytes / GIB:.2f} GiB of checkpoints of {found.checkpoint_bytes / GIB:.2f} GiB each, "
-        f"{free / GIB:.1f} GiB free"
+        f"{readable(found.disk_bytes)} of checkpoints, {readable(found.checkpoint_bytes)} each; {readable(free)} free"
     )
     if found.disk_bytes <= free:
         return ok("disk", text)

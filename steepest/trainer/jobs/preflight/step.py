@@ -20,6 +20,7 @@ from steepest.cluster.local import LocalCluster
 from steepest.config.schema import Config
 from steepest.core.batch import Batch
 from steepest.data.sampler import PromptSampler
+from steepest.devices.memory import readable
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.metrics import Metrics
 from steepest.rewards.api import RewardRequest, RewardResult, ScoresResponses
@@ -36,13 +37,13 @@ LEARNING_RATE = "actor_rollout_ref.actor.optim.lr"
 
 @dataclass
 class MadeUpScores:
-    """Scores 1 and 0 in turn, where the real ones would leave an estimator without a gradient."""
+    """Scores that differ within each prompt, where the real ones would leave an estimator without a gradient."""
 
     rewards: ScoresResponses
 
     def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         results = self.rewards.score(requests)
-        return [replace(result, score=float(i % 2), error=None) for i, result in enumerate(results)]
+        return [replace(result, score=i * 7 % 5 / 4, error=None) for i, result in enumerate(results)]
 
 
 @dataclass
@@ -164,7 +165,7 @@ def engine(trial: Trial, batch: Batch, before: torch.Tensor) -> Check:
 def gradients(metrics: Metrics, *, made_up: bool) -> list[Check]:
     """Whether each model has a gradient that is a number and not 0."""
     lines = []
-    how = " (scores 1 and 0 in turn: the real ones do not differ)" if made_up else ""
+    how = " (of made-up scores: the real ones do not differ)" if made_up else ""
     for role, rate in (("actor", LEARNING_RATE), ("critic", "critic.optim.lr")):
         norm, skipped = metrics.get(f"{role}/grad_norm"), metrics.get(f"{role}/skipped_steps", 0.0)
         name = f"{role} gradient"
@@ -232,7 +233,7 @@ def save_and_load(trial: Trial, batch: Batch, folder: Path) -> Saved:
     start = Start(1, store.open(path), store.state(path))
     models = build_models(job.config, job.plan, start, job.folders, job.device)
     off = (models.actor.log_probs(batch)[0] - want).abs().max().item()
-    text = f"{size / 2**20:,.1f} MiB, written in {seconds:.1f} s; log-probs after loading differ by {off:.2g}"
+    text = f"{readable(size)}, written in {seconds:.1f} s; log-probs after loading differ by {off:.2g}"
     if off <= limits(trial)[0]:
         return Saved(ok("checkpoint", text), size, seconds)
     remedy = "report it with the output of `steepest preflight --json`"
