@@ -25,6 +25,7 @@ from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.metrics import Metrics
 from steepest.rewards.api import RewardRequest, RewardResult, ScoresResponses
 from steepest.trainer import build_step
+from steepest.trainer.algorithm.kl_rewards import KLShapedRewards
 from steepest.trainer.experience.api import Experience
 from steepest.trainer.experience.dynamic_sampling import PromptPosition
 from steepest.trainer.experience.scoring import Scorer
@@ -190,7 +191,7 @@ def kl(trial: Trial, batch: Batch) -> list[Check]:
     old, _ = trial.cluster.log_probs(batch)
     if config.algorithm.use_kl_in_reward:
         batch.kl_log_probs = old
-        shape = build_step.KLShapedRewards(build_step.build_controller(config), config.algorithm.kl_penalty)
+        shape = KLShapedRewards(build_step.build_controller(config), config.algorithm.kl_penalty)
         value = shape(batch)["actor/reward_kl_penalty"]
         text = f"{value:.3g} nats a token after one update, taken from the rewards"
         lines.append(_kl_line("KL in the reward", text, value != 0.0))
@@ -217,7 +218,7 @@ class Saved:
     check: Check
     size: int
     seconds: float
-    """Of writing it."""
+    """Time that writing it took."""
 
 
 def save_and_load(trial: Trial, batch: Batch, folder: Path) -> Saved:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,7 @@ def build_checks(config: Config, dtype: str) -> list[Check]:
 class Health:
     """All checks of a run. What they know of earlier steps is part of the run's state."""
 
-    checks: Iterable[Check]
+    checks: Sequence[Check]
     repeat: int = REPEAT_STEPS
     spoke: dict[str, int] = field(default_factory=dict)
     """Name of a check -> the last step in which it spoke."""
