@@ -82,7 +82,8 @@ def resource_checks(job: Job, found: Prediction) -> list[Check]:
 
 def time_line(found: Prediction) -> Check:
     """How long the run takes."""
-    text = f"about {duration(found.seconds)}: {found.steps} steps of {found.step_seconds:.2g} s, validations and saving"
+    step = f"{found.step_seconds:.2g} s" if found.step_seconds < 60 else duration(found.step_seconds)
+    text = f"about {duration(found.seconds)}: {found.steps} steps of {step}, validations and saving"
     return ok("time", text)
 
 
