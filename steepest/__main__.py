@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -148,6 +150,34 @@ def export(
 
         made = run(source, to, as_adapter=adapter, base=base, trust_remote_code=trust_remote_code, dtype=dtype)
         typer.echo(f"wrote {made}")
+
+    raise typer.Exit(guarded(call))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sweep(
+    context: typer.Context,
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0,1,2",
+    folder: Annotated[Path, typer.Option(help="Where the runs, their output and the record go.")] = Path("sweep"),
+    json: Annotated[bool, typer.Option("--json", help="Print the outcomes as JSON and nothing else.")] = False,
+) -> None:
+    """Run a PPO job by several seeds, and for each of several values of some keys; then mean and interval.
+
+    Takes the keys of steepest ppo. A key with values behind commas varies. The same command goes on after a stop.
+
+    Example: [bold]steepest sweep --seeds 0,1,2,3,4 --folder sweeps/lr --config-name grpo data.train_files=train.parquet
+    data.val_files=test.parquet actor_rollout_ref.model.path=my-model actor_rollout_ref.actor.optim.lr=1e-6,3e-6[/bold]
+    """
+
+    def call() -> int:
+        import json as writer
+
+        from steepest.trainer.jobs.sweep import as_json, run_sweep, seeds_of, table
+
+        with redirect_stdout(sys.stderr) if json else nullcontext():
+            outcomes = run_sweep(context.args, seeds_of(seeds), folder)
+        typer.echo(writer.dumps(as_json(outcomes), indent=1) if json else table(outcomes))
+        return int(any(one.exit_code for one in outcomes))
 
     raise typer.Exit(guarded(call))
 

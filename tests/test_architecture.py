@@ -40,6 +40,7 @@ LAYERS = {
     "trainer": 5.0,
     "report": 5.0,
     "doctor": 5.0,
+    "python": 5.5,
     "__main__": 6.0,
 }
 """A module imports from lower layers or from its own folder; folders of one layer do not import each other."""
@@ -175,6 +176,8 @@ def _inside(item: Import, room: str) -> Iterator[str]:
         return
     target = [*item.module.split("."), ""][1]
     if target not in LAYERS or target == room:  # a name of steepest/__init__.py, such as __version__
+        return
+    if room == "__init__" and target == "python":  # for type checkers: these names are loaded when they are used
         return
     if item.module.startswith(OPEN_TO_ALL) and LAYERS[room] >= 1:
         return

@@ -6,9 +6,10 @@ interpolations work. No Hydra app is started: no outputs folder, no change of di
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from omegaconf.errors import OmegaConfBaseException
 from steepest.config import written
 from steepest.config.foreign_names import foreign
 from steepest.config.types import text_problem
+from steepest.errors import ConfigError
 
 Trees = tuple[dict[str, Any], dict[str, Any]]
 """A YAML file's values as they were read, and the same with what was written in place of what was read."""
 COMMAND_LINE = "command line"
+PROGRAM = "argument of steepest.train"
 PRESETS = Path(__file__).parent / "presets"
 OPTIONS = ("--help", "--help-all", "--cfg job", "--config FILE", "--config-name NAME", "--config-path FOLDER")
 _FLAGS = {
@@ -87,6 +90,33 @@ def read_arguments(argv: list[str], answer: Callable[[str], str | None] = lambda
     return out
 
 
+def read_settings(settings: Mapping[str, Any], preset: str | None) -> Arguments:
+    """The same for a Python program: keys with values of any type, after the values of a preset."""
+    out = Arguments(config_name=preset)
+    _read_named_file(out)
+    for key, value in settings.items():
+        plain = _plain(value)
+        out.assignments.append(Assignment(key, plain, PROGRAM, _written(plain)))
+    return out
+
+
+def _plain(value: Any) -> Any:
+    """Paths as texts, tuples as lists, numbers of numpy and torch as Python's."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if callable(getattr(value, "item", None)) else value
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _written(entry) for name, entry in value.items()}
+    return [_written(entry) for entry in value] if isinstance(value, list) else str(value)
+
+
 def _read_flags(argv: list[str], out: Arguments, answer: Callable[[str], str | None]) -> list[str]:
     rest: list[str] = []
     left = list(argv)
@@ -104,7 +134,7 @@ def _read_flags(argv: list[str], out: Arguments, answer: Callable[[str], str | N
             else:
                 setattr(out, _FLAGS[name], found)
         elif word in ("-m", "--multirun"):
-            out.problems.append(f"{word}: Steepest makes one run a command. Call it once for each value.")
+            out.problems.append(f"{word}: Steepest makes one run a command. `steepest sweep` takes several values.")
         elif word in ("--resolve", "--run", "-r"):
             continue
         elif word.startswith("-"):
@@ -182,7 +212,6 @@ def _no_such_option(word: str, left: list[str], answer: Callable[[str], str | No
 
 def read_override(text: str) -> Assignment:
     """One `key=value`, `+key=value`, `++key=value` or `~key`. Raises ValueError with the whole message."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     bare = text.lstrip("+~")
@@ -196,14 +225,14 @@ def read_override(text: str) -> Assignment:
         raise ValueError(f"{text}: {problem}.")
     named, names = _name_own_code(text)
     try:
-        override = OverridesParser.create().parse_override(named)
+        override = _parser().parse_override(named)
     except HydraException:
         return _read_loosely(text)
     key = override.get_key_element().lstrip("+~")
     if override.is_sweep_override():
         value = text.partition("=")[2]
         raise ValueError(
-            f"{key}={value}: several values for one key make a sweep, and Steepest makes one run a command. "
+            f"{key}={value}: several values for one key make a sweep: that is `steepest sweep`, and this is one run. "
             f"A list is written '{key}=[{value}]'."
         )
     return Assignment(
@@ -214,6 +243,49 @@ def read_override(text: str) -> Assignment:
         override.is_delete(),
         "=" in text,
     )
+
+
+def is_sweep(text: str) -> bool:
+    """Whether a word gives several values to one key, in Hydra's grammar: `lr=1e-6,3e-6`."""
+    from hydra.errors import HydraException
+
+    try:
+        return bool(_parser().parse_override(text).is_sweep_override())
+    except HydraException:
+        return False
+
+
+def sweep_values(text: str) -> list[str]:
+    """The words with one value each that such a word stands for, as they were written: `1e-6` stays `1e-6`. Raises
+    ConfigError for an interval."""
+    override, (key, _, value) = _parser().parse_override(text), text.partition("=")
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{text}: an interval is no list of values. Write them out: {key}=1,2,4.")
+    if re.match(r"\w+\(", value):  # choice(...), range(...): Hydra computes them
+        return [f"{key}={one}" for one in override.sweep_string_iterator()]
+    return [f"{key}={one}" for one in _at_commas(value)]
+
+
+def _at_commas(text: str) -> list[str]:
+    """The parts between the commas that stand in no brackets and no quotes."""
+    parts, depth, quote = [""], 0, ""
+    for mark in text:
+        if mark == quote or (not quote and mark in "'\""):
+            quote = "" if quote else mark
+        elif not quote:
+            depth += (mark in "[{(") - (mark in "]})")
+        if mark == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += mark
+    return [part.strip() for part in parts]
+
+
+@functools.cache
+def _parser() -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
 
 
 _OWN_CODE = re.compile(r"""(?P<quote>['"]?)(?P<name>[^\s{}\[\],:='"]+:[A-Za-z_]\w*)(?P=quote)(?=\s*:)""")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +20,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from steepest.config import checks, describe, tree, verl_keys
-from steepest.config.arguments import COMMAND_LINE, Arguments, Assignment, read_arguments
+from steepest.config.arguments import COMMAND_LINE, PROGRAM, Arguments, Assignment, read_arguments, read_settings
 from steepest.config.checks import Rule, Section
 from steepest.config.environment import SWITCHES
 from steepest.config.keys import KeyBook
@@ -44,6 +45,8 @@ from steepest.process.files import replace_text
 
 ConfigT = TypeVar("ConfigT", Config, SFTConfig)
 DEFAULT = "default"
+BY_HAND = (COMMAND_LINE, PROGRAM)
+"""Where a value was written for this one run, not in a file."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,15 @@ def load_config(overrides: list[str]) -> Config:
     `--help`, `--help-all` and `--cfg job` print and raise SystemExit(0). Raises ConfigError with all problems at once.
     """
     return _load(PPO_JOB, overrides)
+
+
+def load_settings(settings: Mapping[str, Any], preset: str | None = None) -> Config:
+    """The PPO job's Config from a Python program's values, after those of a preset. Raises ConfigError with all
+    problems at once."""
+    config, problems = _Loading(PPO_JOB, read_settings(settings, preset)).run()
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def load_sft_config(overrides: list[str]) -> SFTConfig:
@@ -234,7 +246,7 @@ class _Loading(Generic[ConfigT]):
         self.sources[leaf.key] = a.source
 
     def _blame(self, key: str, a: Assignment, problem: str) -> None:
-        where = "" if a.source == COMMAND_LINE else f" (in {a.source})"
+        where = "" if a.source in BY_HAND else f" (in {a.source})"
         self.problems.append(problem + where)
         self.bad.add(key)
 
@@ -281,12 +293,12 @@ class _Loading(Generic[ConfigT]):
             self.bad.add(leaf.key)
 
     def _provenance(self, config: ConfigT, given: dict[str, Any], derived: dict[str, str]) -> Provenance:
-        asked = [key for key in given if self._asks(key, tree.thaw(config), given)]
+        asked = [key for key in given if self._asks(key, config, given)]
         found = list(checks.warnings_of(self.job.sections, config, {key: given[key] for key in asked}))
         for reason in dict.fromkeys(self.ignored.values()):
             found.append(checks.without_effect([key for key, why in self.ignored.items() if why == reason], reason))
         sources = {key: self._source(key, derived) for key in self.book.leaves}
-        files = {source for source in self.sources.values() if source != COMMAND_LINE}
+        files = {source for source in self.sources.values() if source not in BY_HAND}
         notes = [f"Settings come from {source}; the command line wins over them." for source in sorted(files)]
         values = tree.thaw(config)
         notes += [
@@ -301,11 +313,11 @@ class _Loading(Generic[ConfigT]):
             return f"derived from {derived[key]}"
         return self.sources.get(key, DEFAULT)
 
-    def _asks(self, key: str, values: dict[str, Any], given: dict[str, Any]) -> bool:
+    def _asks(self, key: str, config: ConfigT, given: dict[str, Any]) -> bool:
         """True for a key of the command line, or of a file if the other keys imply another value than it gives."""
-        if self.sources[key] == COMMAND_LINE:
+        if self.sources[key] in BY_HAND:
             return True
-        leaf = self.book.leaves[key]
+        leaf, values = self.book.leaves[key], tree.thaw(config)
         default = list(leaf.default) if isinstance(leaf.default, tuple) else leaf.default
         tree.put(values, key, default)
         checks.resolve(self.job.sections, values, lambda k: k in self.sources and k != key)

@@ -243,7 +243,7 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def freeze(schema: type[ConfigT], tree: Mapping[str, Any], **extra: Any) -> ConfigT:
     """Nested dicts to the frozen dataclass; lists become tuples."""
-    hints = typing.get_type_hints(schema)
+    hints = _hints(typing.cast(typing.Any, schema))
     fields: dict[str, Any] = {}
     for name, value in tree.items():
         if dataclasses.is_dataclass(hints[name]):
@@ -251,6 +251,11 @@ def freeze(schema: type[ConfigT], tree: Mapping[str, Any], **extra: Any) -> Conf
         else:
             fields[name] = tuple(value) if isinstance(value, list) else value
     return schema(**fields, **extra)
+
+
+@functools.cache
+def _hints(schema: type) -> dict[str, Any]:
+    return typing.get_type_hints(schema)
 
 
 def thaw(config: Any) -> dict[str, Any]:

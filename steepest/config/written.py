@@ -37,7 +37,15 @@ def override_text(override: str) -> Any:
 
     lexer = hydra.OverrideLexer(hydra.InputStream(override))
     tree = hydra.OverrideParser(hydra.CommonTokenStream(lexer)).override()
-    return WrittenVisitor(hydra.create_functions()).visit(tree).value()
+    return WrittenVisitor(_functions()).visit(tree).value()
+
+
+@functools.cache
+def _functions() -> Any:
+    """What an override may call, such as `str(1.0)`."""
+    from hydra.core.override_parser.overrides_parser import create_functions
+
+    return create_functions()
 
 
 def read_yaml(text: str) -> tuple[Any, Any]:

@@ -154,12 +154,12 @@ class CheckpointStore:
     def settle(self, step: int) -> None:
         """Do what a kill right after the checkpoint of `step` appeared left undone: the two small files, pruning."""
         replace_text(self.folder / LATEST, f"{step}\n", synced=True)
-        self._write_best(self._scores())
+        self._write_best(self.scores())
         self.prune(protect=step)
 
     def _publish(self, step: int, beside: Path) -> Path:
         """Put a finished folder in its place, and name it in `latest_checkpointed_iteration.txt`."""
-        target, scores = self.folder / _name(step), self._scores()
+        target, scores = self.folder / _name(step), self.scores()
         if target.exists() and scores.pop(step, None) is not None:
             self._write_best(scores)  # first: the old weights' score must never stand next to the new ones
         self._put_in_place(beside, target)
@@ -201,7 +201,7 @@ class CheckpointStore:
 
         Recorded before or after the step is saved. Ties go to the earlier step.
         """
-        scores = {**self._scores(), step: float(score)}
+        scores = {**self.scores(), step: float(score)}
         try:
             self._write_best(scores)
         except OSError as error:
@@ -246,7 +246,7 @@ class CheckpointStore:
 
     def best(self) -> tuple[int, float] | None:
         """(step, score) of the best checkpoint that is still there; None without one."""
-        scores = {step: score for step, score in self._scores().items() if self.has(step)}
+        scores = {step: score for step, score in self.scores().items() if self.has(step)}
         if not scores:
             return None
         step = min(scores, key=lambda s: (-scores[s], s))
@@ -332,7 +332,8 @@ class CheckpointStore:
         sizes = [sum(p.stat().st_size for p in files_under(path)) for _, path in self._newest_first()[:1]]
         return sizes[0] if sizes else 0
 
-    def _scores(self) -> dict[int, float]:
+    def scores(self) -> dict[int, float]:
+        """Step -> score of the weights that were saved then, of every validation so far."""
         try:
             found = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
             return {int(step): float(score) for step, score in found["scores"].items()}

@@ -12,8 +12,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -70,6 +70,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 """128 and the number of the signal, as a shell has it: 130 for Ctrl-C, 143 for SIGTERM."""
 RESUMES = "The same command resumes from the last checkpoint, or starts again if none was written."
+GOES_ON = "The same call continues from the last checkpoint, or starts again if none was written."
 _MAX_PROBLEMS = 20
 """Number of problems shown in full, so that the message fits on a screen."""
 
@@ -115,6 +116,18 @@ def guarded(call: Callable[[], int | None]) -> int:
         tell(f"Interrupted. {RESUMES}")
         return EXIT_INTERRUPTED
     return EXIT_OK if code is None else code
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """What `run_entry` does for a command, around a job that a Python program starts: a signal ends it after its step.
+    Errors and the interrupt reach the program, whose output streams stay its own."""
+    with STOP.watch(ends_process=False):
+        try:
+            yield
+        except Stopped as stopped:
+            tell(f"Stopped by {stopped.name}. {stopped.note or GOES_ON}")
+            raise
 
 
 _LEAVING: list[int] = []

@@ -74,6 +74,7 @@ class Stop:
         """Seconds from the signal to the end of the process, and those of them that saving needs."""
         self._since, self._quiet_until = 0.0, 0.0
         self._interrupted, self._over = False, False
+        self._ends_process = True
 
     # -- for the main thread --------------------------------------------------------------------------------
 
@@ -97,12 +98,16 @@ class Stop:
             raise Stopped(self.requested)
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Handle the signals within the block. Does nothing within another such block and outside the main thread."""
+    def watch(self, *, ends_process: bool = True) -> Iterator[None]:
+        """Handle the signals within the block. Does nothing within another such block and outside the main thread.
+
+        `ends_process` False: a main thread that does not answer is waited for, since a notebook would be lost with it.
+        """
         if self._watched or threading.current_thread() is not threading.main_thread():
             yield
             return
         self._reset()
+        self._ends_process = ends_process
         taken = [s for s in SIGNALS if signal.getsignal(s) in (signal.SIG_DFL, signal.default_int_handler)]
         before = {signum: signal.signal(signum, self._on_signal) for signum in taken}
         read, write = os.pipe()
@@ -157,7 +162,7 @@ class Stop:
             if found is not None:
                 self.at_once = sent = True
                 due = self._interrupt(signum)
-            elif sent and self._may_interrupt():
+            elif sent and self._may_interrupt() and self._ends_process:
                 tell(f"{name_of(signum)}: the process does not answer and is ended.")
                 os._exit(128 + signum)
             elif self.phase == "step" and not self.out_of_time:

@@ -116,6 +116,7 @@ _PLAIN: dict[int, int | str] = {
     **{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}, 0xFF0C: ", ", 0x3000: " ", 0xFFE5: "\u00a5"
 }  # fmt: skip
 _MAX_DEPTH = 50
+_MAX_BOX = 2000
 _MAX_STATEMENTS = 50
 
 
@@ -243,26 +244,30 @@ def last_line(text: str) -> str:
 
 
 def _boxes(text: str) -> Iterator[tuple[int, str]]:
-    for match in _BOX.finditer(text):
-        content = match["bare"] or _balanced(text, match.end())
+    found = list(_BOX.finditer(text))
+    closing = _closing_braces(text) if found else {}
+    for match in found:
+        end = closing.get(match.end())
+        content = match["bare"] or (None if end is None else text[match.end() : end])
         if content is not None:
             yield match.start(), content
 
 
-def _balanced(text: str, start: int) -> str | None:
-    """The text between an open brace, which ends at `start`, and its closing brace. None without one, or nested too
-    deep."""
-    depth = 1
-    for place in re.finditer(r"\\.|[{}]", text[start : start + 2000]):
+def _closing_braces(text: str) -> dict[int, int]:
+    """Place after an open brace -> place of its closing brace, of the pairs that hold at most _MAX_BOX characters and
+    are nested at most _MAX_DEPTH deep. One pass for all braces: a text may consist of them."""
+    found: dict[int, int] = {}
+    opened: list[tuple[int, int]] = []  # where a brace is open, and how many pairs it holds one in the other
+    for place in re.finditer(r"\\.|[{}]", text):
         if place[0] == "{":
-            depth += 1
-            if depth > _MAX_DEPTH:
-                return None
-        elif place[0] == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start : start + place.start()]
-    return None
+            opened.append((place.end(), 1))
+        elif place[0] == "}" and opened:
+            start, depth = opened.pop()
+            if depth <= _MAX_DEPTH and place.start() < start + _MAX_BOX:
+                found[start] = place.start()
+            if opened:
+                opened[-1] = (opened[-1][0], max(opened[-1][1], depth + 1))
+    return found
 
 
 def ground_truth_text(ground_truth: object) -> str:

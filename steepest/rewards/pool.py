@@ -24,6 +24,7 @@ from steepest.process.patience import waiting_for
 from steepest.registry import is_own_code, nearest
 from steepest.rewards.api import RewardRequest, RewardResult, match_name
 from steepest.rewards.process import Setup, WorkerProcess, end_all
+from steepest.rewards.signatures import missing_columns
 
 _LOG = logging.getLogger("steepest.rewards")
 _RATE, _TIMEOUT = setting("max_error_rate", "reward"), setting("timeout_s", "reward")
@@ -158,11 +159,7 @@ class RewardPool:
             return
         for one in self._own:
             if missing := [name for name in one["columns"] if name not in columns]:
-                raise DataError(
-                    f"reward {one['label']}: nothing fills its parameter {', '.join(missing)}. It gets prompts, "
-                    f"completions, ground_truth, data_source, extra_info and the columns that every row has: "
-                    f"{', '.join(sorted(columns)) or 'none'}. Rename the parameter or the column, or give it a default."
-                )
+                raise DataError(missing_columns(one["label"], missing, columns))
 
     def _check_sources(self, data_sources: list[str], known: dict[str, list[str]]) -> None:
         names = {source: match_name(source, known) for source in data_sources}

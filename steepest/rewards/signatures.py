@@ -7,7 +7,7 @@ response, and returns a list with one number. Every other function gets the keyw
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,30 +33,45 @@ class Signature:
 
     def keywords(self, request: RewardRequest, options: Mapping[str, Any]) -> dict[str, Any]:
         """All keywords of a call."""
-        every = _trl_keywords(request) if self.is_trl else _our_keywords(request)
-        return {name: value for name, value in every.items() if self.takes is None or name in self.takes} | dict(
-            options
-        )
+        return self._taken(_trl_keywords([request]) if self.is_trl else _our_keywords(request)) | dict(options)
+
+    def batch_keywords(self, requests: Sequence[RewardRequest], options: Mapping[str, Any]) -> dict[str, Any]:
+        """All keywords of one call of a function in TRL's form for several responses."""
+        return self._taken(_trl_keywords(requests)) | dict(options)
+
+    def _taken(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in keywords.items() if self.takes is None or name in self.takes}
 
     def outcome(self, value: Any) -> Any:
         """What the function returned for the response."""
         if not self.is_trl:
             return value
+        return value if _is_scalar(value) else self.batch_outcomes(value, 1)[0]
+
+    def batch_outcomes(self, value: Any, number: int) -> list[Any]:
+        """What a function in TRL's form returned for each of `number` responses. Raises TypeError if it is no list,
+        ValueError if it has another length."""
         if getattr(value, "ndim", None) == 1:  # an array or a tensor
             value = value.tolist()
         if not isinstance(value, list | tuple):
-            return value
-        if len(value) != 1:
-            raise ValueError(f"the reward function returned {len(value)} numbers for 1 completion")
-        return value[0]
+            raise TypeError(f"the reward function returned {type(value).__name__}, which is no list")
+        if len(value) != number:
+            completions = "completion" if number == 1 else "completions"
+            raise ValueError(f"the reward function returned {len(value)} numbers for {number} {completions}")
+        return list(value)
 
-    def describe(self, label: str) -> str:
-        """How the function is called, for the start of a run."""
+    def describe(self, label: str, *, together: bool = False) -> str:
+        """How the function is called, for the start of a run. `together`: with all responses of a step at once."""
         if self.is_trl:
             taken = "any" if self.takes is None else ", ".join(sorted(self.takes))
             return (
-                f"reward {label}: has a parameter `completions`, so it is called as TRL calls it, with lists of one "
-                f"response and the columns of its row as keywords (takes: {taken})."
+                f"reward {label}: has a parameter `completions`, so it is called as TRL calls it, with lists of "
+                + (
+                    "all responses and the columns of their rows"
+                    if together
+                    else "one response and the columns of its row"
+                )
+                + f" as keywords (takes: {taken})."
             )
         taken = ", ".join(name for name in OURS if self.takes is None or name in self.takes)
         return f"reward {label}: called with {taken}."
@@ -71,7 +86,18 @@ def _our_keywords(request: RewardRequest) -> dict[str, Any]:
     }
 
 
-def _trl_keywords(request: RewardRequest) -> dict[str, Any]:
+def _is_scalar(value: Any) -> bool:
+    return getattr(value, "ndim", None) != 1 and not isinstance(value, list | tuple)
+
+
+def _trl_keywords(requests: Sequence[RewardRequest]) -> dict[str, list[Any]]:
+    """Lists with an entry a response; None for a column that a row does not have."""
+    rows = [_trl_row(request) for request in requests]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _trl_row(request: RewardRequest) -> dict[str, Any]:
     """Texts where the row's prompt is a text, messages where it is messages, as TRL does."""
     prompt: Any = [dict(message) for message in request.messages]
     completion: Any = [{"role": "assistant", "content": request.solution}]
@@ -79,7 +105,7 @@ def _trl_keywords(request: RewardRequest) -> dict[str, Any]:
         prompt, completion = prompt[0]["content"] if prompt else "", request.solution
     own = {"prompts": prompt, "completions": completion}
     row = {"data_source": request.data_source, "ground_truth": request.ground_truth, "extra_info": request.extra_info}
-    return {name: [value] for name, value in {**row, **request.extra_info, **own}.items()}
+    return {**row, **request.extra_info, **own}
 
 
 def read_signature(function: Callable[..., Any], options: Collection[str] = ()) -> Signature:
@@ -116,4 +142,13 @@ def definitions(name: str) -> str:
     return (
         f"Define it as def {name}(data_source, solution_str, ground_truth, extra_info=None), or, as for TRL, "
         f"def {name}(completions, ground_truth, **kwargs)"
+    )
+
+
+def missing_columns(label: str, missing: Sequence[str], columns: Collection[str]) -> str:
+    """What is wrong with a reward whose parameters no column fills."""
+    return (
+        f"reward {label}: nothing fills its parameter {', '.join(missing)}. It gets prompts, completions, "
+        f"ground_truth, data_source, extra_info and the columns that every row has: "
+        f"{', '.join(sorted(columns)) or 'none'}. Rename the parameter or the column, or give it a default."
     )

@@ -132,10 +132,14 @@ def score_one(functions: Sequence[BoundFunction], request: RewardRequest, *, mod
     if functions == BY_DATA_SOURCE:
         score, parts = read_outcome(_call(functions[0], request, mode, call))
         return RewardResult(score, parts)
+    return combine(functions, [_call(function, request, mode, call) for function in functions])
+
+
+def combine(functions: Sequence[BoundFunction], outcomes: Sequence[Any]) -> RewardResult:
+    """The weighted sum of what the functions returned for one response; see `score_one`."""
     total, scores, parts = 0.0, dict[str, float](), dict[str, float]()
     applied = 0
-    for function in functions:
-        outcome = _call(function, request, mode, call)
+    for function, outcome in zip(functions, outcomes, strict=True):
         if outcome is None and function.signature is not None and function.signature.is_trl:
             continue  # TRL: this reward says nothing about this response
         applied += 1

@@ -101,7 +101,7 @@ class Scorer:
         return score_one(self._functions, request, mode=self._mode, call=self._call)
 
     def _call(self, function: Callable[..., Any], keywords: dict[str, Any]) -> Any:
-        self._source = _source_file(function)
+        self._source = source_file(function)
         outcome = function(**keywords)
         return self._run(outcome) if inspect.isawaitable(outcome) else outcome
 
@@ -162,7 +162,8 @@ def describe(error: BaseException, source: str) -> str:
     return f"{type(error).__name__}: {message}{place}" if message else f"{type(error).__name__}{place}"
 
 
-def _source_file(function: Callable[..., Any]) -> str:
+def source_file(function: Callable[..., Any]) -> str:
+    """The file that defines a function; empty for one written in C."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return code.co_filename if code else ""
 

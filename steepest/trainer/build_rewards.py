@@ -18,6 +18,7 @@ from steepest.models.reward_model import RewardModel, load_reward_model
 from steepest.rewards import RewardPool
 from steepest.rewards.api import RewardRequest, RewardResult, ScoresResponses
 from steepest.rewards.chat_client import ChatClient
+from steepest.rewards.given import GivenFunctions, is_given
 from steepest.rewards.judge import PROMPT, Judge, ReplyCache, api_key
 from steepest.rewards.pool import allowed_failures
 from steepest.trainer.run.model_sources import ModelSources
@@ -67,6 +68,8 @@ class Rewards:
     """The functions that run in worker processes, summed there; None when there are none."""
     others: list[tuple[WeightedFunction, ScoresResponses]] = field(default_factory=list)
     """What runs in this process, added to that sum."""
+    given: GivenFunctions | None = None
+    """The functions that a Python program passed, summed in this process."""
     costs: Callable[[], Metrics] = lambda: {}
     """What the rewards have cost since they were last asked; `reward/judge/*`."""
     ends: list[Callable[[], None]] = field(default_factory=list)
@@ -85,11 +88,14 @@ class Rewards:
 
     def check(self, data_sources: Iterable[str], columns: Collection[str] | None = None) -> list[str]:
         """See that all rows can be scored; raises ConfigError and DataError, see `RewardPool.check`."""
-        return [] if self.pool is None else self.pool.check(data_sources, columns)
+        notes = [] if self.given is None else self.given.check(columns or ())
+        return notes + ([] if self.pool is None else self.pool.check(data_sources, columns))
 
     def score(self, requests: Sequence[RewardRequest]) -> list[RewardResult]:
         """Results in the order of the requests: the sum of all rewards. What one reward fails on has no score."""
         results = [RewardResult(0.0) for _ in requests] if self.pool is None else self.pool.score(requests)
+        if self.given is not None:
+            results = [together(one, other) for one, other in zip(results, self.given.score(requests), strict=True)]
         for function, scorer in self.others:
             more = scorer.score(requests)
             results = [add(result, function, other) for result, other in zip(results, more, strict=True)]
@@ -104,12 +110,21 @@ def add(result: RewardResult, function: WeightedFunction, other: RewardResult) -
     return replace(result, score=result.score + function.weight * other.score, scores=scores)
 
 
+def together(result: RewardResult, other: RewardResult) -> RewardResult:
+    """The sum of two weighted sums. The first error is that of both, and so is the first `acc`."""
+    if result.score is None or other.score is None:
+        return RewardResult(None, result.parts, error=result.error or other.error, scores=result.scores)
+    parts, scores = {**other.parts, **result.parts}, {**result.scores, **other.scores}
+    return replace(result, score=result.score + other.score, parts=parts, scores=scores)
+
+
 def build_rewards(config: Config) -> Rewards:
     """All but the reward model, which `add_reward_model` loads once the cheap checks are done."""
     custom = config.custom_reward_function
     functions = functions_of(config.reward.functions)
-    here = [function for function in functions if function.name not in (REWARD_MODEL, JUDGE)]
-    rewards = Rewards(None)
+    given = [function for function in functions if is_given(function.name)]
+    here = [f for f in functions if f not in given and f.name not in (REWARD_MODEL, JUDGE)]
+    rewards = Rewards(None, given=GivenFunctions(given, config.reward.max_error_rate) if given else None)
     if here or not functions:
         rewards.pool = build_pool(config, here, (custom.path, custom.name) if custom.path else None)
         rewards.ends.append(rewards.pool.close)

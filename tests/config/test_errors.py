@@ -47,11 +47,11 @@ UNREADABLE = [
         "Keys are written without dashes: trainer.device=cpu",
     ),
     ("-v", f"-v: no such option. There are {', '.join(OPTIONS)}."),
-    ("--multirun", "--multirun: Steepest makes one run a command. Call it once for each value."),
+    ("--multirun", "--multirun: Steepest makes one run a command. `steepest sweep` takes several values."),
     ("--cfg=hydra", "--cfg hydra: must be job."),
     (
         "data.seed=1,2",
-        "data.seed=1,2: several values for one key make a sweep, and Steepest makes one run a command. "
+        "data.seed=1,2: several values for one key make a sweep: that is `steepest sweep`, and this is one run. "
         "A list is written 'data.seed=[1,2]'.",
     ),
     (

@@ -218,6 +218,7 @@ def test_without_steepest_the_same_package_breaks_torch_and_transformers(install
     assert "libhccl.so: cannot open shared object file" in python(code, folder).stderr
 
 
+@pytest.mark.slow
 def test_a_program_that_imports_steepest_first_is_safe_too(install) -> None:
     code = "import steepest.core.batch\nimport steepest.models.load, torch, transformers\nprint(torch.zeros(2).sum())"
     done = python(code, install(NO_CANN))

@@ -90,7 +90,7 @@ def logged(folder: Path) -> list[Row]:
 
 # In float32 these are rounding and nothing else: equal in size, not in digits.
 _ROUNDING = dict.fromkeys(
-    ["mismatch/max_abs_diff"]
+    ["actor/ratio_max_dev_first", "mismatch/max_abs_diff"]
     + [f"rollout_corr/{name}" for name in ("chi2_seq", "chi2_token", "log_ppl_diff_max", "log_ppl_diff_min")],
     1e-5,
 )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from steepest.process.entry import RESUMES
-from steepest.process.stopping import Stop, Stopped
+from steepest.process.stopping import SIGNALS, Stop, Stopped
 
 START = """
 import os, signal, sys, time
@@ -32,6 +32,12 @@ def forever():
 """
 
 
+def _heed_signals() -> None:
+    """Tests that a script runs in the background ignore Ctrl-C, and a process inherits that."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_DFL)
+
+
 @contextmanager
 def process(
     main: str, *, before: str = "", grace: float = 100.0, command: tuple[str, ...] = ()
@@ -42,7 +48,11 @@ def process(
     )
     code += "sys.exit(guarded(main))\n"
     started = subprocess.Popen(
-        [*command, sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_signals,
     )
     try:
         assert started.stdout is not None and started.stdout.readline() == "ready\n"

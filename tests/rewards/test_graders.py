@@ -309,15 +309,15 @@ def test_no_response_raises_and_scores_are_zero_or_one(grader, truth, answer):
 
 
 BOMBS = [
-    "1" * 50_000, "1,111" * 10_000, "####\n" * 10_000, "\\boxed{" * 10_000, "=1" * 20_000, "answer: " * 10_000,
-    "answer" + " " * 50_000, "<answer>" * 10_000, "<think>" * 10_000, "so " * 20_000, "not " * 20_000, "$" * 50_000,
+    "1" * 25_000, "1,111" * 5_000, "####\n" * 5_000, "\\boxed{" * 10_000, "=1" * 10_000, "answer: " * 5_000,
+    "answer" + " " * 25_000, "<answer>" * 5_000, "<think>" * 5_000, "so " * 8_000, "not " * 8_000, "$" * 25_000,
     "\\boxed{9^{9^{9}}}", "\\boxed{99999999!}", "\\boxed{(x+1)^{999}}", "\\boxed{\\sum_{n=1}^{10^9} n}",
     "\\boxed{10^{99}!}", "\\boxed{((9!)!)!}", "Answer: 10^{99}!", "1e999999", "\\boxed{1e-999999999}",
     "\\boxed{\\sqrt{" * 40,
     "\\boxed{" + "\\sin " * 49 + "x}", "\\boxed{" + "\\pm 1" * 40 + "}",
-    "<answer>" + "\\(" * 25_000 + "</answer>", "abc " * 12_000 + "}",
-    "I choose B " * 4_000, "\u5171" * 50_000, "#### step " * 5_000, "one hundred " * 4_000,
-    "1/2 " * 12_000, "\u7b54\u6848\u662f" * 16_000, "\u202f" * 50_000 + "72", "\u00bd" * 50_000,
+    "<answer>" + "\\(" * 12_000 + "</answer>", "abc " * 6_000 + "}",
+    "I choose B " * 2_000, "\u5171" * 25_000, "#### step " * 2_500, "one hundred " * 2_000,
+    "1/2 " * 6_000, "\u7b54\u6848\u662f" * 8_000, "\u202f" * 25_000 + "72", "\u00bd" * 25_000,
     "\\boxed{(a+b+c+d+e+f)^{29}}", "\\boxed{10^{999}}", "\\boxed{" + "(" * 200 + ")" * 200 + "}", "\\boxed{1e999}",
 ]  # fmt: skip
 
@@ -326,7 +326,7 @@ BOMBS = [
 def test_no_response_takes_long(grader, truth):
     prepare()
     for bomb in BOMBS:
-        with work_of_at_most(10, what=bomb[:30]):
+        with work_of_at_most(5, what=bomb[:30]):
             grader("any", bomb, truth)
 
 

@@ -46,6 +46,7 @@ KINDS = {
     "adapter": ("critic.share_base=adapter",),
     "head": ("critic.share_base=head",),
 }
+SLOWER = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("own critic", "adapter")]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not k.startswith(("timing_s", "perf/", "time"))} for row in rows]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*SLOWER, "own adapter", "head"])
 def test_resume_equals_no_resume(toy, runs, tmp_path, kind, capsys):
     folder = tmp_path / "run"
     shutil.copytree(runs(kind), folder)
@@ -127,9 +128,6 @@ def test_without_a_reference_and_without_a_critic(toy, tmp_path, estimator):
     run_ppo(load_config(toy_overrides(toy, folder, *RUN, *words)))
     last = metrics(folder)[-2]
     assert ("critic/vf_loss" in last) == (estimator == "gae") and last["actor/grad_norm"] > 0
-
-
-SLOWER = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("own critic", "adapter")]
 
 
 @pytest.mark.parametrize("kind", [*SLOWER, "head"])
@@ -281,7 +279,7 @@ def test_supervised_fine_tuning_of_an_adapter(toy, tmp_path):
     assert (tmp_path / "merged" / "config.json").exists()
 
 
-@pytest.mark.parametrize("kind", ["own critic", "adapter", "head"])
+@pytest.mark.parametrize("kind", [*SLOWER, "head"])
 def test_it_runs_in_half_precision(toy, tmp_path, kind):
     words = ["trainer.total_training_steps=2", "actor_rollout_ref.actor.fsdp_config.dtype=bfloat16"]
     done = run_ppo(load_config(toy_overrides(toy, tmp_path / "run", *VERL, *KINDS[kind], *words)))

@@ -49,7 +49,7 @@ def test_other_algorithms_learn_the_digit(toy, tmp_path, name):
     assert accuracy(toy, tmp_path, *GRPO, *OTHERS[name], steps=90) >= 0.9
 
 
-@pytest.mark.parametrize("more", [(), GRPO], ids=["ppo", "grpo"])
+@pytest.mark.parametrize("more", [pytest.param((), id="ppo"), pytest.param(GRPO, id="grpo", marks=pytest.mark.slow)])
 def test_does_not_learn_from_a_shuffled_reward(toy, tmp_path, more):
     # the validation still scores by the same random reward, so the policy itself is asked
     folder = tmp_path / "run"

@@ -38,6 +38,8 @@ REWARD_MODEL = "reward_model"
 JUDGE = "judge"
 IN_WORKERS = ("grader", "exact", "format", "gsm8k", "length", "math", "multiple_choice", "numeric")
 """What runs in the reward's worker processes; rewards/ has the functions, a test compares the two."""
+GIVEN = "python:"
+"""What the names of functions begin with that a Python program passes to `steepest.train`."""
 NAMES = (*IN_WORKERS, REWARD_MODEL, JUDGE)
 _WITHOUT_TRUTH = ("length", "format", REWARD_MODEL, JUDGE)
 """What can score a response without a ground truth. A function of the user's own may do, too."""
@@ -314,7 +316,9 @@ def keys_without_effect() -> list[NoEffect]:
         ),
         NoEffect(
             names_of("reward", "num_workers timeout_s"),
-            lambda c: not any(name in IN_WORKERS or is_own_code(name) for name in _names(c)),
+            lambda c: (
+                not any(name in IN_WORKERS or (is_own_code(name) and not name.startswith(GIVEN)) for name in _names(c))
+            ),
             "no reward of reward.functions runs in worker processes",
         ),
         NoEffect(

@@ -24,6 +24,7 @@ from steepest.config.sections.trainer import TrainerConfig
 from steepest.console import say
 from steepest.process.files import replace_text
 from steepest.registry import is_own_code
+from steepest.rewards.given import is_given, source_of
 from steepest.trainer.run.model_sources import folder_that_goes_on
 from steepest.versions import installed
 
@@ -73,6 +74,8 @@ class Inputs:
         """Files of the user's own that score or learn: `file.py:function`, and the custom reward."""
         names = [config.algorithm.adv_estimator, config.actor_rollout_ref.actor.policy_loss.loss_mode]
         files = [str(name).rpartition(":")[0] for name in (*names, *config.reward.functions) if is_own_code(str(name))]
+        for name in filter(is_given, config.reward.functions):
+            self.add(name, [source_of(name)])
         for file in dict.fromkeys([*filter(None, [config.custom_reward_function.path]), *files]):
             if file.endswith(".py"):
                 self.add(file, [Path(file).expanduser().read_bytes()])

@@ -19,7 +19,8 @@ UNREADABLE = (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseExcep
 def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | None, say: Callable[[str], None]) -> Start:
     """Resolve `trainer.resume_mode`.
 
-    auto: the newest valid checkpoint of the run's folder, if there is one. disable: start from nothing; an older
+    auto: the newest valid checkpoint of the run's folder; from nothing if it holds none, and an error if all that it
+    holds are damaged. disable: start from nothing; an older
     run in the same folder is moved aside, never overwritten. resume_path: exactly that checkpoint or an error; a folder
     that holds another run is moved aside, so that no curve is made of two.
     """
@@ -39,6 +40,8 @@ def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | Non
         store.remove_leftovers()
         found = store.latest()
     if found is None:
+        if mode == "auto" and (steps := store.steps()):
+            raise CheckpointError(_none_is_whole(store.folder, steps))
         return FROM_NOTHING
     store.goes_on_from(found)
     state = store.state(found)
@@ -46,6 +49,15 @@ def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | Non
         store.settle(int(state["step"]))
     say(f"resuming from step {state['step']}: {found}")
     return Start(state["step"], found, state)
+
+
+def _none_is_whole(folder: Path, steps: list[int]) -> str:
+    """A run that began again at step 0 would in time replace what may still be repaired."""
+    names = ", ".join(f"global_step_{step}" for step in steps)
+    return (
+        f"no checkpoint in {folder} is whole ({names}; the warnings above name the faults). Bring a whole copy back, "
+        f"or start afresh with {setting('resume_mode')}=disable, which moves this folder aside and deletes nothing."
+    )
 
 
 def _is_of_the_run(folder: Path, checkpoint: Path) -> bool:

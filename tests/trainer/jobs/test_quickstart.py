@@ -72,6 +72,7 @@ def test_every_algorithm_has_as_many_responses_a_step(name, tmp_path):
     assert (config.algorithm.adv_estimator == "gae") == (name == PPO)
 
 
+@pytest.mark.slow
 def test_another_algorithm_runs_from_its_preset(tmp_path, capsys):
     folder = tmp_path / "quickstart"
     assert run_quickstart(Settings(folder=str(folder), algorithm="rloo", **SMALL)) == 0

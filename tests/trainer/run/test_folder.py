@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from steepest.errors import CheckpointError, SteepestError
-from steepest.learner.checkpoint import FROM_NOTHING, Start
+from steepest.learner.checkpoint import FROM_NOTHING, CheckpointStore, Start
 from steepest.trainer.run import folder as start_module
 from steepest.trainer.run.hooks import changed_values, write_jsonl
-from steepest.trainer.run.resume import finished_message, set_aside
+from steepest.trainer.run.resume import find_start, finished_message, set_aside
 from steepest.trainer.run.summary import end_summary
 from tests.support.machine import files_of_at_most
 
@@ -78,6 +78,24 @@ def test_a_run_folder_that_cannot_be_made(tmp_path, folder):
     said = "run cannot be made: .* choose another trainer.experiment_name or"
     with pytest.raises(CheckpointError, match=said), start_module.hold(Path(folder.format(tmp_path=tmp_path))):
         pass
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_over_them(tmp_path):
+    said = []
+    store = CheckpointStore(tmp_path, warn=said.append)
+    assert find_start(store, mode="auto", resume_from_path=None, say=said.append).step == 0
+    for step in (2, 4):
+        store.save(step, {"actor": lambda path: (path / "weights").write_text("1")}, {"step": step})
+        (tmp_path / f"global_step_{step}" / "actor" / "weights").write_text("22")
+    with pytest.raises(CheckpointError) as caught:
+        find_start(store, mode="auto", resume_from_path=None, say=said.append)
+    assert str(caught.value) == (
+        f"no checkpoint in {tmp_path} is whole (global_step_2, global_step_4; the warnings above name the faults). "
+        "Bring a whole copy back, or start afresh with resume_mode=disable, which moves this folder aside and deletes "
+        "nothing."
+    )
+    assert len(said) == 2 and all("has 2 bytes instead of 1" in text for text in said)
+    assert store.steps() == [2, 4]
 
 
 def test_an_earlier_run_that_cannot_be_moved(tmp_path):

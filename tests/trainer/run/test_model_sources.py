@@ -187,7 +187,7 @@ def test_supervised_fine_tuning_pins_too(hub: FakeHub, tmp_path: Path) -> None:
         run_sft(load_sft_config([*words, "model.path=owner/nothing"]))
 
 
-@pytest.mark.parametrize("client", HUBS)
+@pytest.mark.parametrize("client", [HUBS[0], pytest.param(HUBS[1], marks=pytest.mark.slow)])
 def test_the_command_with_the_settings_of_the_environment(
     toy: dict[str, Path], model: Files, tmp_path: Path, client: str
 ) -> None:
