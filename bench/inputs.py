@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,23 @@ class Inputs:
     out: Path
     threads: int
     dtype: str
-    """float32 or bfloat16, never auto."""
+    """float32 or bfloat16, never auto: that of ours and of the peer."""
     tiny: bool
     rounds: int
     steps: int
+    both: bool = False
+    """Whether ours is measured in float32 too, next to bfloat16."""
+    why: str = ""
+    """The dtypes that are measured, and why no others."""
+
+    @property
+    def variants(self) -> tuple[Inputs, ...]:
+        """Those of each of our runs: first the one that the peer is compared with."""
+        return (self, replace(self, dtype="float32", both=False)) if self.both else (self,)
+
+    def title(self, name: str, one: Inputs) -> str:
+        """The name of a run of ours in a table, with its dtype where there are two."""
+        return f"{name}, {one.dtype}" if self.both else name
 
     @property
     def env(self) -> dict[str, str]:
@@ -108,8 +121,8 @@ def parser(about: str | None, *, rounds: int = 1, steps: int = 2) -> argparse.Ar
     made.add_argument("--data", default="", help="GSM8K: train.jsonl, train.parquet, or a folder with one of them")
     made.add_argument("--tiny", action="store_true", help="a random model and made-up problems: shows that it runs")
     made.add_argument("--threads", type=int, default=os.cpu_count())
-    made.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: bfloat16 where "
-                      "the processor has it, for ours and for the peer; else float32 for both")  # fmt: skip
+    made.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: bfloat16 for "
+                      "ours and the peer, and float32 for ours too, where there is bf16; else float32")  # fmt: skip
     made.add_argument("--rounds", type=int, default=rounds, help="ours and the peer in alternation, this often")
     made.add_argument("--steps", type=int, default=steps, help="measured steps of a training run; one more goes before")
     made.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder for results and logs")
@@ -130,12 +143,20 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
         model, data = Path(args.model).expanduser().resolve(), Path(args.data).expanduser().resolve()
         if not (model / "config.json").is_file():
             raise BenchError(f"no model at {model}: config.json is missing. {REMEDY}")
-    dtype = args.dtype
-    if dtype == "auto":
-        from steepest.devices.backends.cpu import CPUDevice
+    dtype, both, why = dtypes(args.dtype)
+    return Inputs(model, data, out, args.threads, dtype, args.tiny, args.rounds, args.steps, both, why)
 
-        dtype = "bfloat16" if CPUDevice().supports_bf16()[0] else "float32"
-    return Inputs(model, data, out, args.threads, dtype, args.tiny, args.rounds, args.steps)
+
+def dtypes(asked: str, root: Path = Path("/")) -> tuple[str, bool, str]:
+    """(dtype of the comparison, whether float32 is measured too, the sentence that says so). `root` has proc/."""
+    if asked != "auto":
+        return asked, False, f"{asked} alone is measured, as --dtype={asked} asks"
+    from steepest.devices.backends.cpu import CPUDevice
+
+    can, why = CPUDevice(root).supports_bf16()
+    if can:
+        return "bfloat16", True, f"ours is measured in bfloat16 and in float32, the peer in bfloat16: {why}"
+    return "float32", False, f"only float32 is measured: {why}"
 
 
 def tiny_inputs(folder: Path) -> tuple[Path, Path]:

@@ -70,7 +70,7 @@ def python_of(engine: str) -> Path:
 
 def generate(inputs: Inputs, data: Path, engine: str, mode: str, args: argparse.Namespace, number: int) -> Rollout:
     """One run of one engine."""
-    log = inputs.out / "logs" / f"rollout-{mode}-{engine}-{number}.log"
+    log = inputs.out / "logs" / f"rollout-{mode}-{engine}-{inputs.dtype}-{number}.log"
     command = [
         str(python_of(engine)), "-m", "bench.peers.generate", "--engine", engine.removesuffix("-compiled"),
         "--model", str(inputs.model), "--data", str(data), "--prompts", str(args.prompts), "--dtype", inputs.dtype,
@@ -97,14 +97,14 @@ def share(inputs: Inputs, runs: list[Rollout]) -> float:
     )
 
 
-def row(inputs: Inputs, mode: str, engine: str, runs: list[Rollout]) -> dict[str, Any]:
+def row(inputs: Inputs, mode: str, title: str, runs: list[Rollout]) -> dict[str, Any]:
     """An engine's line of the table: the median of its rounds, the spread, memory."""
-    speeds = [run.speed for run in runs]
+    found = speeds(runs)
     return {
         "responses": mode,
-        "engine": TITLES[engine],
-        "tokens/s": statistics.median(speeds),
-        "spread": f"{min(speeds):.0f} to {max(speeds):.0f}",
+        "engine": title,
+        "tokens/s": statistics.median(found),
+        "spread": f"{min(found):.0f} to {max(found):.0f}",
         "tokens a CPU second": statistics.median(run.tokens / run.cpu for run in runs),
         "mean response": statistics.fmean(size for run in runs for size in run.responses),
         "peak GiB": max(run.peak for run in runs) / GIB,
@@ -118,20 +118,27 @@ def compare(
 ) -> tuple[list[Comparison], list[dict[str, Any]]]:
     """Rounds of ours and of every peer of this mode."""
     peers = [peer for peer in args.peers if (mode, peer.removesuffix("-compiled")) in NAMES]
-    runs: dict[str, list[Rollout]] = {engine: [] for engine in ("builtin", *peers)}
+    sides = [*(("builtin", one) for one in inputs.variants), *((peer, inputs) for peer in peers)]
+    runs: dict[tuple[str, Inputs], list[Rollout]] = {side: [] for side in sides}
     for number in range(1, inputs.rounds + 1):
-        for engine, made in runs.items():
-            made.append(generate(inputs, data, engine, mode, args, number))
-            print(f"{mode}, round {number}: {TITLES[engine]} {made[-1].speed:.0f} tokens/s", flush=True)
-    ours = runs["builtin"]
+        for (engine, one), made in runs.items():
+            made.append(generate(one, data, engine, mode, args, number))
+            title = inputs.title(TITLES[engine], one)
+            print(f"{mode}, round {number}: {title} {made[-1].speed:.0f} tokens/s", flush=True)
+    others = {NAMES[mode, peer]: (peer, inputs) for peer in peers if (mode, peer) in NAMES}
+    others |= {f"rollout_{mode}_bf16_vs_float32": ("builtin", one) for one in inputs.variants[1:]}
+    ours = runs["builtin", inputs]
     lines = [
-        Comparison(
-            NAMES[mode, peer], "tokens/s", tuple(r.speed for r in ours), tuple(r.speed for r in runs[peer]),
-            share(inputs, ours),
-        )
-        for peer in peers if (mode, peer) in NAMES
-    ]  # fmt: skip
-    return lines, [row(inputs, mode, engine, made) for engine, made in runs.items()]
+        Comparison(name, "tokens/s", speeds(ours), speeds(runs[side]), share(inputs, ours))
+        for name, side in others.items()
+    ]
+    titles = [inputs.title(TITLES[engine], one) for engine, one in runs]
+    made_rows = zip(titles, runs.items(), strict=True)
+    return lines, [row(one, mode, title, made) for title, ((_, one), made) in made_rows]
+
+
+def speeds(runs: list[Rollout]) -> tuple[float, ...]:
+    return tuple(run.speed for run in runs)
 
 
 def main() -> None:
@@ -142,6 +149,7 @@ def main() -> None:
     options.add_argument("--response", type=int, help="most tokens of a response; default 128 fixed, 256 natural")
     args = options.parse_args()
     inputs = inputs_of(args)
+    print(f"dtype: {inputs.why}", flush=True)
     for engine in args.peers:
         python_of(engine)  # a missing engine is reported before anything runs
     data = write_questions(inputs.out / "work" / "rollout.jsonl", inputs.questions(args.prompts))
@@ -150,7 +158,7 @@ def main() -> None:
         more, rows = compare(inputs, data, mode, args)
         lines += more
         table += rows
-    about = {"prompts": args.prompts, "rounds": inputs.rounds, "dtype": inputs.dtype}
+    about = {"prompts": args.prompts, "rounds": inputs.rounds, "dtype": f"{inputs.dtype}; {inputs.why}"}
     write_results(
         inputs.out, "rollout", machine=inputs.machine(), about=about, comparisons=lines, tables={"rollout": table}
     )

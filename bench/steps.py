@@ -109,27 +109,42 @@ def run_trl(inputs: Inputs, work: Workload, name: str) -> Run:
     return make_run(read_records(out)[1], measured, log)
 
 
+Ours = dict[tuple[Kind, Inputs], list[Run]]
+"""The runs of each kind in each dtype."""
+
+
 def compare(inputs: Inputs, work: Workload) -> tuple[list[Comparison], list[dict[str, Any]]]:
-    """Run rounds of every kind of ours and of the peer; returns the comparisons and the table."""
-    ours: dict[Kind, list[Run]] = {kind: [] for kind in work.kinds}
+    """Run rounds of every kind and dtype of ours and of the peer; returns the comparisons and the table."""
+    ours: Ours = {(kind, one): [] for kind in work.kinds for one in inputs.variants}
     theirs: list[Run] = []
     for number in range(1, inputs.rounds + 1):
-        for kind in work.kinds:
-            ours[kind].append(run_kind(inputs, work, kind, f"{work.algo}-{kind}-{number}"))
-            print(f"round {number}: {TITLES[kind]} {ours[kind][-1].seconds:.2f} s a step", flush=True)
+        for (kind, one), runs in ours.items():
+            runs.append(run_kind(one, work, kind, f"{work.algo}-{kind}-{one.dtype}-{number}"))
+            title = inputs.title(TITLES[kind], one)
+            print(f"round {number}: {title} {runs[-1].seconds:.2f} s a step", flush=True)
         theirs.append(run_trl(inputs, work, f"{work.algo}-trl-{number}"))
         print(f"round {number}: TRL {theirs[-1].seconds:.2f} s a step", flush=True)
+    return results(inputs, work, ours, theirs)
+
+
+def results(
+    inputs: Inputs, work: Workload, ours: Ours, theirs: Sequence[Run]
+) -> tuple[list[Comparison], list[dict[str, Any]]]:
+    """The comparisons with the peer and with ours in float32, and the table."""
     version = TRL_PPO if work.algo == "ppo" else TRL
     tokens = work.rows * work.response
-    table = [{**joined(runs).row(TITLES[kind], tokens), "limit share": share(inputs, work, kind, runs)}
-             for kind, runs in ours.items()]  # fmt: skip
+    table = [{**joined(runs).row(inputs.title(TITLES[kind], one), tokens), "limit share": share(one, work, kind, runs)}
+             for (kind, one), runs in ours.items()]  # fmt: skip
     table.append({**joined(theirs).row(f"TRL {version}", tokens), "limit share": None})
-    lines = [
-        Comparison(
-            NAMES[work.algo, kind], "s", seconds(runs), seconds(theirs), share(inputs, work, kind, runs)
-        )
-        for kind, runs in ours.items()
-    ]  # fmt: skip
+    lines = []
+    for kind in work.kinds:
+        name, runs = NAMES[work.algo, kind], ours[kind, inputs]
+        spent, part = seconds(runs), share(inputs, work, kind, runs)
+        lines.append(Comparison(name, "s", spent, seconds(theirs), part))
+        lines += [
+            Comparison(name.replace("_vs_trl", "_bf16_vs_float32"), "s", spent, seconds(ours[kind, one]), part)
+            for one in inputs.variants[1:]
+        ]
     return lines, table
 
 
@@ -158,13 +173,15 @@ def main() -> None:
     options.add_argument("--kinds", nargs="+", choices=["full", "adapter", "head"], default=["full", "adapter", "head"])
     args = options.parse_args()
     inputs = inputs_of(args)
+    print(f"dtype: {inputs.why}", flush=True)
     work = prepare(inputs, args)
     lines, table = compare(inputs, work)
     about = {
         "prompts": work.prompts, "responses a prompt": work.group, "response tokens": work.response,
         "prompt tokens": f"{statistics.mean(work.lengths):.0f} mean, {max(work.lengths)} longest",
         "rounds": inputs.rounds, "steps a round": inputs.steps,
-        "dtype": f"{inputs.dtype}; ours over float32 weights and Adam, TRL's weights and Adam in {inputs.dtype}",
+        "dtype": f"{inputs.dtype}; ours over float32 weights and Adam, TRL's weights and Adam in {inputs.dtype}; "
+        f"{inputs.why}",
     }  # fmt: skip
     write_results(
         inputs.out, args.algo, machine=inputs.machine(), about=about, comparisons=lines, tables={args.algo: table}

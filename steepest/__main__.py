@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -154,6 +154,44 @@ def export(
     raise typer.Exit(guarded(call))
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, of PPO or SFT; also of one that goes on.")],
+    to: Annotated[Path | None, typer.Option(help="File to write; default: report.html in the run folder.")] = None,
+) -> None:
+    """Write report.html: the curves, samples and configuration of a run on one page that needs no network.
+
+    A PPO run writes it itself, every trainer.report_freq steps.
+
+    Example: [bold]steepest report checkpoints/steepest/ppo[/bold]
+    """
+
+    def call() -> None:
+        from steepest.report import write_report
+
+        typer.echo(f"wrote {write_report(folder, to)}")
+
+    raise typer.Exit(guarded(call))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of 2 to 6 runs.")],
+    to: Annotated[Path, typer.Option(help="File to write.")] = Path("compare.html"),
+) -> None:
+    """Write one page about several runs: what their keys differ in, curves over each other, answers side by side.
+
+    Example: [bold]steepest compare checkpoints/steepest/ppo checkpoints/steepest/grpo[/bold]
+    """
+
+    def call() -> None:
+        from steepest.report.compare import write_comparison
+
+        typer.echo(f"wrote {write_comparison(folders, to)}")
+
+    raise typer.Exit(guarded(call))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def sweep(
     context: typer.Context,
@@ -178,6 +216,26 @@ def sweep(
             outcomes = run_sweep(context.args, seeds_of(seeds), folder)
         typer.echo(writer.dumps(as_json(outcomes), indent=1) if json else table(outcomes))
         return int(any(one.exit_code for one in outcomes))
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, of PPO or SFT.")],
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print it once; so does a pipe.")] = False,
+) -> None:
+    """Show a run on the terminal while it trains: curves, health, the newest answers. Ctrl-C ends it, not the run.
+
+    Example: [bold]steepest watch checkpoints/steepest/ppo[/bold]
+    """
+
+    def call() -> None:
+        from rich.console import Console
+
+        from steepest.report.watch import watch as run
+
+        with suppress(KeyboardInterrupt):
+            run(folder, Console(), interval=interval, once=once)
 
     raise typer.Exit(guarded(call))
 

@@ -16,8 +16,9 @@ def say(text: str) -> None:
 
 
 def shortened(text: str, limit: int = 200) -> str:
-    """`text` on one line; a line longer than `limit` characters is cut in its middle."""
-    line = " | ".join(text.strip().splitlines())
+    """`text` on one line; a line longer than `limit` characters is cut in its middle. A character that a terminal would
+    obey (an escape, a change of direction) is written as its number: a model may write anything."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " | ".join(text.strip().splitlines()))
     return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
 
 

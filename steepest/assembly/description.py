@@ -11,6 +11,7 @@ import torch
 
 from steepest.assembly.roles import Models, Roles
 from steepest.models.flops import key_value_numbers
+from steepest.models.working_weights import copied_bytes
 
 TRAINING_BYTES = 12
 """Bytes of a trained parameter in addition to the parameter itself: its gradient and two Adam moments, float32."""
@@ -81,7 +82,7 @@ class Description:
     kv_numbers: int
     """Keys and values of one token in all layers, as numbers."""
     cast_bytes: int
-    """Copies of weights in bfloat16 that a pass with gradient holds."""
+    """Copies in bfloat16 of weights in float32, of all models."""
     engine_copy_bytes: int
     engine_notes: tuple[str, ...]
     checkpoint_bytes: int
@@ -100,19 +101,15 @@ def describe_roles(roles: Roles) -> Description:
         attention=attention,
         shares_prompts=actor.compute.shares_prompts,
         kv_numbers=key_value_numbers(actor.model.config),
-        cast_bytes=max(cast_bytes(part) for part in (actor, critic) if part is not None),
+        cast_bytes=cast_bytes(roles),
         engine_copy_bytes=roles.engine.copied_bytes,
         engine_notes=roles.engine.notes,
         checkpoint_bytes=sum(part.checkpoint_bytes() for part in (actor, critic) if part is not None),
     )
 
 
-def cast_bytes(part: Any) -> int:
-    """Bytes of the bfloat16 copies of a model's matrices. torch makes them for products in bfloat16, and keeps them
-    from the forward pass to the backward pass of a micro-batch. 0 for a model that computes in float32."""
-    if part.compute.dtype != "bfloat16":
-        return 0
-    table = part.model.hf.get_input_embeddings().weight
-    cast = (p for p in part.model.parameters() if p.dtype == torch.float32 and p.ndim == 2)
-    tied = part.model.hf.get_output_embeddings()
-    return 2 * sum(p.numel() for p in cast if p is not table or (tied is not None and tied.weight is table))
+def cast_bytes(models: Models) -> int:
+    """Bytes of the copies in bfloat16 that the models keep of weights in float32; a shared weight has one copy."""
+    parts = (part for part in (models.actor, models.critic, models.reference) if part is not None)
+    weights = {id(weight): weight for part in parts for weight in part.model.parameters()}
+    return copied_bytes(weights.values())

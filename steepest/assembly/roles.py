@@ -274,7 +274,7 @@ def build_reference(
         frozen = policy.copy_as(torch.float32)
     else:
         frozen = load_causal_lm(origin, trust_remote_code=model.trust_remote_code, override_config=overrides(model))
-    hold_in_bf16(frozen.requires_grad_(False).hf, rounding=False)
+    hold_in_bf16(frozen.requires_grad_(False).hf, rounding=compute.dtype == "bfloat16")
     return Reference(frozen, compute=compute, forward=forward, temperature=temperature)
 
 

@@ -68,8 +68,10 @@ class LocalCluster:
 
     def policy_is_reference(self) -> bool:
         """Whether the actor still computes as the reference, bit for bit."""
-        assert self.roles.reference is not None
-        return self.roles.actor.model.computes_as(self.roles.reference.model)
+        reference = self.roles.reference
+        assert reference is not None
+        in_bf16 = reference.compute.dtype == self.roles.actor.compute.dtype == "bfloat16"
+        return self.roles.actor.model.computes_as(reference.model, in_bf16=in_bf16)
 
     def ref_log_probs(self, batch: Batch) -> Tensor:
         """(B, T) f32 by the reference."""

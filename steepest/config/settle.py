@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from steepest.config import tree
-from steepest.config.checks import ACTOR
+from steepest.config.checks import ACTOR, ROLLOUT
 from steepest.config.schema import Config, SFTConfig
 
 ConfigT = TypeVar("ConfigT", Config, SFTConfig)
@@ -23,6 +23,11 @@ CARD_RESPONSES, CPU_RESPONSES = 512, 128
 """Responses of a step where the user gave no batch size."""
 UPDATES = 4
 """Mini-batches of such a step, as in verl's defaults (1024 prompts, 256 an update)."""
+
+
+PPO_DTYPES = (f"{ACTOR}.fsdp_config.dtype", f"{ROLLOUT}.dtype", "critic.fsdp.dtype", "reward.reward_model.dtype")
+SFT_DTYPES = ("engine.dtype",)
+"""Keys of the dtypes of compute; the first decides for those that are left open."""
 
 
 def is_open(config: Config | SFTConfig, key: str) -> bool:
@@ -124,3 +129,26 @@ def settle_lengths(config: Config, limit: int, longest_prompt: int) -> tuple[Con
 
 def _model_len(config: Config, limit: int) -> int:
     return min(config.actor_rollout_ref.rollout.max_model_len, limit)
+
+
+def settle_dtype(
+    config: ConfigT,
+    keys: tuple[str, ...],
+    choose: Callable[[], tuple[str, str | None]],
+    earlier: Mapping[str, Any] | None = None,
+) -> tuple[ConfigT, str | None]:
+    """One dtype for the `keys` that are auto: the first key's, if that is given; else that of the run that goes on
+    (`earlier`: its values, by key); else what `choose` says. Also the sentence for the summary, if there is one."""
+    first, asked = keys[0], {key: operator.attrgetter(key)(config) for key in keys}
+    if "auto" not in asked.values():
+        return config, None
+    dtype, said, origin = asked[first], None, first
+    if dtype == "auto":
+        kept = (earlier or {}).get(first)
+        if kept in ("bfloat16", "float32"):
+            dtype, origin = kept, "the run's config.yaml"
+            said = f"{kept}: as at the run's last start. {first} gives another."
+        else:
+            dtype, said = choose()
+            origin = "the device"
+    return with_values(config, {key: dtype for key, value in asked.items() if value == "auto"}, origin), said

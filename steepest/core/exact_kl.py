@@ -5,13 +5,15 @@ M tokens, H hidden size of the policy, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from steepest.core.log_probs import CHUNK_LOGITS, _add_product, _Head, _product
+from steepest.core.log_probs import CHUNK_LOGITS, _add_product, _Head
+from steepest.core.products import product_in_float32
 from steepest.errors import ConfigError, setting
 
 Projection = tuple[Tensor, Tensor, Tensor | None]
@@ -26,6 +28,7 @@ def exact_kl(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     chunk_tokens: int | None = None,
+    half: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The KL divergence of the two next-token distributions at each position.
 
@@ -39,7 +42,8 @@ def exact_kl(
 
     Returns (M,) f32, differentiable once with respect to the policy's hidden, weight and bias; the reference gets no
     gradient. Tokens are taken `chunk_tokens` at a time, by default as many as make 8M logits; the backward computes
-    each chunk's logits again. Memory holds two chunks, one for each model, and a third in the backward.
+    each chunk's logits again. Memory holds two chunks, one for each model, and a third in the backward. `half` is that
+    of `token_log_probs`.
 
     Raises ConfigError for a temperature that is not positive, ValueError for shapes that do not fit.
     """
@@ -61,6 +65,7 @@ def exact_kl(
         inverse_temperature=1.0 / temperature,
         chunk_tokens=chunk_tokens or max(1, CHUNK_LOGITS // 2 // weight.shape[0]),
         with_entropy=False,
+        half=half,
     )
     found: Tensor = _ExactKL.apply(hidden, weight, bias, ref_hidden, ref_weight, ref_bias, head)
     return found
@@ -74,7 +79,7 @@ class _Pair:
         self.slices = head.slices(policy[0].shape[0])
         self.sides = []
         for hidden, weight, bias in (policy, reference):
-            low_hidden, low_weight = hidden.to(head.matmul_dtype), weight.to(head.matmul_dtype)
+            low_hidden, low_weight = hidden.to(head.matmul_dtype), head.low(weight)
             buffer = head.buffer(self.slices, low_weight)
             self.sides.append((low_hidden, low_weight, None if bias is None else bias.float(), buffer))
 
@@ -126,7 +131,7 @@ class _ExactKL(torch.autograd.Function):
                     grad_bias += grad.sum(0)
                 grad = grad.to(head.matmul_dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = _product(grad, low_weight)
+                    grad_hidden[rows] = product_in_float32(grad, low_weight)
                 if grad_weight is not None:
                     _add_product(grad_weight, grad.T, low_hidden[rows], first=rows.start == 0)
         return (

@@ -6,18 +6,19 @@ M tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from steepest.core.products import is_half, product, product_in_float32, returns_sums
 from steepest.errors import ConfigError, setting
 
 CHUNK_LOGITS = 2**24
-"""Number of logits held at a time by default: 16M, 64 MiB in fp32."""
+"""Number of logits held at a time by default: 16M, 64 MiB in fp32. In half precision twice as many."""
 _EXACT_IN_A_ROW = 8192
 """Up to this vocabulary size torch's own kernel on a CPU has no bias above 2e-7."""
 _BLOCK = 2**20
@@ -35,6 +36,7 @@ def token_log_probs(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     chunk_tokens: int | None = None,
+    half: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The log-prob of each target, and the entropy of the distribution that it was sampled from.
 
@@ -46,10 +48,11 @@ def token_log_probs(
     hidden (M, H), weight (V, H), bias (V,) or None, targets (M,) int64. Returns (log_probs, entropies), both (M,) f32;
     entropies is None without `with_entropy`. Both are differentiable once with respect to hidden, weight and bias.
 
-    Tokens are taken `chunk_tokens` at a time, by default as many as make 16M logits; the backward computes each
-    chunk's logits again, except those of the last one, which is still there (without a soft cap). The matrix products
-    run in hidden's dtype, under autocast in autocast's; logits, sums and the weight gradient are fp32, and gradients
-    arrive in the dtype of their parameter.
+    Tokens are taken `chunk_tokens` at a time, by default as many as make 64 MiB of logits; the backward computes each
+    chunk's logits again, except those of the last one, which is still there (in fp32 without a soft cap). The matrix
+    products run in hidden's dtype, under autocast in autocast's; logits are fp32, or in half precision where a device
+    returns the products so; all sums and the weight gradient are fp32, and gradients arrive in the dtype of their
+    parameter. `half` casts the weight for a product in bf16: a caller may have it in bf16 already.
 
     Raises ConfigError for a temperature that is not positive, ValueError for shapes that do not fit.
     """
@@ -64,16 +67,19 @@ def token_log_probs(
             f"{tuple(targets.shape)} do not fit (M, H), (V, H) and (M,)"
         )
     device = hidden.device.type
-    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    rounds = is_half(dtype) and not returns_sums(hidden.device, dtype)
     head = _Head(
-        matmul_dtype=torch.get_autocast_dtype(device) if autocast else hidden.dtype,
+        matmul_dtype=dtype,
         scale=float(logit_scale),
         softcap=softcap,
         inverse_temperature=1.0 / temperature,
-        chunk_tokens=chunk_tokens or max(1, CHUNK_LOGITS // weight.shape[0]),
+        chunk_tokens=chunk_tokens or max(1, CHUNK_LOGITS * (2 if rounds else 1) // weight.shape[0]),
         with_entropy=with_entropy,
+        half=half,
     )
-    log_probs, entropies = _TokenLogProbs.apply(hidden, weight, bias, targets, head)
+    function = _HalfTokenLogProbs if rounds else _TokenLogProbs
+    log_probs, entropies = function.apply(hidden, weight, bias, targets, head)
     return log_probs, entropies
 
 
@@ -87,6 +93,14 @@ class _Head:
     inverse_temperature: float
     chunk_tokens: int
     with_entropy: bool
+    half: Callable[[Tensor], Tensor] | None = None
+    """Casts a weight to bf16; None: as torch does."""
+
+    def low(self, weight: Tensor) -> Tensor:
+        """The weight in the dtype of the products."""
+        if self.half is None or self.matmul_dtype != torch.bfloat16:
+            return weight.to(self.matmul_dtype)
+        return self.half(weight)
 
     def slices(self, num_tokens: int) -> list[slice]:
         """Slices of nearly equal size; a short last slice would need one more matrix product."""
@@ -105,7 +119,12 @@ class _Head:
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None) -> Tensor:
         """(m, V) f32, temperature applied, in `buffer` if there is one. hidden and weight come in the dtype of the
         product."""
-        z = _product(hidden, weight.T) if buffer is None else torch.mm(hidden, weight.T, out=buffer[: len(hidden)])
+        if buffer is None:
+            return self.scaled(product_in_float32(hidden, weight.T), bias)
+        return self.scaled(torch.mm(hidden, weight.T, out=buffer[: len(hidden)]), bias)
+
+    def scaled(self, z: Tensor, bias: Tensor | None) -> Tensor:
+        """The logits of products z (m, V) f32, in place."""
         if bias is not None:
             z += bias
         if self.softcap is None:
@@ -174,26 +193,6 @@ def _log_softmax_in_blocks(logits: Tensor, entropies: Tensor | None) -> Tensor:
     return logits
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in fp32. For half-precision factors the fp32 sums are kept where the backend can return them."""
-    if a.dtype == torch.float32:
-        return a @ b
-    if _hands_out_sums(a.device, a.dtype):
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return (a @ b).float()
-
-
-@lru_cache
-def _hands_out_sums(device: torch.device, dtype: torch.dtype) -> bool:
-    """True if this device's product of `dtype` can return fp32 sums. It is tried once, because torch cannot be
-    asked."""
-    one = torch.ones(8, 8, dtype=dtype, device=device)
-    try:
-        return torch.mm(one, one, out_dtype=torch.float32).dtype == torch.float32
-    except (RuntimeError, NotImplementedError):
-        return False
-
-
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -202,7 +201,7 @@ class _TokenLogProbs(torch.autograd.Function):
         log_probs = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         entropies = torch.empty_like(log_probs) if head.with_entropy else None
         with torch.autocast(hidden.device.type, enabled=False):
-            low_hidden, low_weight = hidden.to(head.matmul_dtype), weight.to(head.matmul_dtype)
+            low_hidden, low_weight = hidden.to(head.matmul_dtype), head.low(weight)
             bias32 = None if bias is None else bias.float()
             slices = head.slices(hidden.shape[0])
             buffer = head.buffer(slices, low_weight)
@@ -230,7 +229,7 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
         grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if wants_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            low_hidden, low_weight = hidden.to(head.matmul_dtype), weight.to(head.matmul_dtype)
+            low_hidden, low_weight = hidden.to(head.matmul_dtype), head.low(weight)
             bias32 = None if bias is None else bias.float()
             slices = head.slices(hidden.shape[0])[::-1]
             kept, ctx.kept = ctx.kept, None  # overwritten below: a second backward pass computes it again
@@ -251,7 +250,7 @@ class _TokenLogProbs(torch.autograd.Function):
                     grad_bias += grad.sum(0)
                 grad = grad.to(head.matmul_dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = _product(grad, low_weight)
+                    grad_hidden[rows] = product_in_float32(grad, low_weight)
                 if grad_weight is not None:
                     _add_product(grad_weight, grad.T, low_hidden[rows], first=rows is slices[0])
                 log_p = None
@@ -264,6 +263,119 @@ class _TokenLogProbs(torch.autograd.Function):
             None,
             None,
         )
+
+
+class _HalfTokenLogProbs(torch.autograd.Function):
+    """The same where a product in half precision rounds its sums, as on a CPU. Logits and their gradients are held in
+    that dtype; what is computed from them is fp32, a block at a time that stays in the cache. Saved: the arguments, the
+    logsumexp of each token, and the logits of the last chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: _Head
+    ) -> tuple[Tensor, Tensor | None]:
+        log_probs, sums = torch.empty(2, hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        entropies = torch.empty_like(log_probs) if head.with_entropy else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            work = _HalfLogits(hidden, weight, bias, head)
+            slices = head.slices(hidden.shape[0])
+            for rows in slices:
+                for place, scaled in work.blocks(work.products(rows), rows):
+                    part = None if entropies is None else entropies[place]
+                    log_probs[place], sums[place] = _logsumexp(scaled, targets[place], part, work.spare)
+        ctx.save_for_backward(hidden, weight, bias, targets, entropies, sums)
+        ctx.head, ctx.kept = head, work if slices and any(ctx.needs_input_grad) else None
+        ctx.set_materialize_grads(False)
+        return log_probs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_log_probs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Any, ...]:
+        hidden, weight, bias, targets, entropies, sums = ctx.saved_tensors
+        head: _Head = ctx.head
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        if grad_log_probs is None:
+            grad_log_probs = torch.zeros_like(sums)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
+        grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if wants_bias else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            work, ctx.kept = ctx.kept, None  # overwritten below: a second backward pass computes it again
+            z = None if work is None else work.z
+            work = work or _HalfLogits(hidden, weight, bias, head)
+            slices = head.slices(hidden.shape[0])[::-1]
+            for rows in slices:
+                z = work.products(rows) if z is None else z
+                for place, scaled in work.blocks(z, rows):
+                    own = scaled if head.softcap is None else scaled.clone()
+                    of_entropy = (
+                        (None, None)
+                        if grad_entropies is None or entropies is None
+                        else (grad_entropies[place], entropies[place])
+                    )
+                    grad = _grad_of_scaled(
+                        own.sub_(sums[place, None]), targets[place], grad_log_probs[place], *of_entropy
+                    )
+                    grad = head.through_logits(grad, scaled)
+                    if grad_bias is not None:
+                        grad_bias += grad.sum(0)
+                    z[place.start - rows.start : place.stop - rows.start] = grad
+                if grad_hidden is not None:
+                    grad_hidden[rows] = z @ work.weight
+                if grad_weight is not None:
+                    _add_product(grad_weight, z.T, work.hidden[rows], first=rows is slices[0])
+                z = None
+            if grad_weight is not None and not slices:
+                grad_weight.zero_()
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+        )
+
+
+class _HalfLogits:
+    """Products in half precision, and the logits of a block of them in fp32, in memory that chunks and blocks share."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: _Head) -> None:
+        self.head = head
+        self.hidden, self.weight = hidden.to(head.matmul_dtype), head.low(weight)
+        self.bias = None if bias is None else bias.float()
+        vocabulary = weight.shape[0]
+        rows = max((part.stop - part.start for part in head.slices(len(hidden))), default=0)
+        self.step = max(1, min(rows, _BLOCK // vocabulary))
+        self._buffer = self.weight.new_empty(rows, vocabulary)
+        self._scaled = torch.empty(self.step, vocabulary, dtype=torch.float32, device=weight.device)
+        self.spare = torch.empty_like(self._scaled)
+        self.z: Tensor | None = None
+        """The products of the last rows."""
+
+    def products(self, rows: slice) -> Tensor:
+        """(m, V), without the bias."""
+        self.z = torch.mm(self.hidden[rows], self.weight.T, out=self._buffer[: rows.stop - rows.start])
+        return self.z
+
+    def blocks(self, z: Tensor, rows: slice) -> Iterator[tuple[slice, Tensor]]:
+        """(the tokens of a block, their scaled logits in fp32)."""
+        for start in range(0, len(z), self.step):
+            part = z[start : start + self.step]
+            scaled = self.head.scaled(self._scaled[: len(part)].copy_(part), self.bias)
+            yield slice(rows.start + start, rows.start + start + len(part)), scaled
+
+
+def _logsumexp(scaled: Tensor, targets: Tensor, entropies: Tensor | None, spare: Tensor) -> tuple[Tensor, Tensor]:
+    """(log-prob of the target, logsumexp), both (m,), of the logits (m, V) f32, which are overwritten. `entropies` (m,)
+    gets the entropy of each row, computed in `spare`."""
+    top = scaled.amax(1, keepdim=True)
+    of_target = scaled.sub_(top).gather(1, targets[:, None])[:, 0]
+    mass = scaled.exp_() if entropies is None else torch.exp(scaled, out=spare[: len(scaled)])
+    total = mass.sum(1)
+    log_total = total.log()
+    if entropies is not None:
+        entropies.copy_(log_total - mass.mul_(scaled).sum(1).div_(total))
+    return of_target - log_total, log_total + top[:, 0]
 
 
 def _grad_of_scaled(
@@ -292,6 +404,6 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
     if a.dtype == torch.float32:
         total.addmm_(a, b, beta=0.0 if first else 1.0)
     elif first:
-        total.copy_(_product(a, b))
+        total.copy_(product(a, b))
     else:
-        total += _product(a, b)
+        total += product(a, b)

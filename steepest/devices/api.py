@@ -80,6 +80,9 @@ class Device(ABC):
     fused_adamw: ClassVar[bool] = False
     """True if torch's fused AdamW works on this device and is deterministic to the bit; else torch chooses a kernel."""
 
+    measures_dtype: ClassVar[bool] = False
+    """True if bf16 may be slower than fp32 although the hardware computes in it, so that a run has to time it."""
+
     def __init__(self) -> None:
         self.chosen_because = f"{setting('device')}={self.name}"
         """Words for the summary at start, a text for `errors.render`; `select_device` fills them in."""
@@ -194,8 +197,13 @@ class Device(ABC):
     def describe(self) -> str:
         """One line for the summary: the device, its hardware, the default dtype and the reasons for each."""
         reason = self.supports_bf16()[1]
-        dtype = str(self.default_dtype()).removeprefix("torch.")
-        return render(f"{self.name} ({self.hardware()}; {self.chosen_because}); {dtype} by default: {reason}")
+        return render(f"{self.name} ({self.hardware()}; {self.chosen_because}); {self.dtype_words()}: {reason}")
+
+    def dtype_words(self) -> str:
+        """What decides about the dtype that the configuration leaves open."""
+        if self.measures_dtype and self.supports_bf16()[0]:
+            return "bfloat16 where it is faster"
+        return str(self.default_dtype()).removeprefix("torch.") + " by default"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

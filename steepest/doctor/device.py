@@ -43,7 +43,7 @@ def _device(name: str, facts: Facts) -> list[Check]:
         return [_absent(name, facts)]
     count = f"{facts['count']} x " if facts["count"] > 1 else ""
     lines = [ok(name, f"{count}{facts['hardware']}"), _memory(name, facts)]
-    lines.append(ok(f"{name} dtype", f"{facts['dtype']} by default: {facts['bf16_reason']}"))
+    lines.append(ok(f"{name} dtype", f"{facts['dtype_words']}: {facts['bf16_reason']}"))
     lines.append(ok(f"{name} attention", f"{facts['attention']}: {facts['attention_reason']}"))
     lines.append(_processes(name, facts))
     lines += _variables(f"{name} environment", facts["environment"], warning)

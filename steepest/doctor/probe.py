@@ -112,6 +112,7 @@ def _facts(device: Device) -> dict[str, Any]:
             "bf16": bf16,
             "bf16_reason": why_bf16,
             "dtype": str(device.default_dtype()).removeprefix("torch."),
+            "dtype_words": device.dtype_words(),
             "attention": attention,
             "attention_reason": why_attention,
             "vllm_problem": None if vllm is None else device.vllm_problem(*vllm),

@@ -18,6 +18,7 @@ from steepest.core.reducer import IDENTITY, Reducer
 from steepest.devices.api import device_of
 from steepest.errors import CheckpointError, ModelError
 from steepest.models.file_weights import read_tensors
+from steepest.models.working_weights import refresh
 
 _log = logging.getLogger(__name__)
 
@@ -129,6 +130,9 @@ class Optimizer:
             for group in self._adamw.param_groups:
                 group["lr"] = self.lr
             self._adamw.step()
+            if self._fused:  # which changes weights without a new version, by which engines and copies see a change
+                torch.autograd.graph.increment_version(self._named.values())
+            refresh(self._named.values())
         else:
             self.num_skipped += 1
             _log.warning(

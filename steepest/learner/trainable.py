@@ -24,6 +24,7 @@ from steepest.learner.optim import Optimizer, OptimSettings, load_optimizer, sav
 from steepest.learner.update_plan import Cut, plan_passes
 from steepest.models.packing import Packed, pack_batch, pack_nothing, pack_shared
 from steepest.models.varlen import OWN_FORWARD, Attention, attention_of, check_varlen
+from steepest.models.working_weights import use_copies
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 RecordT = TypeVar("RecordT", Batch, Packed)
@@ -37,7 +38,7 @@ class ComputeSettings:
 
     device: torch.device | str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: matrix products through torch.autocast."""
+    """bfloat16: matrix products through torch.autocast, with the weights' copies in bf16 (`models.working_weights`)."""
     gradient_checkpointing: bool = False
     """Keep no activations inside a layer and compute them again in the backward pass."""
     attention: Attention = field(default_factory=Attention)
@@ -77,6 +78,8 @@ class Trainable(Generic[ModelT]):
         self._flops = 0.0
         with self._memory("weights, on their way to the device", _SMALLER):
             self.model = model.to(self.device).eval()
+            if compute.dtype == "bfloat16":
+                use_copies(hf)
         self.model.attention = compute.attention  # type: ignore[assignment]
         with self._memory("trial of its attention", _SMALLER):
             check_varlen(compute.attention, self.model.config, self.device, getattr(torch, compute.dtype))

@@ -116,12 +116,13 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     return
-                yield line, _row(line, f"{path}:{number}")
+                yield line, row_of(line, f"{path}:{number}")
     except OSError as error:
         raise SteepestError(f"{path}: this record of the run cannot be read ({error.strerror or error}).") from error
 
 
-def _row(line: bytes, where: str) -> dict[str, Any]:
+def row_of(line: bytes, where: str) -> dict[str, Any]:
+    """The row of a line. Raises SteepestError with `where` for one that is damaged."""
     try:
         row = json.loads(line.decode("utf-8"))
         if not isinstance(row, dict) or type(row.get("step")) is not int:

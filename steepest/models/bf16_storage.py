@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from steepest.models.fused.linear import Product
 from steepest.models.fused.lora import LoraProduct
+from steepest.models.working_weights import casts, drop, half, linear, side_by_side
 
 HELD = torch.bfloat16
 
@@ -29,13 +30,14 @@ def hold_in_bf16(hf: PreTrainedModel, *, rounding: bool) -> None:
     """
     embedding, head = hf.get_input_embeddings().weight, hf.get_output_embeddings()
     kinds = (nn.Linear, Conv1D) if rounding else (nn.Linear,)
-    for module in hf.modules():
-        if type(module) not in kinds or module.weight.requires_grad or module.weight is embedding:
-            continue
-        if rounding or (module is not head and _is_exact(module.weight)):
-            module.weight.data = module.weight.data.to(HELD)
-            if type(module) is nn.Linear:
-                module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+    frozen: list[Any] = [m for m in hf.modules() if type(m) in kinds and not m.weight.requires_grad]
+    frozen = [m for m in frozen if m.weight is not embedding]
+    held = [m for m in frozen if rounding or (m is not head and _is_exact(m.weight))]
+    for module, room in zip(held, side_by_side([m.weight for m in held]), strict=True):
+        module.weight.data = room.copy_(half(module.weight))
+        if type(module) is nn.Linear:
+            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+    drop([module.weight for module in held])  # each is its own copy now
 
 
 def is_held(layer: nn.Linear) -> bool:
@@ -48,7 +50,9 @@ def _is_exact(weight: Tensor) -> bool:
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:
-    if x.dtype == layer.weight.dtype or torch.is_autocast_enabled(x.device.type):
+    if casts(x):
+        return linear(layer, x)
+    if x.dtype == layer.weight.dtype:
         own: Tensor = type(layer).forward(layer, x)
         return own
     out: Tensor = LoraProduct.apply(x.reshape(-1, x.shape[-1]), *Product(layer.weight, layer.bias))

@@ -31,13 +31,15 @@ from steepest.models.passes import (
 )
 from steepest.models.rows import RowsContext, rows_reason, run_rows, use_rows
 from steepest.models.varlen import Attention, attention_of
+from steepest.models.working_weights import casts, half, in_dtype
 
 
 class CausalLM(nn.Module):
     """A causal LM whose log-probs are computed only where they are needed.
 
     `hf` is the transformers model with Steepest's packed attention. Its weights are fp32 masters; the trainer's
-    autocast decides what is computed in bf16. Dropout is off, also in training mode.
+    autocast decides what is computed in bf16 (by copies, see `models.working_weights`). Dropout is off, also in
+    training mode.
     """
 
     has_adapter = False
@@ -73,7 +75,8 @@ class CausalLM(nn.Module):
             return self._exact_kl(request, before, flops)
         if isinstance(request, Distributions):
             head = self.hf.get_output_embeddings()
-            return DistributionsFound(before, head.weight.detach(), head.bias, flops)
+            weight = half(head.weight) if casts(before) else head.weight
+            return DistributionsFound(before, weight.detach(), head.bias, flops)
         log_probs = None
         if request.with_log_probs:
             log_probs, _, of_head = self._score(before, packed, request.temperature)
@@ -105,6 +108,7 @@ class CausalLM(nn.Module):
             temperature=request.temperature,
             logit_scale=scale,
             softcap=softcap,
+            half=half,
         )
         return Scores(found, entropies, None, kl, flops + more)
 
@@ -123,6 +127,7 @@ class CausalLM(nn.Module):
             with_entropy=with_entropy,
             logit_scale=scale,
             softcap=softcap,
+            half=half,
         )
         return found, entropies, head_flops(head.weight, states)
 
@@ -153,15 +158,16 @@ class CausalLM(nn.Module):
         """What `save` writes, and what an optimizer may train, by name."""
         return self.named_parameters()
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """Every weight once under its Hugging Face name, as the policy computes with it now; a head that is tied to the
         embedding is left out. These are the live tensors; a model with an adapter returns merged copies. For callers
-        that store or send weights."""
+        that store or send weights. `dtype`: the one that the caller casts to; it gets the copies that the model keeps
+        in it (see models/working_weights.py)."""
         seen: set[int] = set()
-        for name, tensor in self.hf.state_dict().items():
+        for name, tensor in self.hf.state_dict(keep_vars=True).items():
             if tensor.data_ptr() not in seen:
                 seen.add(tensor.data_ptr())
-                yield name, tensor
+                yield name, in_dtype(tensor, dtype)
 
     @torch.no_grad()
     def write_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
@@ -170,9 +176,12 @@ class CausalLM(nn.Module):
         for name, tensor in weights:
             own[name].copy_(tensor)
 
-    def computes_as(self, other: CausalLM) -> bool:
-        """True if another model of the same class has equal weights, also if they are stored in another dtype."""
+    def computes_as(self, other: CausalLM, *, in_bf16: bool = False) -> bool:
+        """True if another model of the same class has equal weights, also if they are stored in another dtype.
+        `in_bf16`: both do their products in bf16, where a matrix is equal to one that the other has rounded."""
         pairs = zip(self.hf.parameters(), other.hf.parameters(), strict=True)
+        if in_bf16:
+            return all(torch.equal(in_dtype(mine, theirs.dtype).to(theirs.dtype), theirs) for mine, theirs in pairs)
         return all(torch.equal(mine, theirs.to(mine.dtype)) for mine, theirs in pairs)
 
     def copy_as(self, dtype: torch.dtype) -> CausalLM:

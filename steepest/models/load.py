@@ -53,6 +53,7 @@ __all__ = [
     "load_tokenizer",
     "load_value_model",
     "longest_sequence_of",
+    "one_layer",
     "text_ids",
 ]
 
@@ -60,6 +61,8 @@ _QUANTISED = ("bitsandbytes", "gptq", "awq", "hqq", "aqlm", "compressed-tensors"
 _OVERRIDE_KEY = setting("override_config")
 SOURCE_DTYPE = "source_dtype"
 """Entry of a checkpoint's config.json: the dtype that the start model's had. Checkpoints themselves are float32."""
+SMALL_VOCABULARY = 256
+"""Rows of the embedding of `one_layer`."""
 _HEADS_HERE = ("score.", "classifier.")
 """Prefixes of the head that a value model of transformers has."""
 
@@ -148,6 +151,29 @@ def load_causal_lm(
     model = CausalLM(_finish(hf))
     check_causal_lm(model)
     return model.train()
+
+
+def one_layer(
+    path: Path | str, *, trust_remote_code: bool = False, override_config: Mapping[str, Any] | None = None
+) -> CausalLM:
+    """The first layer of the model of a folder, between a small embedding and head, with random weights: measurements
+    need the shapes alone. Raises ModelError as `load_causal_lm`, and what the model's own code raises for a model so
+    small (`TRIAL_ERRORS`)."""
+    source, extra = _source(Path(path))
+    config, _ = _load_config(path, source, extra, trust_remote_code, override_config or {})
+    text = config.get_text_config()
+    layers = text.num_hidden_layers
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == layers:  # an entry for each layer
+            setattr(text, name, value[:1])
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(text, name, None)
+    text.num_hidden_layers, text.vocab_size = 1, SMALL_VOCABULARY
+    with quiet_transformers():
+        hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    model = CausalLM(_finish(hf))
+    check_causal_lm(model)
+    return model
 
 
 def load_value_model(

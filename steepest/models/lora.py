@@ -26,6 +26,7 @@ from steepest.models.causal_lm import hidden_width
 from steepest.models.file_weights import read_tensors
 from steepest.models.flops import forget
 from steepest.models.fused.lora import fuse
+from steepest.models.working_weights import in_dtype
 from steepest.registry import nearest
 
 ALL_LINEAR = "all-linear"
@@ -135,22 +136,23 @@ def adapter_parameters(hf: nn.Module, name: str) -> Iterator[tuple[str, nn.Param
 
 
 @torch.no_grad()
-def merged_weights(hf: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(hf: nn.Module, name: str, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
     """Every weight once, under its name in the plain model, with the adapter merged. Layers with an adapter yield
-    copies, one at a time. A matrix that is stored in bf16 is merged in fp32."""
+    copies, one at a time. A matrix that is stored in bf16 is merged in fp32. `dtype` is that of
+    `CausalLM.named_weights`."""
     layers = {module: layer for module, layer in _adapted(hf)}
     seen: set[int] = set()
-    for key, tensor in hf.state_dict().items():
+    for key, tensor in hf.state_dict(keep_vars=True).items():
         module, _, rest = key.partition(".base_layer.")
         if tensor.data_ptr() in seen or any(f".{part}." in key for part in _PARTS):
             continue
         seen.add(tensor.data_ptr())
         if not rest:
-            yield key, tensor
+            yield key, in_dtype(tensor, dtype)
         elif rest == "weight" and name in layers[module].lora_A:
             yield f"{module}.weight", tensor.float() + layers[module].get_delta_weight(name)
         else:
-            yield f"{module}.{rest}", tensor
+            yield f"{module}.{rest}", in_dtype(tensor, dtype)
 
 
 @torch.no_grad()

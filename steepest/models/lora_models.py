@@ -43,11 +43,11 @@ class LoraCausalLM(CausalLM):
         """The parameters of the adapter."""
         return lora.adapter_parameters(self.hf, ACTOR)
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def named_weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """The plain model's weights with the adapter merged, one at a time; see `CausalLM.named_weights`."""
-        return lora.merged_weights(self.hf, ACTOR)
+        return lora.merged_weights(self.hf, ACTOR, dtype)
 
-    def computes_as(self, other: CausalLM) -> bool:
+    def computes_as(self, other: CausalLM, *, in_bf16: bool = False) -> bool:
         """True while the adapter adds nothing. `other` is this model itself: with its adapter off it is the
         reference."""
         assert other is self

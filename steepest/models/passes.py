@@ -83,7 +83,7 @@ class DistributionsFound(NamedTuple):
     states: Tensor
     """(M, H), the last hidden states at `predict_index`."""
     weight: Tensor
-    """(V, H) of the output projection, without gradient."""
+    """(V, H) of the output projection, without gradient; in bf16, its copy there, under autocast to that."""
     bias: Tensor | None
     """(V,)."""
     flops: float

@@ -1,6 +1,6 @@
-"""A device's own attention over packed sequences, and the choice between it and `PackedContext`.
+"""The attention over packed sequences: a device's own, torch's (`PackedContext`) or plain products (`ProductContext`).
 
-The device supplies the kernel (`Device.varlen_attention`). It is used for training and for log-probs; prefill and
+The device supplies the kernel (`Device.varlen_attention`). The choice is for training and for log-probs; prefill and
 decoding of the builtin rollout engine use torch's scaled_dot_product_attention.
 """
 
@@ -18,11 +18,14 @@ from steepest.errors import ConfigError, ModelError
 from steepest.models.attention import PLAIN, AttentionContext, PackedContext, Terms
 from steepest.models.flops import attention_heads, causal_pairs, number
 from steepest.models.packing import Packed
+from steepest.models.product_attention import ProductContext
 from steepest.models.rows import RowsContext, rows_reason
 from steepest.models.shared_prompts import SharedPromptContext
 
 OWN_FORWARD = "own_forward"
 """The name of the attention of a model that runs in rows."""
+PRODUCTS = "products"
+"""The name of attention by plain batched products."""
 OVERRIDE = "attn_implementation"
 """The entry of `override_config` that chooses the attention; the name is verl's."""
 TOLERANCE = 0.05
@@ -55,7 +58,8 @@ class Attention:
         if packed.shared is not None:
             return SharedPromptContext(packed.shared, max(packed.lengths), packed.input_ids.device)
         if self.kernel is None:
-            return PackedContext(packed.lengths, packed.input_ids.device)
+            kind = ProductContext if self.name == PRODUCTS else PackedContext
+            return kind(packed.lengths, packed.input_ids.device)
         return VarlenContext(packed.lengths, packed.input_ids.device, self.kernel)
 
 
@@ -85,12 +89,12 @@ def choose_attention(asked: str | None, device: Device, dtype: torch.dtype, key:
     if asked is None:
         return Attention(PACKED_SDPA if kernel is None else VARLEN, why, kernel, key)
     where = f"{key}={asked}"
-    if asked == PACKED_SDPA:
-        return Attention(PACKED_SDPA, f"asked for by {key}", None, key, asked=True)
+    if asked in (PACKED_SDPA, PRODUCTS):
+        return Attention(asked, f"asked for by {key}", None, key, asked=True)
     if asked != VARLEN:
         raise ConfigError(
-            f"{where}: no such attention over packed sequences. Known: {VARLEN}, {PACKED_SDPA}. Leave the key out to "
-            "get the best one of the device."
+            f"{where}: no such attention over packed sequences. Known: {VARLEN}, {PACKED_SDPA}, {PRODUCTS}. Leave "
+            "the key out to get the best one of the device."
         )
     if kernel is None:
         raise ConfigError(f"{where}: it cannot run here: {why}. Leave the key out, or set it to {PACKED_SDPA}.")

@@ -64,10 +64,17 @@ class Run:
         return pyarrow.table({name: [row.get(name) for row in rows] for name in names})
 
     def samples(self, *, step: int | None = None, split: Literal["train", "val"] | None = None) -> list[dict[str, Any]]:
-        """The responses that the run has kept in samples.jsonl (`trainer.log_val_generations` of each validation)."""
+        """The responses that the run has kept in samples.jsonl: of each validation those to the first
+        `trainer.report_prompts` prompts, or `trainer.log_val_generations` if that is more."""
         file = self.folder / "samples.jsonl"
         rows = read_rows(file) if file.exists() else iter(())
         return [row for row in rows if step in (None, row["step"]) and split in (None, row["split"])]
+
+    def report(self, to: str | Path | None = None) -> Path:
+        """Write the run's page with its curves and samples, by default `report.html` in its folder; where it is."""
+        from steepest.report import write_report
+
+        return write_report(self.folder, None if to is None else Path(to))
 
     @property
     def checkpoints(self) -> list[Checkpoint]:

@@ -15,6 +15,7 @@ from steepest.config.plan import make_plan
 from steepest.devices.backends.cpu import CPUDevice
 from steepest.learner.checkpoint import FROM_NOTHING
 from steepest.models.flops import key_value_numbers
+from steepest.models.working_weights import copied_bytes, half
 from steepest.trainer.run.summary import count, start_summary
 from tests.support.toy_run import make_toy, toy_overrides
 
@@ -80,19 +81,36 @@ def test_matrices_in_bf16(toy, tmp_path):
         assert plain["actor"].bytes == whole["actor"].bytes
 
 
-def test_a_pass_in_bf16_holds_copies_of_the_matrices(toy, tmp_path):
+def test_models_in_bf16_keep_copies_of_the_matrices(toy, tmp_path):
     bf16 = [f"{name}=bfloat16" for name in ("actor_rollout_ref.actor.fsdp_config.dtype", "critic.fsdp.dtype")]
     config, plan, models = built(toy, tmp_path, *bf16)
-    layers = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 32 * 64 * 3)
-    head = models.actor.model.hf.get_output_embeddings().weight
-    assert described(models).cast_bytes == 2 * (layers + head.numel()), "the actor's, which are more than the critic's"
-    assert head.shape[1] == 32
-    small = 2 * (layers + head.numel() + adapter_size(toy, 4))
-    assert described(built(toy, tmp_path, *bf16, LORA)[2]).cast_bytes == small, "of frozen matrices too"
-    assert described(built(toy, tmp_path, bf16[1])[2]).cast_bytes == 2 * (layers + 32), "the critic's head has one row"
+    matrices = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 32 * 64 * 3)
+    layers = matrices + 2 * (32 + 16 + 16)  # and biases of q, k and v
+    whole = layers + models.actor.model.hf.get_output_embeddings().weight.numel()
+    of_reference = whole - matrices  # which are held in bf16 themselves
+    assert described(models).cast_bytes == 2 * (whole + layers + of_reference), "the critic has no output projection"
+    small = adapter_size(toy, 4)
+    of_lora = described(built(toy, tmp_path, *bf16, LORA)[2]).cast_bytes
+    assert of_lora == 2 * (whole + small + layers), "the reference is the actor's base"
+    for kind, more in (("adapter", small), ("head", 0)):
+        shared = described(built(toy, tmp_path, *bf16, LORA, f"critic.share_base={kind}")[2]).cast_bytes
+        assert shared == 2 * (whole + small + more), "one base, one copy"
+    assert described(built(toy, tmp_path, bf16[1])[2]).cast_bytes == 2 * layers, "the critic's alone"
     assert described(built(toy, tmp_path)[2]).cast_bytes == 0
     found = replace(described(models), cast_bytes=2**28)
     assert "bfloat16 copies 0.25" in start_summary(config, plan, (), CPUDevice(), found, "x")
+
+
+def test_a_base_in_bf16_is_its_own_copy(toy, tmp_path):
+    """Also where it was rounded after the actor had made a copy of it, by the critic that shares it."""
+    words = (LORA, "critic.share_base=adapter", "actor_rollout_ref.rollout.name=vllm")
+    models = built(toy, tmp_path, *words, "actor_rollout_ref.actor.fsdp_config.dtype=bfloat16")[2]
+    head = models.actor.model.hf.get_output_embeddings().weight  # tied to the embedding, which stays float32
+    biases = 2 * (32 + 16 + 16)
+    assert described(models).cast_bytes == 2 * (2 * adapter_size(toy, 4) + biases + head.numel())
+    copies = [half(p).untyped_storage() for p in models.actor.model.parameters() if copied_bytes([p])]
+    memory = {storage.data_ptr(): storage.nbytes() for storage in copies}
+    assert sum(memory.values()) == described(models).cast_bytes, "no copy that is left holds the memory of another"
 
 
 def described(models) -> Description:

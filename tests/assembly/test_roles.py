@@ -77,6 +77,13 @@ def test_a_reference_is_the_start_model_frozen_and_apart(toy):
     with torch.no_grad():
         next(found.actor.model.parameters()).add_(1.0)
     assert not found.actor.model.computes_as(found.reference.model), "a copy: it does not move with the actor"
+    half = models_of(toy, "actor_rollout_ref.actor.fsdp_config.dtype=bfloat16")
+    assert sum(p.dtype == torch.bfloat16 for p in half.reference.model.parameters()) == 14, "all that it computes in it"
+    actor, reference = half.actor.model, half.reference.model
+    assert actor.computes_as(reference, in_bf16=True) and not actor.computes_as(reference)
+    with torch.no_grad():
+        actor.hf.model.layers[1].mlp.up_proj.weight.mul_(1.01)
+    assert not actor.computes_as(reference, in_bf16=True)
     lora = models_of(toy, LORA)
     assert lora.reference.model is lora.actor.model, "the actor's own base"
 

@@ -7,7 +7,15 @@ import pytest
 from steepest.config.describe import help_text
 from steepest.config.load import load_config, load_sft_config, save_config
 from steepest.config.schema import Config
-from steepest.config.settle import settle_batch, settle_lengths, settle_sft_batch, settle_sft_length
+from steepest.config.settle import (
+    PPO_DTYPES,
+    SFT_DTYPES,
+    settle_batch,
+    settle_dtype,
+    settle_lengths,
+    settle_sft_batch,
+    settle_sft_length,
+)
 from tests.support.commands import REFERENCE, REQUIRED
 
 ACTOR, N = "actor_rollout_ref.actor", "actor_rollout_ref.rollout.n"
@@ -149,3 +157,44 @@ def test_supervised_training_fits_the_model_and_the_rows() -> None:
     assert notes == ["data.train_batch_size=100 was chosen: there are no more rows. Give the key for a smaller size."]
     given = load_sft_config(["data.train_files=a", "model.path=m", "data.max_length=700", "data.train_batch_size=200"])
     assert settle_sft_length(given, 512, 67) == (given, []) and settle_sft_batch(given, 100) == (given, [])
+
+
+DTYPE = f"{ACTOR}.fsdp_config.dtype"
+
+
+def dtypes(config: Config) -> list[str]:
+    roles = config.actor_rollout_ref
+    return [roles.actor.fsdp_config.dtype, roles.rollout.dtype, config.critic.fsdp.dtype,
+            config.reward.reward_model.dtype]  # fmt: skip
+
+
+def chosen() -> tuple[str, str]:
+    return "bfloat16", "bfloat16: it is faster"
+
+
+@pytest.mark.parametrize(
+    ("words", "earlier", "want", "said"),
+    [
+        ([], None, ["bfloat16"] * 4, "bfloat16: it is faster"),
+        ([f"{DTYPE}=float32"], None, ["float32"] * 4, None),  # forced, and nothing is timed
+        ([f"{DTYPE}=float32", "critic.fsdp.dtype=auto"], None, ["float32"] * 4, None),  # all roles have one dtype
+        (
+            ["critic.fsdp.dtype=float32"],
+            None,
+            ["bfloat16", "bfloat16", "float32", "bfloat16"],
+            "bfloat16: it is faster",
+        ),
+        ([], {DTYPE: "float32"}, ["float32"] * 4, f"float32: as at the run's last start. {DTYPE} gives another."),
+        ([], {DTYPE: "auto"}, ["bfloat16"] * 4, "bfloat16: it is faster"),  # a run by an older version
+        ([f"{DTYPE}=bfloat16"], {DTYPE: "float32"}, ["bfloat16"] * 4, None),  # the user gives another
+    ],
+)
+def test_all_roles_get_one_dtype_which_a_run_keeps(words, earlier, want, said) -> None:
+    config, text = settle_dtype(load_config([*REQUIRED, *words]), PPO_DTYPES, chosen, earlier)
+    assert (dtypes(config), text) == (want, said)
+    assert config.provenance.sources["actor_rollout_ref.rollout.dtype"].startswith("derived from ")
+
+
+def test_supervised_training_settles_its_dtype_too() -> None:
+    config, text = settle_dtype(load_sft_config(["data.train_files=a", "model.path=m"]), SFT_DTYPES, chosen)
+    assert (config.engine.dtype, text) == chosen()

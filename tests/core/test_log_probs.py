@@ -135,17 +135,18 @@ def test_chunks_and_token_order_change_nothing(seed: int, chunk_tokens: int) -> 
 
 
 class Largest(TorchDispatchMode):
-    """Records the number of elements of the largest tensor that any operation makes."""
+    """Records the number of elements of the largest tensor that any operation makes, and of those in fp32."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.numel = 0
+        self.numel = self.float32 = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for item in out if isinstance(out, tuple | list) else [out]:
             if isinstance(item, Tensor):
                 self.numel = max(self.numel, item.numel())
+                self.float32 = max(self.float32, item.numel() * (item.dtype == torch.float32))
         return out
 
 
@@ -410,3 +411,46 @@ def test_a_large_vocabulary_adds_no_bias(vocabulary: int, softcap: float | None)
         of_sampled = plain(hidden.double(), weight.double(), None, token)[0]
         for got, want in ((whole, exact[0]), (sampled.double(), of_sampled)):
             assert abs(float((got - want).mean())) < 1e-6
+
+
+@pytest.mark.parametrize("chunk_tokens", [7, None])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_in_bf16_all_but_the_products_is_exact(options: dict[str, Any], chunk_tokens: int | None) -> None:
+    """Against float64 on the logits that the product in bf16 gives. Gradients are rounded to bf16 once on the way."""
+    leaves, targets = make(dtype=torch.bfloat16)
+    low = copies(leaves, torch.float32)
+    rounded = (leaves[0] @ leaves[1].T).detach().double()
+    # logits with the rounded numbers, and the gradients of those that were not rounded
+    exact = copies(leaves, torch.float64)
+    product = exact[0] @ exact[1].T
+    product = product + (rounded - product).detach()
+    want = plain(product, torch.eye(V, dtype=torch.float64), exact[2], targets, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = token_log_probs(*padded(low), targets, with_entropy=True, chunk_tokens=chunk_tokens, **options)
+    assert got[1] is not None
+    for g, w in zip(got, want, strict=True):
+        assert_close(g, w.float(), rtol=1e-5, atol=1e-5)
+    (got[0] + 0.3 * got[1]).sum().backward()
+    (want[0] + 0.3 * want[1]).sum().backward()
+    for leaf, reference in zip(low, exact, strict=True):
+        assert leaf.grad is not None and reference.grad is not None
+        assert float((leaf.grad - reference.grad).norm()) < 2**-8 * float(reference.grad.norm())
+
+
+def test_in_bf16_no_float32_table_of_all_logits_and_no_copy_of_the_weight() -> None:
+    """20 tokens over 70,000 words: two blocks of fp32 logits one after another, and a weight that is bf16 already."""
+    tokens, vocabulary = 20, 70_000
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 4, generator=generator).requires_grad_() for n in (tokens, vocabulary))
+    targets = torch.randint(vocabulary, (tokens,), generator=generator)
+    low = weight.detach().bfloat16()
+    with Largest() as largest, torch.autocast("cpu", dtype=torch.bfloat16):
+        found, entropies = token_log_probs(hidden, weight, None, targets, with_entropy=True, half=lambda _: low)
+    assert entropies is not None
+    assert largest.numel == tokens * vocabulary, "the logits in bf16, and no larger chunk"
+    assert largest.float32 <= 2**20
+    want = plain(hidden.detach().bfloat16().float(), low.float(), None, targets)
+    assert_close(found, want[0], rtol=0, atol=0.05)
+    with Largest() as largest:
+        (found + entropies).sum().backward()
+    assert largest.float32 == max(vocabulary * 4, 14 * vocabulary), "the weight's gradient, or a block of logits"

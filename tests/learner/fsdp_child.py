@@ -21,9 +21,10 @@ from torch.distributed.fsdp import fully_shard
 from steepest.learner.actor import Actor, ActorLossSettings
 from steepest.learner.optim import Optimizer
 from steepest.learner.reference import Reference
+from steepest.learner.trainable import ComputeSettings
 from steepest.learner.update_plan import plan_passes, plan_update
 from tests.learner.test_ranks import OPTIM, SETTINGS, build, uneven
-from tests.support.learner_parts import CPU, policy, with_log_probs
+from tests.support.learner_parts import policy, with_log_probs
 
 WORLD = 2
 
@@ -41,9 +42,10 @@ class GlooReducer:
         return value
 
 
-def make() -> Actor:
-    actor = build(loss=ActorLossSettings(use_kl_loss=True, kl_loss_type="full", kl_loss_coef=0.5))
-    actor.reference = Reference(policy(seed=5), compute=CPU)
+def make(dtype: Any) -> Actor:
+    compute = ComputeSettings(dtype=dtype)
+    actor = build(compute=compute, loss=ActorLossSettings(use_kl_loss=True, kl_loss_type="full", kl_loss_coef=0.5))
+    actor.reference = Reference(policy(seed=5), compute=compute)
     return actor
 
 
@@ -57,12 +59,12 @@ def shard(model: Any) -> None:
         part.set_gradient_divide_factor(1.0)
 
 
-def work(rank: int, file: str) -> None:
+def work(rank: int, file: str, dtype: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", rank=rank, world_size=WORLD, init_method=f"file://{file}", timeout=timedelta(seconds=60)
     )
-    one, sharded = make(), make()
+    one, sharded = make(dtype), make(dtype)
     batch = with_log_probs(uneven(), one, shift=0.3)
     shard(sharded.model)
     assert isinstance(sharded.reference, Reference)
@@ -82,4 +84,4 @@ def work(rank: int, file: str) -> None:
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(work, args=(sys.argv[1],), nprocs=WORLD)
+    torch.multiprocessing.spawn(work, args=(sys.argv[1], sys.argv[2]), nprocs=WORLD)

@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_an_update_in_two_shards_is_that_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_update_in_two_shards_is_that_of_one_process(tmp_path: Path, dtype: str) -> None:
     """FSDP2 over Gloo: uneven rows, an empty rank, an exact KL to a sharded reference, the norm of shards (trap 41)."""
     found = subprocess.run(
-        [sys.executable, "-m", "tests.learner.fsdp_child", str(tmp_path / "rendezvous")],
+        [sys.executable, "-m", "tests.learner.fsdp_child", str(tmp_path / "rendezvous"), dtype],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-3000:]

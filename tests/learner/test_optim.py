@@ -10,6 +10,7 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 
 from steepest.errors import CheckpointError, ModelError
 from steepest.learner.optim import Optimizer, OptimSettings, load_optimizer, lr_factor, save_optimizer
+from steepest.models.working_weights import half, keep
 
 
 def factors(settings, count):
@@ -227,3 +228,16 @@ def test_a_step_is_taken_at_the_rate_of_its_place_in_the_schedule():
         optimizer.schedule_step()
         found.append(parameter.item())
     assert found == pytest.approx([1.0, 0.95, 0.85], abs=1e-5)
+
+
+def test_a_step_counts_as_a_change_of_the_weight_and_writes_its_copy_and_a_skipped_one_does_not():
+    """Engines know by the version that they are out of date; torch's fused AdamW leaves it as it is."""
+    weight = nn.Parameter(torch.ones(3))
+    keep([weight])
+    copy, optimizer = half(weight), Optimizer([("w", weight)], OptimSettings(lr=0.1))
+    for gradient, changes in ((1.0, True), (math.nan, False)):
+        before, number = weight._version, float(copy[0])
+        weight.grad = torch.full((3,), gradient)
+        optimizer.step()
+        assert (weight._version > before) == changes == (float(copy[0]) != number)
+        assert torch.equal(copy, weight.detach().bfloat16())

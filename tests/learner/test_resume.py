@@ -19,6 +19,7 @@ from steepest.learner.micro_batches import MicroBatches
 from steepest.learner.mini_batches import UpdateSettings
 from steepest.learner.optim import OptimSettings
 from steepest.learner.rng import rng_state, set_rng_state
+from steepest.learner.trainable import ComputeSettings
 from steepest.models.load import load_causal_lm, load_value_model
 from tests.support.learner_parts import (
     CPU,
@@ -35,12 +36,15 @@ OPTIM = OptimSettings(lr=1e-2, schedule="cosine", warmup_steps=1, total_steps=5)
 UPDATE = UpdateSettings(mini_batch_rows=3, micro=MicroBatches(tokens=15), epochs=2, shuffle=True)
 
 
-def actor_of(model):
-    return Actor(model, VANILLA, compute=CPU, optim=OPTIM, update=UPDATE)
+HALF = ComputeSettings(dtype="bfloat16")
 
 
-def critic_of(model):
-    return Critic(model, compute=CPU, optim=OPTIM, update=UPDATE)
+def actor_of(model, compute=CPU):
+    return Actor(model, VANILLA, compute=compute, optim=OPTIM, update=UPDATE)
+
+
+def critic_of(model, compute=CPU):
+    return Critic(model, compute=compute, optim=OPTIM, update=UPDATE)
 
 
 def steps(actor, critic, first, last):
@@ -52,8 +56,9 @@ def steps(actor, critic, first, last):
     return metrics
 
 
-def test_resume_is_bit_for_bit(tmp_path):
-    actor, critic = actor_of(policy()), critic_of(value_model())
+@pytest.mark.parametrize("compute", [CPU, HALF], ids=["float32", "bfloat16"])
+def test_resume_is_bit_for_bit(tmp_path, compute):
+    actor, critic = actor_of(policy(), compute), critic_of(value_model(), compute)
     steps(actor, critic, 1, 2)
     store = CheckpointStore(tmp_path)
     parts = {"actor": lambda p: actor.save(p, None), "critic": lambda p: critic.save(p, None)}
@@ -64,8 +69,8 @@ def test_resume_is_bit_for_bit(tmp_path):
     want = steps(actor, critic, 3, 4)
 
     assert store.latest() == path
-    again = actor_of(load_causal_lm(path / "actor"))
-    critic_again = critic_of(load_value_model(path / "critic"))
+    again = actor_of(load_causal_lm(path / "actor"), compute)
+    critic_again = critic_of(load_value_model(path / "critic"), compute)
     again.load_optimizer(path / "actor")
     critic_again.load_optimizer(path / "critic")
     assert steps(again, critic_again, 3, 4) == want
@@ -74,8 +79,8 @@ def test_resume_is_bit_for_bit(tmp_path):
     assert same_bits(again.optimizer.tensors(), actor.optimizer.tensors())
     assert again.optimizer.numbers() == actor.optimizer.numbers() == {"iterations": 4, "num_skipped": 0}
 
-    forgotten = actor_of(load_causal_lm(path / "actor"))
-    fresh_critic = critic_of(load_value_model(path / "critic"))
+    forgotten = actor_of(load_causal_lm(path / "actor"), compute)
+    fresh_critic = critic_of(load_value_model(path / "critic"), compute)
     steps(forgotten, fresh_critic, 3, 4)
     assert not same_bits(weights(forgotten), weights(actor))  # the state did matter
 

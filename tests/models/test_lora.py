@@ -17,6 +17,7 @@ from steepest.models.causal_lm import CausalLM
 from steepest.models.lora import BaseModel, LoraSettings
 from steepest.models.lora_models import ACTOR, CRITIC, FrozenValueModel, LoraCausalLM
 from steepest.models.packing import pack_sequences
+from steepest.models.working_weights import use_copies
 from tests.support.tiny_models import FAMILIES, random_ids, randomise, tiny_critic, tiny_hf, tiny_lm
 
 RANK8 = LoraSettings(rank=8, alpha=4)
@@ -129,22 +130,26 @@ def test_values_of_a_shared_base_are_those_of_a_critic_with_the_same_weights():
     assert torch.equal(values, want) and torch.equal(final, want_final)
 
 
-def test_frozen_matrices_in_bf16_change_no_number_under_autocast():
+def test_frozen_matrices_in_bf16_change_no_more_than_rounding_under_autocast():
+    """Held matrices lie side by side and are multiplied as one, which rounds fewer times."""
     plain, halved = adapted(), adapted()
     disturb(plain)
     disturb(halved)
     hold_in_bf16(halved.hf, rounding=True)
+    for model in (plain, halved):
+        use_copies(model.hf)
     kinds = {name: p.dtype for name, p in halved.hf.named_parameters()}
     assert kinds["model.layers.0.self_attn.q_proj.base_layer.weight"] == torch.bfloat16
     assert kinds["model.embed_tokens.weight"] == kinds["model.layers.0.input_layernorm.weight"] == torch.float32
     assert all(p.dtype == torch.float32 for _, p in halved.saved_parameters())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(log_probs(plain), log_probs(halved))
+        torch.testing.assert_close(log_probs(plain), log_probs(halved), atol=0.02, rtol=0)
         model_grads = []
         for model in (plain, halved):
             model.log_probs(packed())[0].sum().backward()
             model_grads.append([p.grad for _, p in model.saved_parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*model_grads, strict=True))
+    for a, b in zip(*model_grads, strict=True):
+        assert float((a - b).norm()) < 0.05 * float(a.norm())
     weights = dict(halved.named_weights())
     assert weights["model.layers.0.self_attn.q_proj.weight"].dtype == torch.float32  # merged before it is rounded
     assert {t.dtype for t in halved.copy_as(torch.bfloat16).hf.parameters()} == {torch.bfloat16}

@@ -95,13 +95,14 @@ def test_a_model_with_it_has_the_same_log_probs_and_gradients():
         (None, CPUDevice(), torch.bfloat16, "sdpa", "cpu has no fused attention for packed sequences"),
         (None, NPUDevice(), torch.bfloat16, "flash_attention_2", "torch-npu has a fused attention"),
         (None, NPUDevice(), torch.float32, "sdpa", "the fused attention computes in bfloat16, not in float32"),
+        ("products", CPUDevice(), torch.bfloat16, "products", f"asked for by {KEY}"),
         ("sdpa", NPUDevice(), torch.bfloat16, "sdpa", f"asked for by {KEY}"),
         ("flash_attention_2", NPUDevice(), torch.bfloat16, "flash_attention_2", f"asked for by {KEY}"),
     ],
 )
 def test_the_choice_and_its_reason(asked, device, dtype, name, why):
     found = choose_attention(asked, device, dtype, KEY)
-    assert (found.name, found.why, found.kernel is None) == (name, why, name == "sdpa")
+    assert (found.name, found.why, found.kernel is None) == (name, why, name in ("sdpa", "products"))
     assert found.describe() == f"{name}, on packed sequences ({why})"
 
 
@@ -111,7 +112,7 @@ def test_the_choice_and_its_reason(asked, device, dtype, name, why):
         ("flash_attention_2", f"{KEY}=flash_attention_2: it cannot run here: cpu has no fused attention"),
         (
             "eager",
-            f"{KEY}=eager: no such attention over packed sequences. Known: flash_attention_2, sdpa. Leave the key",
+            f"{KEY}=eager: no such attention over packed sequences. Known: flash_attention_2, sdpa, products. Leave",
         ),
     ],
 )

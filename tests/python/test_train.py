@@ -77,8 +77,10 @@ NAMES = ("critic/score/mean", "reward/digit/mean", "reward/brief/mean")
 def test_the_run_has_its_samples_checkpoints_and_models(trained, toy):
     run, _ = trained
     assert run.metrics["response_length/mean"].to_pylist()[1:] == [1.0, 1.0]
-    assert {row["split"] for row in run.samples()} == {"val"} and len(run.samples()) == 9
-    assert len(run.samples(step=2, split="val")) == 3 and run.samples(step=1, split="train") == []
+    assert {row["split"] for row in run.samples()} == {"val"} and len(run.samples()) == 12
+    assert len(run.samples(step=2, split="val")) == 4 and run.samples(step=1, split="train") == []
+    page = run.report(run.folder / "again.html")
+    assert page.stat().st_size == pytest.approx((run.folder / "report.html").stat().st_size, abs=500)
     (last,) = run.checkpoints
     assert (last.step, last.path) == (2, run.folder / "global_step_2") and run.best == last == run.checkpoint(2)
     model, start = run.model(), steepest.Checkpoint(0, run.folder, None)

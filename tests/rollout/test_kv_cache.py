@@ -25,13 +25,16 @@ def test_buffers_are_reused_and_grow_only_when_needed():
     assert cache.allocated_bytes == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_prefill_then_decode_equals_full_attention(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "products"), [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)]
+)
+def test_prefill_then_decode_equals_full_attention(dtype, products):
     torch.manual_seed(0)
     lengths, kv, heads = [5, 3, 7], 2, 4
     q, k, v = (torch.randn(h, sum(lengths), 8).to(dtype) for h in (heads, kv, kv))
     want = PackedContext(lengths).attend(0, q, k, v, 0.25)
-    cache = KVCache({0: (kv, 8, 8)}, dtype, CPU)
+    cache = KVCache({0: (kv, 8, 8)}, dtype, CPU, bf16_products=products)
+    assert cache.whole == products
     cache.lay_out(4, 9)
     ends = torch.tensor(lengths).cumsum(0)
     position = torch.cat([torch.arange(n) for n in lengths])
@@ -46,6 +49,20 @@ def test_prefill_then_decode_equals_full_attention(dtype):
         decode = DecodeContext(cache, torch.tensor(lengths) - 1, torch.arange(3), chunks)
         got = decode.attend(0, q[:, last], k[:, last], v[:, last], 0.25)
         torch.testing.assert_close(got, want[last], atol=tolerance, rtol=tolerance)
+
+
+def test_slots_that_are_read_whole_grow_by_64_places_and_keep_their_tokens():
+    cache = KVCache({0: (2, 4, 6), 1: (1, 4, 4)}, torch.bfloat16, CPU, bf16_products=True)
+    cache.lay_out(3, 150)
+    assert cache.capacity == 64 and cache.allocated_bytes == 3 * 150 * cache.bytes_per_token
+    assert not cache.reserve(64, 2)
+    for view in (*cache.k, *cache.v):
+        view.copy_(torch.randn(view.shape))
+    before = [view[:2].clone() for view in (*cache.k, *cache.v)]
+    for places, capacity in ((65, 128), (129, 150)):
+        assert cache.reserve(places, 2) and cache.capacity == capacity
+        for view, kept in zip((*cache.k, *cache.v), before, strict=True):
+            assert view.is_contiguous() and view.shape[2] == capacity and torch.equal(view[:2, :, :64], kept)
 
 
 TERMS = [Terms(), Terms(window=3), Terms(window=2, softcap=0.5, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0]))]

@@ -114,12 +114,12 @@ def test_bf16_copies_are_close_and_follow_an_update(case):
 
 
 def test_many_rows_and_few_rows_take_different_weights_and_agree():
-    """Above PACKED_ROWS rows the unpacked weights serve; tokens do not change with the number of rows."""
+    """Above `packed_rows` rows the unpacked weights serve; tokens do not change with the number of rows."""
     model = tiny_lm("llama")
-    prompts = random_ids([4 + i % 5 for i in range(linear.PACKED_ROWS + 8)])
+    prompts = random_ids([4 + i % 5 for i in range(linear.packed_rows() + 8)])
     sampling = SamplingParams(10, seed=2)
-    together = engine_for(model).generate(requests_of(prompts, sampling))
-    few = engine_for(model, max_num_seqs=5).generate(requests_of(prompts, sampling))
+    together = engine_for(model, max_num_seqs=len(prompts)).generate(requests_of(prompts, sampling))
+    few = engine_for(model, max_num_seqs=40).generate(requests_of(prompts, sampling))
     assert [g[0].token_ids for g in together] == [g[0].token_ids for g in few]
     large = FusedNetwork(model, read_layout(model, 96), torch.float32, copies=True, packed=True)
     assert large.copied_bytes == 2 * 4 * sum(m.base.weight.numel() for m in read_layout(model, 96).matrices())

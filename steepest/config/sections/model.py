@@ -92,7 +92,8 @@ class ComputeConfig:
     """`actor_rollout_ref.actor.fsdp_config`: how the actor and the reference compute; SFT's `engine`."""
 
     dtype: ComputeDtype = "auto"
-    """dtype of forward and backward; auto: bfloat16 where the hardware has it, else float32. Weights stay float32."""
+    """dtype of forward and backward; auto: bfloat16 where the hardware has it and is faster with it, else float32.
+    Weights stay float32. See docs/devices.md."""
 
 
 @SECTION.null

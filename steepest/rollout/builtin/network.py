@@ -11,7 +11,14 @@ from torch.nn import functional as F
 from steepest.models.attention import AttentionContext, RecordingContext
 from steepest.models.causal_lm import CausalLM
 from steepest.rollout.builtin.layout import Layer, Layout, Matrix, Norm
-from steepest.rollout.builtin.linear import FusedLinear, Linear, OwnLinear, PackedLinear, Sink, serves
+from steepest.rollout.builtin.linear import (
+    FusedLinear,
+    Linear,
+    OwnLinear,
+    PackedLinear,
+    Sink,
+    serves,
+)
 
 _SMALL = 1 << 22
 """Up to this number of weights a second, plain copy is made for many rows: the time of such a small model depends on
@@ -191,7 +198,7 @@ class FusedNetwork:
             for name, takers in linear.sinks().items():
                 sinks.setdefault(name, []).extend(takers)
         if sinks:
-            for name, tensor in self._source.named_weights():
+            for name, tensor in self._source.named_weights(self._dtype):
                 for sink in sinks.pop(name, ()):
                     sink(tensor)
         assert not sinks, f"weights without a source: {sorted(sinks)}"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 import steepest
 from steepest.assembly.compute import overrides
 from steepest.assembly.description import Description
+from steepest.assembly.dtype_choice import Work, choose_dtype, measure_for, ppo_work
 from steepest.assembly.engine import frees_engine, longest_sequence
 from steepest.assembly.roles import build_roles
 from steepest.cluster.local import LocalCluster
@@ -22,7 +24,7 @@ from steepest.config.key_names import PPO_KEYS
 from steepest.config.plan import Plan, make_plan
 from steepest.config.schema import Config
 from steepest.config.sections.reward import WeightedFunction, functions_of, reads_data_source, reads_ground_truth
-from steepest.config.settle import settle_batch, settle_lengths
+from steepest.config.settle import PPO_DTYPES, settle_batch, settle_dtype, settle_lengths
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
 from steepest.data.chat import EncodeReport, encode_prompts
@@ -35,6 +37,7 @@ from steepest.errors import DataError, key_names
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.rng import rng_state, set_rng_state
 from steepest.loggers.jsonl import SampleLog, read_metrics
+from steepest.loggers.rows import RowFile
 from steepest.models.load import check_window, end_token_ids, longest_sequence_of, text_ids
 from steepest.process.openmp_waiting import adaptive_waiting
 from steepest.process.patience import waiting_for
@@ -42,6 +45,7 @@ from steepest.process.start_timing import Laps
 from steepest.process.stopping import STOP
 from steepest.process.threads import describe_threads
 from steepest.progress import START
+from steepest.report.live import LiveReport
 from steepest.rewards.weighted import ground_truth_problem
 from steepest.trainer import build_step
 from steepest.trainer.build_rewards import Rewards, add_reward_model, build_rewards
@@ -55,17 +59,18 @@ from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store
 from steepest.trainer.run.health.watch import Health, build_checks
 from steepest.trainer.run.hooks import (
     Run,
+    earlier_values,
     is_finished,
     owes_validation,
-    saved_values,
     unlogged_row,
     validation_history,
     write_jsonl,
 )
 from steepest.trainer.run.inputs import Inputs, inputs_of
-from steepest.trainer.run.model_sources import ModelSources, folder_that_goes_on, sources_of
+from steepest.trainer.run.model_sources import ModelSources, sources_of
 from steepest.trainer.run.resume import find_start, finished_message
 from steepest.trainer.run.summary import end_summary, start_summary
+from steepest.trainer.run.token_samples import TokenSamples, TokenTexts
 from steepest.trainer.run.validation import Evaluator
 
 
@@ -129,8 +134,11 @@ def opened(config: Config, laps: Laps, make: Callable[..., Job]) -> Iterator[Job
         config, data = settle(config, data, device, folders["actor"])
         check_model(config, folders["actor"])
         laps.lap("data")
+        config, dtype = settle_compute(config, data, device, folders["actor"])
+        if dtype is not None:
+            laps.lap("dtype")
         add_reward_model(rewards, config, sources, device)
-        yield make(config, device, rewards, sources, inputs, folders, tokenizer, data)
+        yield make(config, device, rewards, sources, inputs, folders, tokenizer, data, dtype)
 
 
 def load_rows(config: Config) -> Data:
@@ -214,10 +222,30 @@ def settle(config: Config, data: Data, device: Device, folder: Path) -> tuple[Co
     )
     longest = max(len(prompt.token_ids) for prompt in (*data.train, *data.val))
     config, notes = settle_lengths(config, limit, longest)
-    run = folder_that_goes_on(config.trainer)
-    earlier = None if run is None else saved_values(run / "config.yaml")
+    earlier = earlier_values(config.trainer)
     config, more = settle_batch(config, len(data.train), on_card=isinstance(device, Accelerator), earlier=earlier)
     return config, replace(data, notes=(*data.notes, *notes, *more))
+
+
+def report_answers(config: Config) -> int:
+    """How many answers of a validation its report shows."""
+    trainer, answers = config.trainer, config.actor_rollout_ref.rollout.val_kwargs.n
+    return trainer.report_prompts * answers if trainer.report_freq > 0 else 0
+
+
+def settle_compute(config: Config, data: Data, device: Device, folder: Path) -> tuple[Config, str | None]:
+    """One dtype in place of each `auto`, and the summary's sentence about it."""
+
+    def work() -> Work:
+        lengths = [len(prompt.token_ids) for prompt in (data.val if config.trainer.val_only else data.train)]
+        spec = ADVANTAGE_ESTIMATORS.get(config.algorithm.adv_estimator).spec
+        return ppo_work(config, fmean(lengths), len(data.train), len(data.val), spec, device)
+
+    measure = measure_for(config.actor_rollout_ref.model, folder, device)
+    with START.activity("choosing the dtype"):
+        return settle_dtype(
+            config, PPO_DTYPES, lambda: choose_dtype(device, work, measure), earlier_values(config.trainer)
+        )
 
 
 def check_model(config: Config, folder: Path) -> None:
@@ -244,8 +272,11 @@ class Job:
         folders: dict[str, Path],
         tokenizer: Any,
         data: Data,
+        dtype: str | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
+        """`dtype`: why the run computes in its dtype, where there is more to say than of the device."""
+        self.dtype = dtype
         self.sources, self.inputs, self.observers = sources, inputs, observers
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
         ends = end_token_ids(folders["actor"], tokenizer)
@@ -336,7 +367,8 @@ class Job:
 
     def _machine(self, limit: float | None, compute: str, laps: Laps) -> list[tuple[str, str]]:
         """Rows of the summary about the machine."""
-        rows = [("threads", describe_threads())]
+        rows = [("dtype", self.dtype)] if self.dtype is not None else []
+        rows.append(("threads", describe_threads()))
         if limit is not None:
             rows.append(("limit", describe_rate(limit, getattr(torch, compute), self.device)))
         return [*rows, ("start-up", laps.describe())]
@@ -348,6 +380,7 @@ class Job:
         kept, owes = self._records_kept(start), owes_validation(self.schedule, start, history)
         total = self.plan.total_steps
         lost = unlogged_row(self.folder / "metrics.jsonl", start)
+        report = LiveReport(self.folder, trainer.report_freq, total)
         sources, inputs = self.sources, self.inputs
         loggers = open_run_folder(self.config, trainer, self.folder, sources, inputs, total=total, start=kept)
         if lost is not None:
@@ -373,6 +406,14 @@ class Job:
             steps_per_epoch=self.plan.steps_per_epoch,
             sample_log=SampleLog(self.folder / "samples.jsonl", start_step=kept, redo=start.step if owes else None),
             num_logged_samples=trainer.log_val_generations,
+            num_kept_samples=max(trainer.log_val_generations, report_answers(self.config)),
+            token_samples=TokenSamples(
+                RowFile(self.folder / "token_samples.jsonl", start_step=kept),
+                TokenTexts(ResponseText(self.tokenizer, "none")),
+                trainer.report_prompts,
+                report.is_due,
+            ),
+            report=report,
             validation_data_dir=trainer.validation_data_dir,
             owes_validation=owes,
             history=history,
@@ -413,7 +454,8 @@ class Job:
         )
         learn = build_step.build_learn(config, self.plan, cluster, self.controller, device=self.device, limit=limit)
         STOP.grace, STOP.reserve = config.trainer.grace_seconds, run.checkpoint_bytes / BYTES_A_SECOND
-        step = build_step.build_step(collect, learn, self.position, self.observers, STOP)
+        observers: list[Observer] = [*self.observers, run.token_samples]
+        step = build_step.build_step(collect, learn, self.position, observers, STOP)
         run_steps(step, learn.timed, run.schedule, run, start.step, STOP)
 
     def _rollout_writer(self) -> Callable[[int, list[dict[str, Any]]], None] | None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import steepest
 from steepest.assembly.compute import SFT_MODEL, compute_settings, micro_batches, overrides
 from steepest.assembly.description import size_of
+from steepest.assembly.dtype_choice import choose_dtype, measure_for, sft_work
 from steepest.assembly.lora import load_policy
 from steepest.assembly.roles import optim_settings
 from steepest.config.key_names import SFT_KEYS
 from steepest.config.plan import SFTPlan, make_sft_plan
 from steepest.config.schema import SFTConfig
-from steepest.config.settle import settle_sft_batch, settle_sft_length
+from steepest.config.settle import SFT_DTYPES, settle_dtype, settle_sft_batch, settle_sft_length
 from steepest.console import say
 from steepest.data.hub_sets import FOR_VALIDATION, local_files
 from steepest.data.sampler import PromptSampler
@@ -31,11 +34,13 @@ from steepest.models.load import check_vocabulary, check_window, end_token_ids, 
 from steepest.process.openmp_waiting import adaptive_waiting
 from steepest.process.stopping import STOP
 from steepest.progress import START
+from steepest.report.live import LiveReport
 from steepest.trainer.loop import BYTES_A_SECOND, Schedule, Timer, run_steps
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
 from steepest.trainer.run.hooks import (
     GLOBAL_STEP,
     METRICS,
+    earlier_values,
     is_finished,
     kept_row,
     owes_validation,
@@ -91,6 +96,7 @@ class SFTRun:
     loggers: Loggers
     steps_per_epoch: int
     history: dict[int, float]
+    report: LiveReport
     owes_validation: bool
     """See `hooks.owes_validation`; the start step is then validated first."""
 
@@ -112,6 +118,7 @@ class SFTRun:
 
     def log(self, step: int, metrics: Metrics) -> None:
         self.loggers.log(step, self._row(step, metrics))
+        self.report.after(step)
 
     def _row(self, step: int, metrics: Metrics) -> Metrics:
         return {
@@ -224,21 +231,38 @@ def _train(
     if is_finished(schedule, start, history, metrics):
         say(finished_message(start.step, total, can_validate=False))
         return result
+    config, dtype = settle_compute(config, device, folder, train)
     with START.activity("loading the model"):
         model = _load(config, plan, device, start, folder)
     check_vocabulary(model.model, tokenizer)
     model.model.check_length(data.max_length)
-    say(_summary(config, plan, model, device, len(train), schedule))
+    say(_summary(config, plan, model, device, len(train), schedule, dtype))
     STOP.grace, STOP.reserve = trainer.grace_seconds, model.checkpoint_bytes() / BYTES_A_SECOND
     lost = unlogged_row(metrics, start)
-    with open_run_folder(config, trainer, run_folder, sources, inputs, total=total, start=start.step) as loggers:
+    report = LiveReport(run_folder, trainer.report_freq, total)
+    loggers = open_run_folder(config, trainer, run_folder, sources, inputs, total=total, start=start.step)
+    with closing(report), loggers:
         if lost is not None:
             loggers.log(start.step, lost)
         owes = owes_validation(schedule, start, history)
-        run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, history, owes)
+        run = SFTRun(model, tokenizer, val, store, loggers, sampler.steps_per_epoch, history, report, owes)
         step = SFTStep(model, train, sampler, Timer(device.synchronize), device)
         run_steps(step, step.timed, schedule, run, start.step, STOP)
     return result
+
+
+def settle_compute(
+    config: SFTConfig, device: Device, folder: Path, train: Sequence[SFTExample]
+) -> tuple[SFTConfig, str | None]:
+    """A dtype in place of `auto`, and the summary's sentence about it."""
+    measure = measure_for(config.model, folder, device)
+    with START.activity("choosing the dtype"):
+        return settle_dtype(
+            config,
+            SFT_DTYPES,
+            lambda: choose_dtype(device, lambda: sft_work(config, fmean(len(e.token_ids) for e in train)), measure),
+            earlier_values(config.trainer),
+        )
 
 
 def _load(config: SFTConfig, plan: SFTPlan, device: Device, start: Start, folder: Path) -> Supervised:
@@ -257,10 +281,17 @@ def _load(config: SFTConfig, plan: SFTPlan, device: Device, start: Start, folder
 
 
 def _summary(
-    config: SFTConfig, plan: SFTPlan, model: Supervised, device: Device, num_examples: int, schedule: Schedule
+    config: SFTConfig,
+    plan: SFTPlan,
+    model: Supervised,
+    device: Device,
+    num_examples: int,
+    schedule: Schedule,
+    dtype: str | None,
 ) -> str:
     rows = [
         ("device", device.describe()),
+        *([("dtype", dtype)] if dtype is not None else []),
         ("model", f"{config.model.path}: {size_of(model).describe(count)}"),
         ("compute", f"{model.compute.dtype} over float32 weights"),
         ("attention", model.compute.attention.describe()),

@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from steepest.config.sections.sft import SFTTrainerConfig
+from steepest.config.sections.trainer import TrainerConfig
 from steepest.console import say, shortened
 from steepest.errors import HealthError, SteepestError
 from steepest.learner.checkpoint import CheckpointStore, Start
@@ -18,11 +20,14 @@ from steepest.loggers.api import Loggers, as_number
 from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.loggers.rows import dumps, plain, restored
 from steepest.process.stopping import STOP
+from steepest.report.live import LiveReport
 from steepest.trainer.loop import Schedule
 from steepest.trainer.run.health.checks import Seen
 from steepest.trainer.run.health.watch import Health
 from steepest.trainer.run.metrics import speed_metrics
+from steepest.trainer.run.model_sources import folder_that_goes_on
 from steepest.trainer.run.resume import UNREADABLE
+from steepest.trainer.run.token_samples import TokenSamples
 from steepest.trainer.run.validation import Evaluation, Evaluator
 
 ACCURACY = "val/accuracy"
@@ -90,6 +95,11 @@ class Run:
     steps_per_epoch: int
     sample_log: SampleLog
     num_logged_samples: int
+    num_kept_samples: int
+    """Answers of a validation that go into samples.jsonl; the first `num_logged_samples` are printed too."""
+    token_samples: TokenSamples
+    """Observes the steps."""
+    report: LiveReport
     validation_data_dir: str | None
     owes_validation: bool = False
     """See `owes_validation`; the start step is then validated first."""
@@ -126,7 +136,10 @@ class Run:
         for message in self.health.said:
             say(f"warning: step {step}: {message}.")
         self.loggers.log(step, self._row(step, metrics))
-        if self.ends_on_problem and self.health.problems and step < self.schedule.total_steps:
+        ends = self.ends_on_problem and bool(self.health.problems) and step < self.schedule.total_steps
+        if ends or not self.schedule.tests(step):  # else when the validation is there, too
+            self.report.after(step)
+        if ends:
             raise HealthError(
                 f"step {step}: {self.health.problems[0]}. The run ends here because of trainer.on_problem=stop; with "
                 "trainer.on_problem=warn the same command goes on."
@@ -146,15 +159,17 @@ class Run:
                 self.store.mark_best(step, found.score)
             self.loggers.log(step, metrics)
             self.history[step] = found.score
+            self.report.after(step)
 
     def close(self) -> None:
         self.loggers.close()
         self.sample_log.close()
+        self.token_samples.close()
+        self.report.close()
 
     def _write_samples(self, step: int, found: Evaluation) -> None:
-        shown = found.samples[: self.num_logged_samples]
-        self.sample_log.extend(step, "val", shown)
-        for sample in shown:
+        self.sample_log.extend(step, "val", found.samples[: self.num_kept_samples])
+        for sample in found.samples[: self.num_logged_samples]:
             say(f"sample {sample['id']}, score {sample['score']}: {shortened(sample['response'])}")
         if self.validation_data_dir:
             rows = [{"step": step, "split": "val", **sample} for sample in found.samples]
@@ -178,6 +193,12 @@ def saved_values(path: Path) -> dict[str, Any] | None:
         return flatten(OmegaConf.to_container(OmegaConf.load(path)))
     except UNREADABLE:
         return None
+
+
+def earlier_values(trainer: TrainerConfig | SFTTrainerConfig) -> dict[str, Any] | None:
+    """Key -> value of the run that this start goes on with; None if there is none."""
+    folder = folder_that_goes_on(trainer)
+    return None if folder is None else saved_values(folder / "config.yaml")
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

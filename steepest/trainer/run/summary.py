@@ -169,7 +169,7 @@ def end_summary(history: Mapping[int, float], *, seconds: float, steps: int, fol
         best = max(history, key=lambda step: (history[step], -step))
         for name, step in (("first", first), ("best", best), ("last", last)):
             rows.append((f"{name} validation", f"{history[step]:.4f} at step {step}"))
-    names = ("config.yaml", "metrics.jsonl", "samples.jsonl")
+    names = ("report.html", "config.yaml", "metrics.jsonl", "samples.jsonl")
     held = [name for name in names if os.path.exists(path := Path(folder, name)) and os.path.getsize(path)]
     checkpoints = len(list(Path(folder).glob("global_step_*")))
     held += [f"{checkpoints} checkpoint(s)"] if checkpoints else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -61,6 +62,7 @@ class Evaluator:
         metrics["val-aux/response_length/mean"] = tokens / len(records)
         metrics["val-aux/response_length/clip_ratio"] = truncated / len(records)
         metrics["val-aux/num_prompts"] = float(len(self.prompts))
+        metrics["val-aux/accuracy_low"], metrics["val-aux/accuracy_high"] = interval(records, results)
         metrics |= {f"val-aux/{name}": value for name, value in self.scorer.costs().items()}
         return Evaluation(metrics, mean_accuracy(results), records)
 
@@ -78,6 +80,33 @@ def accuracy(result: RewardResult) -> float:
 
 def mean_accuracy(results: Sequence[RewardResult]) -> float:
     return sum(map(accuracy, results)) / len(results)
+
+
+NORMAL_95 = 1.959964
+"""Standard deviations of a normal distribution to both sides that hold 95 % of it."""
+
+
+def interval(records: Sequence[dict[str, Any]], results: Sequence[RewardResult]) -> tuple[float, float]:
+    """The 95 % interval of `mean_accuracy` over prompts like these.
+
+    A prompt is one observation, the mean of its answers, since answers to one prompt resemble each other. Accuracies
+    from 0 to 1 have Wilson's interval, which holds near 0 and 1 too, with as many observations as the variance between
+    prompts stands for; for one answer a prompt, right or wrong, that is the number of prompts. Other scores have the
+    normal one.
+    """
+    prompts: dict[str, list[float]] = defaultdict(list)
+    for record, result in zip(records, results, strict=True):
+        prompts[record["id"]].append(accuracy(result))
+    values = [sum(group) / len(group) for group in prompts.values()]
+    count, center = len(values), sum(values) / len(values)
+    variance = sum((value - center) ** 2 for value in values) / count
+    if min(values) < 0.0 or max(values) > 1.0:
+        half = NORMAL_95 * math.sqrt(variance / count)
+        return center - half, center + half
+    observations = count * center * (1 - center) / variance if variance > 0 else float(len(results))
+    share = NORMAL_95**2 / min(observations, len(results))
+    middle, half = center + share / 2, math.sqrt(share * center * (1 - center) + share**2 / 4)
+    return max(0.0, (middle - half) / (1 + share)), min(1.0, (middle + half) / (1 + share))
 
 
 def accuracy_metrics(

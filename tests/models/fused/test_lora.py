@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -79,15 +81,29 @@ def test_a_fresh_adapter_adds_nothing_and_one_that_is_off_is_not_there():
     assert torch.equal(layer(x), layer.base_layer(x)) and not is_fused(layer(x))
 
 
+def test_under_autocast_it_is_in_bf16_and_the_adapter_s_gradients_are_float32():
+    layer, x = peft_layer(), torch.randn(7, 6, requires_grad=True)
+    wanted = layer(x)
+    expected = gradients(layer, x, wanted)
+    fuse(layer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = layer(x)
+    assert is_fused(half) and half.dtype == torch.bfloat16
+    for own, theirs in zip([half, *gradients(layer, x, half)], [wanted, *expected], strict=True):
+        assert (own - theirs).abs().max() < 2**-6 * theirs.abs().max()
+    layer.enable_adapters(False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        base = layer(x)
+    assert is_fused(base) and (base - wanted).abs().max() > 1
+
+
 def test_what_is_another_sum_stays_peft_s():
-    """Half precision by autocast, dropout, a base that is trained."""
+    """Half precision outside of autocast, dropout, a base that is trained."""
     x = torch.randn(7, 6)
     layer = peft_layer()
     wanted = layer(x)
     fuse(layer)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = layer(x)
-    assert not is_fused(half) and half.dtype == torch.bfloat16 and half.float().sub(wanted).abs().max() < 0.2
+    assert not is_fused(copy.deepcopy(layer).bfloat16()(x.bfloat16()))
     layer.base_layer.weight.requires_grad_(True)
     assert torch.equal(layer(x), wanted) and not is_fused(layer(x))
     layer(x).sum().backward()

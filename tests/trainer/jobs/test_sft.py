@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def test_it_learns_and_its_model_loads_as_it_lies(toy, tmp_path):
     assert len(rows) == 30 and rows[-1]["train/loss"] < 0.1 and rows[0]["train/loss"] > 1
     # " 7" and the end token: two targets a row, 16 rows; the prompt counts for nothing
     assert {row["train/num_target_tokens"] for row in rows} == {32}
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f'"steps":{list(range(1, 31))},'.replace(" ", "") in page and '"val/loss":[null,' in page
     model = AutoModelForCausalLM.from_pretrained(result.model, dtype=torch.float32)
     assert sum(p.numel() for p in model.parameters()) > 0
 
@@ -79,7 +82,11 @@ def test_resume_equals_no_resume(toy, tmp_path, capsys):
     for step in (4, 6):
         shutil.rmtree(tmp_path / "cut" / f"global_step_{step}")
     again = run_sft(load_sft_config(overrides(toy, tmp_path / "cut", *more))).model
-    assert "resuming from step 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resuming from step 2" in said
+    assert re.search(
+        r"\n  dtype       (float32|bfloat16): as at the run's last start. engine.dtype gives another.", said
+    )
     for file in ("model.safetensors", "optimizer.safetensors"):
         ours, theirs = load_file(again / file), load_file(whole / file)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs), file

@@ -131,7 +131,7 @@ def test_supervised_training_is_saved_at_its_end_and_owes_no_validation(toy, tmp
         (folder / "best.json").unlink()
         again = run_sft(load_sft_config([*words, "trainer.save_freq=2"]))
         assert again.history == first.history and metrics(folder) == before
-        assert cut in CheckpointStore(folder)._scores()
+        assert cut in CheckpointStore(folder).scores()
     capsys.readouterr()
     assert run_sft(load_sft_config(words)).history == first.history
     assert "the run is finished: it stands at step 4" in capsys.readouterr().out

@@ -38,7 +38,7 @@ def test_a_run_that_went_back_gives_no_score_to_folders_of_before(earlier, tmp_p
         f"trainer.resume_from_path={folder}/global_step_1",
     )))  # fmt: skip
     assert set(result.history) == {0, 1, 2, 3}
-    scores = CheckpointStore(folder)._scores()
+    scores = CheckpointStore(folder).scores()
     assert scores[2] == 0.5  # measured on the weights that lie there, not this run's step 2
     assert scores[3] == result.history[3] != 0.75  # saved again and measured again
 
@@ -52,7 +52,7 @@ def test_val_only_scores_the_newest_checkpoint_and_trains_nothing(earlier, tmp_p
     assert "resuming from step 3" in capsys.readouterr().out
     assert {p: p.read_bytes() for p in folder.rglob("*.safetensors")} == before
     # the same weights, the same prompts, greedy: the score that the run itself had found
-    rows = CheckpointStore(source)._scores()
+    rows = CheckpointStore(source).scores()
     assert known[3] == rows[3]
 
 

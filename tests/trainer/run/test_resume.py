@@ -81,10 +81,15 @@ def test_resume_equals_no_resume(toy, unbroken, tmp_path, left, capsys):
     for step in (2, 4, 6):
         if step > left:
             shutil.rmtree(folder / f"global_step_{step}")
-    run_ppo(load_config(toy_overrides(toy, folder, *STATEFUL)))
-    assert f"resuming from step {left}" in capsys.readouterr().out
+    dtype = "actor_rollout_ref.actor.fsdp_config.dtype"  # that of the first start is kept, whatever the device has
+    run_ppo(load_config(toy_overrides(toy, folder, *STATEFUL, f"{dtype}=auto")))
+    said = capsys.readouterr().out
+    assert f"resuming from step {left}" in said and f"{dtype}: float32 ->" not in said
+    assert f"  dtype       float32: as at the run's last start. {dtype} gives another.\n" in said
     assert weights(folder) == weights(unbroken)
     assert metrics(folder) == metrics(unbroken)
+    samples = (folder / "token_samples.jsonl").read_text()  # of steps 1 and 6; the latter is done again
+    assert samples == (unbroken / "token_samples.jsonl").read_text() and samples.count('{"step": 6') == 4
 
 
 def test_resume_on_the_boundary_of_an_epoch(toy, unbroken, tmp_path, capsys):
