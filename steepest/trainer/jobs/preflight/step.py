@@ -200,6 +200,7 @@ def kl(trial: Trial, batch: Batch) -> list[Check]:
         batch.advantages, batch.old_log_probs = torch.zeros_like(batch.advantages), old
         actor.loss = replace(actor.loss, entropy_coeff=0.0)
         norm = trial.cluster.update_actor(batch, trial.step).get("actor/grad_norm", 0.0)
+        trial.cluster.publish(trial.step)  # the engine goes on with the weights as they are now
         text = f"its gradient has the norm {norm:.3g} after one update"
         lines.append(_kl_line("KL loss", text, math.isfinite(norm) and norm > 0.0))
     return lines or [ok("KL", "off: neither in the reward nor in the loss")]
