@@ -53,6 +53,7 @@ JOBS = [
         (["python3", "-m", "steepest.trainer.main_ppo"], load_config),
         (["python", "-m", "steepest.trainer.main_sft"], load_sft_config),
         (["steepest", "ppo"], load_config),
+        (["steepest", "preflight"], load_config),
         (["steepest", "sft"], load_sft_config),
     )
     if line[: len(start)] == start

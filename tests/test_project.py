@@ -103,6 +103,7 @@ def test_version_option() -> None:
     ("arguments", "words"),
     [
         (["--help"], ["quickstart", "ppo", "sft", "prepare"]),
+        (["preflight", "--help"], ["data.train_files=", "--cfg job"]),
         (["quickstart", "--help"], ["Example:", "--seed", "--folder"]),
         (["ppo", "--help"], ["Example:", "data.train_files=", "--cfg job"]),
         (["sft", "--help"], ["Example:", "data.train_files="]),
