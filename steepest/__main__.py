@@ -88,6 +88,25 @@ def ppo(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASS_THROUGH)
+def preflight(context: typer.Context) -> None:
+    """Look at a job before it runs: prompts, answers, scores, one step, memory, disk, time. Takes the keys of ppo.
+
+    Nothing is written into the run folder. Exit code 0 without a problem, 1 with one; warnings do not count.
+    [bold]--json[/bold] prints one JSON object.
+
+    Example: [bold]steepest preflight data.train_files=gsm8k/train.parquet data.val_files=gsm8k/test.parquet
+    actor_rollout_ref.model.path=Qwen/Qwen2.5-0.5B-Instruct[/bold]
+    """
+
+    def call(argv: list[str]) -> int:
+        from steepest.trainer.main_preflight import main as run
+
+        return run(argv)
+
+    raise typer.Exit(run_entry(call, context.args))
+
+
+@app.command(context_settings=PASS_THROUGH)
 def sft(context: typer.Context) -> None:
     """Train a model on answers (supervised). Takes configuration keys, like steepest.trainer.main_sft.
 

@@ -8,7 +8,8 @@
     |  `- DeviceMemoryError             a device whose memory does not suffice
     |- RewardError      (RuntimeError)  a reward function that fails too often
     |- RolloutError     (RuntimeError)  a generation engine
-    `- CheckpointError  (RuntimeError)  a checkpoint that cannot be written or read
+    |- CheckpointError  (RuntimeError)  a checkpoint that cannot be written or read
+    `- HealthError      (RuntimeError)  a run that is sick, where the user wants it to end then
 
 Every message names the thing, the value found, what is allowed and what to do. The command line prints
 these without a traceback; any other exception is a bug of ours and keeps its traceback.
@@ -29,6 +30,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import ClassVar
 
 _MARK = re.compile("\x02(?:([^\x02\x03|]*)\\|)?([^\x02\x03|]+)\x03")
 """A setting within a text, `name` or `owner|name`, between two control characters, which a terminal does not show."""
@@ -87,6 +89,9 @@ def key_names(names: Mapping[str, str]) -> Iterator[None]:
 
 class SteepestError(Exception):
     """Base class of the errors that a user can cause and fix. Its text names settings by the keys that were bound."""
+
+    exit_code: ClassVar[int] = 2
+    """Exit code of a command that ends with this error."""
 
     @property
     def marked(self) -> str:
@@ -152,3 +157,9 @@ class RolloutError(SteepestError, RuntimeError):
 
 class CheckpointError(SteepestError, RuntimeError):
     """A checkpoint cannot be written, or none can be read."""
+
+
+class HealthError(SteepestError, RuntimeError):
+    """A health check found a problem in a run that is to end then."""
+
+    exit_code = 3

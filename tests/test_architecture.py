@@ -55,6 +55,7 @@ TRAINER_FLOORS = {
     "build_rewards": 4,
     "jobs": 5,
     "main_ppo": 6,
+    "main_preflight": 6,
     "main_sft": 6,
 }
 """The same inside trainer/: the step knows nothing of the run around it, and nothing but jobs puts all together."""

@@ -6,10 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from steepest.checks import Check
+from steepest.checks import Check, ok, problem, warning
 from steepest.doctor.machine import gib
 from steepest.doctor.probe_client import Answers
-from steepest.doctor.report import ok, problem, warning
 from steepest.versions import installed
 
 Facts = Mapping[str, Any]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from steepest.checks import Check
+from steepest.checks import Check, ok, problem, warning
 from steepest.doctor.probe_client import Answers
-from steepest.doctor.report import ok, problem, warning
 from steepest.rollout import ROLLOUT_ENGINES
 from steepest.versions import installed
 

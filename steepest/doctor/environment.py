@@ -6,8 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from steepest.checks import Check
-from steepest.doctor.report import ok, warning
+from steepest.checks import Check, ok, warning
 
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 WAITING = {"OMP_WAIT_POLICY": ("active",), "GOMP_SPINCOUNT": ("infinite", "infinity")}

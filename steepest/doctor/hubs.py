@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from steepest.checks import Check
+from steepest.checks import Check, ok, problem, warning
 from steepest.doctor.machine import folder_line
-from steepest.doctor.report import ok, problem, warning
 from steepest.versions import installed, pip_install
 
 _YES = ("1", "true", "yes", "on")

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steepest.checks import Check
+from steepest.checks import Check, ok, problem, warning
 from steepest.doctor.probe_client import Answers
-from steepest.doctor.report import ok, problem, warning
 from steepest.process.cores import usable_cores
 
 TESTED_PYTHON = ((3, 10), (3, 13))

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from steepest.checks import Check
+from steepest.checks import Check, ok, problem, warning
 from steepest.doctor.probe_client import Answers
-from steepest.doctor.report import ok, problem, warning
 from steepest.rollout.vllm_versions import DISTRIBUTIONS
 from steepest.versions import UNKNOWN, build, installed, pip_install, public, release, requirement, satisfies
 

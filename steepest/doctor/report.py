@@ -6,40 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from steepest.checks import Check, Status
-
-STATUSES: tuple[Status, ...] = ("ok", "warning", "problem")
-"""Status of a line, from good to bad."""
+from steepest.checks import EXIT_OK, EXIT_PROBLEM, STATUSES, Check, Group, Status, count, problem, worst
 
 SCHEMA = 1
 """Version of the JSON. It increases when a field or the name of a line is removed or changes its meaning. New fields
 and lines do not change it."""
-
-EXIT_OK = 0
-EXIT_PROBLEM = 1
-
-
-def ok(name: str, text: str, remedy: str | None = None) -> Check:
-    """A line without a problem. A remedy says how to install something optional that is absent."""
-    return Check(name, "ok", text, remedy)
-
-
-def warning(name: str, text: str, remedy: str) -> Check:
-    """A line about something that works, but perhaps not as wanted."""
-    return Check(name, "warning", text, remedy)
-
-
-def problem(name: str, text: str, remedy: str) -> Check:
-    """A line about something that is installed or set up but does not work."""
-    return Check(name, "problem", text, remedy)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Lines under one heading."""
-
-    name: str
-    lines: list[Check]
 
 
 @dataclass(frozen=True)
@@ -60,12 +31,12 @@ class Report:
 
     def count(self, status: Status) -> int:
         """How many lines have this status."""
-        return sum(line.status == status for line in self.lines())
+        return count(self.lines(), status)
 
     @property
     def status(self) -> Status:
         """The worst status of all lines."""
-        return max((line.status for line in self.lines()), key=STATUSES.index, default="ok")
+        return worst(self.lines())
 
     @property
     def exit_code(self) -> int:
@@ -82,9 +53,7 @@ class Report:
             "seconds": round(self.seconds, 2),
             "device": self.device,
             "devices": self.devices,
-            "groups": [
-                {"name": group.name, "lines": [vars(line).copy() for line in group.lines]} for group in self.groups
-            ],
+            "groups": [group.as_json() for group in self.groups],
         }
 
 

@@ -88,8 +88,8 @@ def run_entry(main: Main, argv: Sequence[str] | None = None) -> int:
 
     `argv` does not hold the program's name; None means the arguments of this process. None from `main` counts as 0. A
     SteepestError, and what the system refuses (a full disk, a folder without permission), is printed on standard error
-    without traceback (exit code 2), a signal as one sentence (128 and its number). Any other exception is a bug of ours
-    and keeps its traceback. What the command prints cannot end it: see streams.py.
+    without traceback (exit code 2, or that of the error's class), a signal as one sentence (128 and its number). Any
+    other exception is a bug of ours and keeps its traceback. What the command prints cannot end it: see streams.py.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: main(arguments))
@@ -103,7 +103,7 @@ def guarded(call: Callable[[], int | None]) -> int:
             code = call()
     except SteepestError as error:
         print(_red(describe(error)), file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
+        return error.exit_code
     except Stopped as stopped:
         tell(f"Stopped by {stopped.name}. {stopped.note or RESUMES}")
         return stopped.exit_code

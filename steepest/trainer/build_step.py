@@ -163,7 +163,7 @@ def build_collector(
             timer=timer,
             release=release,
         )
-    return Finished(collect, build_left_out(config), write, scorer.costs, timer, scorer.without_text)
+    return Finished(collect, build_left_out(config), write, scorer.costs, timer, scorer.count)
 
 
 def unfiltered(sampling: SamplingParams) -> bool:

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from steepest.checks import Check
-from steepest.doctor.report import Group, Report
+from steepest.checks import Check, Group
+from steepest.doctor.report import Report
 from steepest.doctor.text import render
 from tests.support.installs import INSTALLS, NEW_RELEASE, ROOT, Ran, doctor
 

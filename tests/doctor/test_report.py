@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from steepest.checks import Check
+from steepest.checks import Check, Group, ok, problem, warning
 from steepest.doctor.probe_client import Probe
-from steepest.doctor.report import Group, Report, group, ok, problem, warning
+from steepest.doctor.report import Report, group
 from steepest.doctor.text import render, show
 from tests.support.processes import gone_within
 

@@ -17,6 +17,7 @@ class RecordingHooks:
     def __init__(self, act=lambda call: None) -> None:
         self.calls: list[str] = []
         self.act = act
+        self.examined: int | None = None  # no step yet: the start is remembered too
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -25,7 +26,12 @@ class RecordingHooks:
     def before_training(self, start_step: int) -> None:
         self._call(f"before {start_step}")
 
+    def examine(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        self.examined = step
+        return {"health/looked_at": float(step)}
+
     def remember(self, step: int) -> None:
+        assert self.examined in (None, step)  # what the checks know is part of the state
         self.remembered = step
 
     def save(self, step: int, metrics: dict[str, float]) -> None:

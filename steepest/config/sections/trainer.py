@@ -56,6 +56,9 @@ class TrainerConfig:
     """Seconds a run may take to end its step and save it after SIGTERM, Ctrl-C or another stop signal. Ours."""
     test_freq: Annotated[int, MinusOneOr(1)] = -1
     """Steps between validations, and one at the end; -1: none."""
+    on_problem: Literal["warn", "stop"] = "warn"
+    """What a health check that counts as a problem does (docs/health.md): print its sentence, or end the run after the
+    step is saved. Ours, not verl's."""
     val_before_train: bool = True
     """Validate before the first step."""
     val_only: bool = False

@@ -79,8 +79,8 @@ class ConsoleLogger:
             print(self._line(step, {**self._of_line(metrics), **ending}), file=self._stream, flush=True)
 
     def _of_line(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """What a line in a pipe shows."""
-        return metrics
+        """What a line in a pipe shows: of the health checks, those that found something."""
+        return {name: value for name, value in metrics.items() if value or not name.startswith("health/")}
 
     def _is_due(self, step: int, metrics: Mapping[str, float]) -> bool:
         first, last = self._context.start_step + 1, self._context.total_steps

@@ -27,14 +27,22 @@ class Scorer:
     """What the rewards have cost since they were last asked."""
     text_ids: Tensor | None = None
     """The ids that the tokenizer has a text for, sorted; None: they are not counted."""
+    end_ids: Tensor | None = None
+    """The ids that end a response; None: they are not counted."""
 
-    def without_text(self, batch: Batch) -> Metrics:
-        """The share of the policy's tokens that have no text. A reward does not see them."""
+    def count(self, batch: Batch) -> Metrics:
+        """The share of the policy's tokens that have no text, which a reward does not see; and of the responses that
+        were not cut, the share whose last token of the policy is an end token."""
+        found: Metrics = {}
         tokens = batch.responses[batch.response_mask]
-        if self.text_ids is None or not len(tokens):
-            return {}
-        unknown = torch.isin(tokens, self.text_ids, invert=True)
-        return {"rollout/no_text_ratio": unknown.float().mean().item()}
+        if self.text_ids is not None and len(tokens):
+            unknown = torch.isin(tokens, self.text_ids, invert=True)
+            found["rollout/no_text_ratio"] = unknown.float().mean().item()
+        ended = ((batch.last_policy_token >= 0) & ~batch.truncated).nonzero()[:, 0]
+        if self.end_ids is not None and len(ended):
+            last = batch.responses[ended, batch.last_policy_token[ended]]
+            found["rollout/end_token_ratio"] = torch.isin(last, self.end_ids).float().mean().item()
+        return found
 
     def texts(self, batch: Batch) -> list[str]:
         return self.writer.texts(batch)

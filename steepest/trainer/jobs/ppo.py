@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from steepest.config.sections.reward import WeightedFunction, functions_of, read
 from steepest.config.settle import settle_batch, settle_lengths
 from steepest.console import say
 from steepest.core.advantages import ADVANTAGE_ESTIMATORS
-from steepest.data.chat import encode_prompts
+from steepest.data.chat import EncodeReport, encode_prompts
 from steepest.data.hub_sets import FOR_VALIDATION, local_files
 from steepest.data.prompts import Prompt, load_prompts
 from steepest.data.sampler import PromptSampler
@@ -51,7 +52,7 @@ from steepest.trainer.experience.single_turn import StepRollouts
 from steepest.trainer.loop import BYTES_A_SECOND, Schedule, run_steps
 from steepest.trainer.ppo import Observer
 from steepest.trainer.run.folder import begin, hold, open_run_folder, open_store, open_tokenizer
-from steepest.trainer.run.health import Health, Limits
+from steepest.trainer.run.health.watch import Health, build_checks
 from steepest.trainer.run.hooks import (
     Run,
     is_finished,
@@ -85,6 +86,8 @@ class Data:
     val: list[Prompt]
     notes: tuple[str, ...] = ()
     """What tokenising has to say: how many were kept, dropped and cut."""
+    reports: tuple[EncodeReport, ...] = ()
+    """The same as numbers, of `train` and `val`."""
 
     def sources_and_columns(self) -> tuple[set[str], set[str]]:
         """The data sources of the rows, and the names that every row has in its extra_info."""
@@ -100,6 +103,13 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
     experience once the step has been learnt from.
     """
     laps = laps or Laps()
+    with opened(config, laps, partial(Job, observers=observers)) as job, hold(job.folder):
+        return job.run(laps)
+
+
+@contextmanager
+def opened(config: Config, laps: Laps, make: Callable[..., Job]) -> Iterator[Job]:
+    """The job with everything that comes before the models: checked rows, their tokens, rewards that are ready."""
     device = begin(config, seed=config.actor_rollout_ref.rollout.seed)
     with adaptive_waiting(), build_rewards(config) as rewards:
         rewards.start()  # the workers import what they need while the rows are read
@@ -120,9 +130,7 @@ def run_ppo(config: Config, laps: Laps | None = None, *, observers: Sequence[Obs
         check_model(config, folders["actor"])
         laps.lap("data")
         add_reward_model(rewards, config, sources, device)
-        job = Job(config, device, rewards, sources, inputs, folders, tokenizer, data, observers)
-        with hold(job.folder):
-            return job.run(laps)
+        yield make(config, device, rewards, sources, inputs, folders, tokenizer, data)
 
 
 def load_rows(config: Config) -> Data:
@@ -194,7 +202,8 @@ def encode_rows(config: Config, rows: Data, tokenizer: Any, inputs: Inputs) -> D
         rows_of = ([p.messages, p.data_source, p.ground_truth, p.extra_info] for p in prompts)
         inputs.add(f"data.{key}_files", rows_of, f"{len(prompts)} rows")
         inputs.add(f"tokens of data.{key}_files", (p.token_ids for p in encoded), f"{len(encoded)} prompts")
-    return Data(train, val, (f"train: {train_report.describe()}", f"validation: {val_report.describe()}"))
+    notes = (f"train: {train_report.describe()}", f"validation: {val_report.describe()}")
+    return Data(train, val, notes, (train_report, val_report))
 
 
 def settle(config: Config, data: Data, device: Device, folder: Path) -> tuple[Config, Data]:
@@ -208,7 +217,7 @@ def settle(config: Config, data: Data, device: Device, folder: Path) -> tuple[Co
     run = folder_that_goes_on(config.trainer)
     earlier = None if run is None else saved_values(run / "config.yaml")
     config, more = settle_batch(config, len(data.train), on_card=isinstance(device, Accelerator), earlier=earlier)
-    return config, Data(data.train, data.val, (*data.notes, *notes, *more))
+    return config, replace(data, notes=(*data.notes, *notes, *more))
 
 
 def check_model(config: Config, folder: Path) -> None:
@@ -239,8 +248,9 @@ class Job:
     ) -> None:
         self.sources, self.inputs, self.observers = sources, inputs, observers
         self.config, self.device, self.folders, self.tokenizer, self.data = config, device, folders, tokenizer, data
-        writer = ResponseText(tokenizer, config.reward.skip_special_tokens, end_token_ids(folders["actor"], tokenizer))
-        self.scorer = Scorer(rewards, writer, rewards.costs, text_ids(tokenizer))
+        ends = end_token_ids(folders["actor"], tokenizer)
+        writer = ResponseText(tokenizer, config.reward.skip_special_tokens, ends)
+        self.scorer = Scorer(rewards, writer, rewards.costs, text_ids(tokenizer), torch.tensor(ends))
         for note in writer.notes([*data.train, *data.val]):
             say(note)
         self.folder = Path(str(config.trainer.default_local_dir))
@@ -267,7 +277,7 @@ class Job:
             say(finished_message(start.step, self.plan.total_steps))
             return Result(self.folder, history)
         with START.activity("loading the models and the engine"):
-            cluster = self._start_cluster(start, laps)
+            cluster = self.start_cluster(start, laps)
         roles = cluster.describe()
         for note in roles.engine_notes:
             say(note)
@@ -288,6 +298,9 @@ class Job:
         if start.checkpoint is not None:
             self.controller.load_state_dict(start.entry("kl_controller"))
             set_rng_state(start.entry("random"), self.device)
+        self.health = Health(build_checks(config, roles.compute))
+        if (earlier := start.state.get("health")) is not None:  # checkpoints of older versions have none
+            self.health.load_state_dict(earlier)
         self.position.restore(start.state.get("prompts"), start.step)
         run = self._make_run(store, start, cluster, roles, history)
         try:
@@ -302,7 +315,7 @@ class Job:
         say(end_summary(run.history, seconds=seconds, steps=steps, folder=str(self.folder), kept=kept))
         return Result(self.folder, dict(run.history))
 
-    def _start_cluster(self, start: Start, laps: Laps) -> LocalCluster:
+    def start_cluster(self, start: Start, laps: Laps) -> LocalCluster:
         if self.plan.needs_critic:
             critic = self.config.critic.model
             self.folders["critic"] = self.sources.folder(
@@ -349,11 +362,13 @@ class Job:
                 "kl_controller": self.controller.state_dict(),
                 "random": rng_state(self.device),
                 "prompts": self.position.state_dict(),
+                "health": self.health.state_dict(),
             },
             checkpoint_bytes=roles.checkpoint_bytes,
             evaluator=self._evaluator(cluster),
             schedule=self.schedule,
-            health=Health(Limits.for_dtype(roles.compute)),
+            health=self.health,
+            ends_on_problem=trainer.on_problem == "stop",
             val_before_train=trainer.val_before_train or trainer.val_only,
             steps_per_epoch=self.plan.steps_per_epoch,
             sample_log=SampleLog(self.folder / "samples.jsonl", start_step=kept, redo=start.step if owes else None),

@@ -98,6 +98,10 @@ class SFTRun:
         if self.owes_validation:
             self.validate(start_step)
 
+    def examine(self, step: int, metrics: Metrics) -> Metrics:
+        """Supervised training has no health checks."""
+        return {}
+
     def remember(self, step: int) -> None:
         """The model is all of the state."""
 

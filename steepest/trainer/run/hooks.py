@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from steepest.console import say, shortened
-from steepest.errors import SteepestError
+from steepest.errors import HealthError, SteepestError
 from steepest.learner.checkpoint import CheckpointStore, Start
 from steepest.learner.metrics import Metrics
 from steepest.loggers.api import Loggers, as_number
@@ -19,7 +19,8 @@ from steepest.loggers.jsonl import SampleLog, read_metrics
 from steepest.loggers.rows import dumps, plain, restored
 from steepest.process.stopping import STOP
 from steepest.trainer.loop import Schedule
-from steepest.trainer.run.health import Health
+from steepest.trainer.run.health.checks import Seen
+from steepest.trainer.run.health.watch import Health
 from steepest.trainer.run.metrics import speed_metrics
 from steepest.trainer.run.resume import UNREADABLE
 from steepest.trainer.run.validation import Evaluation, Evaluator
@@ -83,6 +84,8 @@ class Run:
     evaluator: Evaluator
     schedule: Schedule
     health: Health
+    ends_on_problem: bool
+    """Whether a check that counts as a problem ends the run."""
     val_before_train: bool
     steps_per_epoch: int
     sample_log: SampleLog
@@ -98,6 +101,10 @@ class Run:
         if self.owes_validation or (start_step == 0 and self.val_before_train):
             self.validate(start_step)
 
+    def examine(self, step: int, metrics: Metrics) -> Metrics:
+        """The metrics of the health checks, which are run on those of the step."""
+        return self.health.examine(Seen(step, metrics, self.history))
+
     def remember(self, step: int) -> None:
         """Note the state at the end of a step: what ends the next one early may have changed it, the weights not."""
         self.remembered = self.state()
@@ -112,11 +119,18 @@ class Run:
         return {**epoch, **metrics, GLOBAL_STEP: float(step), **speed_metrics(metrics)}
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Warnings first, then the step's line. Metrics are written even when saving the step failed."""
-        metrics = self._row(step, metrics)
-        for message in self.health(metrics):
+        """Warnings first, then the step's line. Metrics are written even when saving the step failed.
+
+        Raises HealthError for a problem that ends the run; after the last step there is nothing to end.
+        """
+        for message in self.health.said:
             say(f"warning: step {step}: {message}.")
-        self.loggers.log(step, metrics)
+        self.loggers.log(step, self._row(step, metrics))
+        if self.ends_on_problem and self.health.problems and step < self.schedule.total_steps:
+            raise HealthError(
+                f"step {step}: {self.health.problems[0]}. The run ends here because of trainer.on_problem=stop; with "
+                "trainer.on_problem=warn the same command goes on."
+            )
 
     def validate(self, step: int) -> None:
         """Score the validation set, remember the best step, and print one line.

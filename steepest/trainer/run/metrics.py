@@ -51,6 +51,7 @@ def batch_metrics(batch: Batch) -> Metrics:
     metrics |= three("prompt_length", batch.prompt_lengths)
     if len(batch) > int(batch.group_ids.max()) + 1:
         metrics["group/equal_ratio"] = equal_groups(batch)
+    metrics |= score_with_length(batch)
     return metrics | {f"rows/{s.name.lower()}": float((batch.row_status == s).sum()) for s in RowStatus}
 
 
@@ -69,6 +70,28 @@ def equal_groups(batch: Batch) -> float:
     low = torch.full((num_groups,), torch.inf).scatter_reduce_(0, groups, scores, "amin")
     present = high >= low
     return (high == low)[present].float().mean().item()
+
+
+def score_with_length(batch: Batch) -> Metrics:
+    """`response_length/score_corr`: Pearson's correlation of score and length over the rows with a token of loss_mask.
+
+    Both are taken relative to the means of the row's prompt, where prompts have several responses, since long answers
+    may belong to easy prompts. Nothing where one of them does not vary.
+    """
+    assert batch.token_level_scores is not None
+    rows = batch.loss_mask.any(dim=1)
+    both = torch.stack([batch.token_level_scores.sum(dim=1), batch.response_lengths.float()])[:, rows].double()
+    groups = batch.group_ids[rows]
+    if groups.numel() == 0:
+        return {}
+    num_groups = int(groups.max()) + 1
+    if len(batch) > int(batch.group_ids.max()) + 1:
+        counts = torch.bincount(groups, minlength=num_groups).clamp(min=1)
+        means = torch.zeros(2, num_groups, dtype=torch.float64).index_add_(1, groups, both) / counts
+        both = both - means[:, groups]
+    if bool((both.std(dim=1, correction=0) < 1e-9).any()):
+        return {}
+    return {"response_length/score_corr": torch.corrcoef(both)[0, 1].item()}
 
 
 def speed_metrics(metrics: Metrics) -> Metrics:

@@ -134,6 +134,6 @@ def test_tokens_without_a_text_are_counted_over_the_policy_s_own():
     batch = three_rows()
     known = torch.tensor([1, 5, 7])
     scorer = Scorer(FakePool(lambda request: RewardResult(1.0)), NumberTokenizer(), text_ids=known)
-    found = Finished(lambda step: Experience(batch, []), count=scorer.without_text)(1)
+    found = Finished(lambda step: Experience(batch, []), count=scorer.count)(1)
     assert abs(found.metrics["rollout/no_text_ratio"] - 2 / 6) < 1e-6
-    assert Scorer(scorer.rewards, NumberTokenizer()).without_text(batch) == {}
+    assert Scorer(scorer.rewards, NumberTokenizer()).count(batch) == {}
