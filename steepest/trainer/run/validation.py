@@ -26,6 +26,8 @@ class Evaluation:
     """Mean accuracy over all prompts: what 'best so far' means."""
     samples: list[dict[str, Any]]
     """One record a response: prompt, response, score, ground truth."""
+    accuracies: list[float]
+    """Of each response, see `accuracy`."""
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Evaluator:
         metrics["val-aux/response_length/clip_ratio"] = truncated / len(records)
         metrics["val-aux/num_prompts"] = float(len(self.prompts))
         metrics |= {f"val-aux/{name}": value for name, value in self.scorer.costs().items()}
-        return Evaluation(metrics, mean_accuracy(results), records)
+        return Evaluation(metrics, mean_accuracy(results), records, [accuracy(result) for result in results])
 
 
 def accuracy(result: RewardResult) -> float:
