@@ -237,6 +237,34 @@ def watch(
         with suppress(KeyboardInterrupt):
             run(folder, Console(), interval=interval, once=once)
 
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def evaluate(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="Run folder, checkpoint (global_step_N), model folder or hub id.")],
+    compare: Annotated[
+        str | None, typer.Option(help="Another one, on the same prompts: the difference, with a paired test.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Responses a prompt, at temperature 1: adds pass@k and maj@n.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the responses, JSON lines.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON and nothing else.")] = False,
+) -> None:
+    """Score a checkpoint or a model on validation data, by the prompts, grader and engine of its run.
+
+    Settings follow as key=value; of a run they change its own. A model needs data.val_files.
+
+    Example: [bold]steepest evaluate checkpoints/steepest/ppo --samples 8 --compare Qwen/Qwen2.5-0.5B-Instruct[/bold]
+    """
+
+    def call() -> None:
+        from steepest.trainer.jobs.evaluate import as_json, run_evaluation, table
+
+        with redirect_stdout(sys.stderr) if json else nullcontext():
+            result = run_evaluation(source, context.args, other=compare, samples=samples, output=output)
+        typer.echo(as_json(result) if json else table(result))
+
     raise typer.Exit(guarded(call))
 
 

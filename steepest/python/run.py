@@ -111,6 +111,16 @@ class Run:
         """The tokenizer that the run used."""
         return self.checkpoint().tokenizer()
 
+    def evaluate(self, step: int | None = None, *, samples: int | None = None, **settings: Any) -> dict[str, Any]:
+        """Score a checkpoint (without `step` the newest) on the run's validation data: data source -> estimates with
+        intervals, as `steepest evaluate` has them. `settings` change keys of the run, such as `data.val_files`."""
+        from steepest.trainer.jobs.evaluate import run_evaluation
+
+        words = [f"{key}={value}" for key, value in settings.items()]
+        found = run_evaluation(str(self.checkpoint(step).path), words, samples=samples)
+        (results,) = found["evaluated"].values()
+        return dict(results)
+
     @cached_property
     def config(self) -> Config:
         """The configuration of the run's last start."""

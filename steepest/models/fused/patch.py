@@ -31,10 +31,10 @@ _TOLERANCE = 1e-4
 _BF16_TOLERANCE = 2.0**-3
 """Largest difference between bf16 and float32, as a share of the largest number. A number in bf16 has 8 bits: each
 rounding is off by at most 2^-9 of it. A layer rounds 4 to 8 times on the way of a number, and the largest error among
-all numbers is about three times the usual one: 2^-9 * sqrt(8) * 3 is just above 2^-6; of 60 random layers of each family
-the worst was off by 0.036. A wrong layer is off by about 1. The bound is far from both, since the weights of a run's
-start and those of its checkpoint have to decide alike. Where weights are such that rounding does more (keys with a large
-bias), the module's own pass in bf16 says how much."""
+all numbers is about three times the usual one: 2^-9 * sqrt(8) * 3 is just above 2^-6; the worst of 60 random layers of
+each family was off by 0.036. A wrong layer is off by about 1. The bound is far from both, since the weights of a run's
+start and those of its checkpoint have to decide alike. Where weights are such that rounding does more (keys with a
+large bias), the module's own pass in bf16 says how much."""
 _ROWS = 5
 
 

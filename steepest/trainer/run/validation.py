@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from steepest.rewards.api import RewardResult
 from steepest.rollout.api import SamplingParams
 from steepest.trainer.experience.scoring import Scorer, sample_records
 from steepest.trainer.experience.single_turn import Generates, generate_batch, step_seed
+from steepest.trainer.run.statistics import Answered, mean_at
 
 
 @dataclass
@@ -27,6 +27,8 @@ class Evaluation:
     """Mean accuracy over all prompts: what 'best so far' means."""
     samples: list[dict[str, Any]]
     """One record a response: prompt, response, score, ground truth."""
+    accuracies: list[float]
+    """Of each response, see `accuracy`."""
 
 
 @dataclass
@@ -64,7 +66,7 @@ class Evaluator:
         metrics["val-aux/num_prompts"] = float(len(self.prompts))
         metrics["val-aux/accuracy_low"], metrics["val-aux/accuracy_high"] = interval(records, results)
         metrics |= {f"val-aux/{name}": value for name, value in self.scorer.costs().items()}
-        return Evaluation(metrics, mean_accuracy(results), records)
+        return Evaluation(metrics, mean_accuracy(results), records, [accuracy(result) for result in results])
 
 
 def accuracy(result: RewardResult) -> float:
@@ -82,31 +84,13 @@ def mean_accuracy(results: Sequence[RewardResult]) -> float:
     return sum(map(accuracy, results)) / len(results)
 
 
-NORMAL_95 = 1.959964
-"""Standard deviations of a normal distribution to both sides that hold 95 % of it."""
-
-
 def interval(records: Sequence[dict[str, Any]], results: Sequence[RewardResult]) -> tuple[float, float]:
-    """The 95 % interval of `mean_accuracy` over prompts like these.
-
-    A prompt is one observation, the mean of its answers, since answers to one prompt resemble each other. Accuracies
-    from 0 to 1 have Wilson's interval, which holds near 0 and 1 too, with as many observations as the variance between
-    prompts stands for; for one answer a prompt, right or wrong, that is the number of prompts. Other scores have the
-    normal one.
-    """
+    """The 95 % interval of `mean_accuracy` over prompts like these; see `statistics.mean_at`."""
     prompts: dict[str, list[float]] = defaultdict(list)
     for record, result in zip(records, results, strict=True):
         prompts[record["id"]].append(accuracy(result))
-    values = [sum(group) / len(group) for group in prompts.values()]
-    count, center = len(values), sum(values) / len(values)
-    variance = sum((value - center) ** 2 for value in values) / count
-    if min(values) < 0.0 or max(values) > 1.0:
-        half = NORMAL_95 * math.sqrt(variance / count)
-        return center - half, center + half
-    observations = count * center * (1 - center) / variance if variance > 0 else float(len(results))
-    share = NORMAL_95**2 / min(observations, len(results))
-    middle, half = center + share / 2, math.sqrt(share * center * (1 - center) + share**2 / 4)
-    return max(0.0, (middle - half) / (1 + share)), min(1.0, (middle + half) / (1 + share))
+    found = mean_at([Answered(tuple(group)) for group in prompts.values()])
+    return found.low, found.high
 
 
 def accuracy_metrics(
