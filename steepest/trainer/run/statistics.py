@@ -20,7 +20,7 @@ class Answered:
     """The responses to one prompt."""
 
     accuracies: tuple[float, ...]
-    """Of each response, from 0 to 1; 1 is right."""
+    """The accuracy of each response, from 0 to 1; 1 is right."""
     votes: tuple[str, ...] = ()
     """The answer that each response states; only the majority reads it."""
 

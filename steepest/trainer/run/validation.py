@@ -28,7 +28,7 @@ class Evaluation:
     samples: list[dict[str, Any]]
     """One record a response: prompt, response, score, ground truth."""
     accuracies: list[float]
-    """Of each response, see `accuracy`."""
+    """The accuracy of each response, see `accuracy`."""
 
 
 @dataclass
