@@ -162,7 +162,11 @@ _KNOWN: dict[tuple[Any, ...], bool] = {}
 
 
 def _is_known_to_agree(module: Any, forward: Callable[..., Any]) -> bool:
-    settings = {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str)) and k != "layer_idx"}
+    settings = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, (int, float, str)) and name not in ("layer_idx", "training") and not name.startswith("_")
+    }
     weights = [(name, weight.shape, weight.device) for name, weight in module.named_parameters()]
     key = (type(module), *settings.items(), *weights)
     if key not in _KNOWN:
