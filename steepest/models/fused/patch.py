@@ -28,7 +28,7 @@ outside."""
 _NORMS = {"input_layernorm", "post_attention_layernorm"}
 """Norms of a layer with one of these attentions and a gated MLP: what they give is read by products alone."""
 _TOLERANCE = 1e-4
-_BF16_TOLERANCE = 2.0**-3
+_BF16_TOLERANCE = 2.0**-4
 """Largest difference between bf16 and float32, as a share of the largest number. A number in bf16 has 8 bits: each
 rounding is off by at most 2^-9 of it. A layer rounds 4 to 8 times on the way of a number, and the largest error among
 all numbers is about three times the usual one: 2^-9 * sqrt(8) * 3 is just above 2^-6; the worst of 60 random layers of
