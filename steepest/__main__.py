@@ -232,10 +232,17 @@ def watch(
     def call() -> None:
         from rich.console import Console
 
+        from steepest.report.watch import snapshot
         from steepest.report.watch import watch as run
 
+        console = Console()
+        if once or not console.is_terminal:
+            typer.echo(snapshot(folder, console))
+            return
         with suppress(KeyboardInterrupt):
-            run(folder, Console(), interval=interval, once=once)
+            run(folder, console, interval=interval)
+
+    raise typer.Exit(guarded(call))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

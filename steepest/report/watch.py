@@ -141,14 +141,18 @@ def _question(row: Mapping[str, Any]) -> str:
     return str(prompt)
 
 
-def watch(folder: Path, console: Console, *, interval: float, once: bool) -> None:
-    """Show the run until Ctrl-C; once if the output is no terminal, or if that is asked for."""
-    watcher = Watcher(folder)
-    if once or not console.is_terminal:
-        console.print(watcher.screen(console.width, time.time()), soft_wrap=False)
-        return
+def snapshot(folder: Path, console: Console) -> str:
+    """What `watch` shows now, as plain lines."""
+    with console.capture() as captured:
+        console.print(Watcher(folder).screen(console.width, time.time()))
+    return captured.get().rstrip("\n")
+
+
+def watch(folder: Path, console: Console, *, interval: float) -> None:
+    """Show the run on a terminal until Ctrl-C."""
     from rich.live import Live
 
+    watcher = Watcher(folder)
     with Live(console=console, auto_refresh=False, screen=True) as live:
         while True:
             live.update(watcher.screen(console.width, time.time()), refresh=True)

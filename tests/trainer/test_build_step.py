@@ -217,7 +217,7 @@ def test_the_comparison_is_over_the_rows_that_the_trainer_computed():
     batch = Batch.from_sequences(
         [[1]] * 2, [[2, 3]] * 2, group_ids=[0, 1], truncated=[False] * 2, rollout_log_probs=[[-1.0, -1.0], [-7.0, -7.0]]
     )
-    batch.old_log_probs = torch.full((2, 2), -1.5)
+    batch.old_log_probs, batch.token_level_scores = torch.full((2, 2), -1.5), torch.zeros(2, 2)
 
     def described(compare_engines: bool) -> dict[str, float]:
         return build_step.describe_batch(batch, device=DEVICE, compare_engines=compare_engines)
