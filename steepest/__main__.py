@@ -217,6 +217,8 @@ def sweep(
         typer.echo(writer.dumps(as_json(outcomes), indent=1) if json else table(outcomes))
         return int(any(one.exit_code for one in outcomes))
 
+    raise typer.Exit(guarded(call))
+
 
 @app.command()
 def watch(

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from steepest.__main__ import app
 from steepest.errors import ConfigError
 from steepest.loggers.rows import RowFile
 from steepest.trainer.jobs.sweep import Outcome, plan, run_command, run_sweep, seeds_of, table
@@ -96,6 +98,18 @@ def test_the_table_by_hand():
         "lr=2         1  -                       -                       -",
         "failed: lr=2 seed=0, exit code 2; its .log file says why. The same command tries again.",
     ]
+
+
+def test_the_command_reads_the_record(tmp_path):
+    """With all runs in the record nothing is run, and an exit code that is not 0 is the command's own."""
+    words = [f"--folder={tmp_path}", "--seeds=0", "a=1"]
+    (planned,) = plan(["a=1"], [0], tmp_path)
+    record = [vars(Outcome("", 0, list(planned.words), 0, 0.1, 0.3, 0.2))]
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    done = CliRunner().invoke(app, ["sweep", "--json", *words])
+    assert done.exit_code == 0 and json.loads(done.stdout) == record
+    assert "0.3000" in CliRunner().invoke(app, ["sweep", *words]).stdout
+    assert CliRunner().invoke(app, ["sweep", "--seeds=0,0", "a=1"]).exit_code == 2
 
 
 @pytest.mark.slow
