@@ -254,7 +254,8 @@ def test_the_same_command_goes_on_val_only_scores_and_grpo_has_no_critic(session
     scored = session.output("val_only")
     assert "resuming from step 4" in scored and "val-core/openai/gsm8k/acc/mean@1" in scored
     samples = (session.shell.here / "checkpoints/steepest/ppo_gsm8k_cpu/samples.jsonl").read_text().splitlines()
-    assert len(samples) == 3 and json.loads(samples[0])["prompt"]
+    rows = [json.loads(line) for line in samples]
+    assert [row["step"] for row in rows] == [step for step in (1, 2, 3, 4, 4) for _ in range(3)] and rows[0]["prompt"]
     row = session.rows("grpo_gsm8k_cpu")[0]
     assert "actor/kl_loss" in row and "critic/vf_loss" not in row
 
