@@ -23,6 +23,8 @@ def test_an_update_in_two_shards_is_that_of_one_process(tmp_path: Path, dtype: s
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-3000:]
     result = json.loads(found.stdout.splitlines()[-1])
-    assert result["weights"] < 1e-6 and result["log_probs"] < 1e-5
+    # In bf16 one process multiplies the matrices of a layer together, and two shards one by one: other roundings.
+    weights, log_probs, relative = (1e-6, 1e-5, 1e-4) if dtype == "float32" else (1e-3, 0.05, 0.05)
+    assert result["weights"] < weights and result["log_probs"] < log_probs
     assert result["wanted"]["actor/grad_norm"] > 1 and result["wanted"]["actor/kl_loss"] > 0.1
-    assert result["found"] == pytest.approx(result["wanted"], rel=1e-4, abs=1e-6)
+    assert result["found"] == pytest.approx(result["wanted"], rel=relative, abs=relative / 100)
