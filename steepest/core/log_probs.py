@@ -6,7 +6,7 @@ M tokens, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,12 +222,9 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad_log_probs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Any, ...]:
         hidden, weight, bias, targets, entropies = ctx.saved_tensors
         head: _Head = ctx.head
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         if grad_log_probs is None:
             grad_log_probs = torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
-        grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if wants_bias else None
+        grad_hidden, grad_weight, grad_bias = _room(ctx.needs_input_grad, hidden, weight, bias)
         with torch.autocast(hidden.device.type, enabled=False):
             low_hidden, low_weight = hidden.to(head.matmul_dtype), head.low(weight)
             bias32 = None if bias is None else bias.float()
@@ -256,13 +253,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 log_p = None
             if grad_weight is not None and not slices:
                 grad_weight.zero_()
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-        )
+        return grad_hidden, _in_dtype_of(weight, grad_weight), _in_dtype_of(bias, grad_bias), None, None
 
 
 class _HalfTokenLogProbs(torch.autograd.Function):
@@ -293,12 +284,9 @@ class _HalfTokenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad_log_probs: Tensor | None, grad_entropies: Tensor | None) -> tuple[Any, ...]:
         hidden, weight, bias, targets, entropies, sums = ctx.saved_tensors
         head: _Head = ctx.head
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         if grad_log_probs is None:
             grad_log_probs = torch.zeros_like(sums)
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.empty(weight.shape, dtype=torch.float32, device=weight.device) if wants_weight else None
-        grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if wants_bias else None
+        grad_hidden, grad_weight, grad_bias = _room(ctx.needs_input_grad, hidden, weight, bias)
         with torch.autocast(hidden.device.type, enabled=False):
             work, ctx.kept = ctx.kept, None  # overwritten below: a second backward pass computes it again
             z = None if work is None else work.z
@@ -327,13 +315,7 @@ class _HalfTokenLogProbs(torch.autograd.Function):
                 z = None
             if grad_weight is not None and not slices:
                 grad_weight.zero_()
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-        )
+        return grad_hidden, _in_dtype_of(weight, grad_weight), _in_dtype_of(bias, grad_bias), None, None
 
 
 class _HalfLogits:
@@ -376,6 +358,21 @@ def _logsumexp(scaled: Tensor, targets: Tensor, entropies: Tensor | None, spare:
     if entropies is not None:
         entropies.copy_(log_total - mass.mul_(scaled).sum(1).div_(total))
     return of_target - log_total, log_total + top[:, 0]
+
+
+def _room(
+    wanted: Sequence[bool], hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Memory for the gradients that are wanted: those of weight (not filled) and bias (zeros) are summed in fp32."""
+    return (
+        torch.empty_like(hidden) if wanted[0] else None,
+        torch.empty(weight.shape, dtype=torch.float32, device=weight.device) if wanted[1] else None,
+        torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if wanted[2] and bias is not None else None,
+    )
+
+
+def _in_dtype_of(parameter: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    return None if grad is None or parameter is None else grad.to(parameter.dtype)
 
 
 def _grad_of_scaled(
