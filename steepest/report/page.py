@@ -89,7 +89,8 @@ def page(name: str, data: Mapping[str, Any], samples: Mapping[str, read.Lines], 
             f'<script id="{key}" type="application/x-ndjson">{text}</script>' for key, text in rows.items()
         ),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _asset(f"{name}.html"))
+    template = _asset(f"{name}.html").replace("{{head}}", _asset("head.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
 def embedded(text: str) -> str:
