@@ -16,10 +16,15 @@ def say(text: str) -> None:
 
 
 def shortened(text: str, limit: int = 200) -> str:
-    """`text` on one line; a line longer than `limit` characters is cut in its middle. A character that a terminal would
-    obey (an escape, a change of direction) is written as its number: a model may write anything."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " | ".join(text.strip().splitlines()))
+    """`text` on one line, as `printable` has it; a line longer than `limit` characters is cut in its middle."""
+    line = printable(" | ".join(text.strip().splitlines()))
     return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[-limit // 2 :]}"
+
+
+def printable(text: str) -> str:
+    """A text of a model or a file for the terminal: a character that a terminal would obey (an escape, a change of
+    direction) is written as its number. Line ends stay."""
+    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def once(print_line: Callable[[str], None]) -> Callable[[str], None]:

@@ -14,7 +14,7 @@ from steepest.checks import EXIT_OK, EXIT_PROBLEM, Check, Group, count, worst
 from steepest.checks.text import STYLES, Row, found, group_rows, write
 from steepest.config import tree
 from steepest.config.schema import Config
-from steepest.console import shortened
+from steepest.console import printable, shortened
 
 SCHEMA = 1
 """Version of the JSON. It increases when a field or the name of a line is removed or changes its meaning."""
@@ -126,10 +126,10 @@ class Report:
             score = "failed" if answer.score is None else f"{answer.score:g}"
             cut = ", cut" if answer.cut else ""
             yield (
-                f"  score {score}, right: {shown(shortened(answer.ground_truth, 40))}, {answer.num_tokens} tokens{cut}",
+                f"  score {score}, right: {shortened(answer.ground_truth, 40)}, {answer.num_tokens} tokens{cut}",
                 "",
             )
-            yield f"    | {shown(shortened(answer.text, max(40, width - 8)))}", ""
+            yield f"    | {shortened(answer.text, max(40, width - 8))}", ""
         yield from group_rows(self.groups, width)
         yield "", ""
         for line in textwrap.wrap(self._verdict(), width, break_long_words=False, break_on_hyphens=False):
@@ -143,7 +143,7 @@ class Report:
 
 
 def shown(text: str) -> str:
-    """A text from a model or a file, in which control characters do nothing to the terminal; a long one is cut."""
+    """A prompt for the terminal; a long one is cut."""
     if len(text) > _SHOWN:
         text = f"{text[: _SHOWN // 2]} ... {text[-_SHOWN // 2 :]}"
-    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)
