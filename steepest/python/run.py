@@ -114,10 +114,10 @@ class Run:
     def evaluate(self, step: int | None = None, *, samples: int | None = None, **settings: Any) -> dict[str, Any]:
         """Score a checkpoint (without `step` the newest) on the run's validation data: data source -> estimates with
         intervals, as `steepest evaluate` has them. `settings` change keys of the run, such as `data.val_files`."""
-        from steepest.trainer.jobs.evaluate import run_evaluation
+        from steepest.trainer.main_evaluate import main
 
         words = [f"{key}={value}" for key, value in settings.items()]
-        found = run_evaluation(str(self.checkpoint(step).path), words, samples=samples)
+        found = main(str(self.checkpoint(step).path), words, samples=samples)
         (results,) = found["evaluated"].values()
         return dict(results)
 

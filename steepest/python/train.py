@@ -20,7 +20,8 @@ from steepest.rewards.given import given
 from steepest.trainer.run.files_exist import check_files
 
 Reward = Callable[..., Any]
-NO_VALIDATION = {"trainer.val_before_train": False, "trainer.test_freq": -1}
+NO_VALIDATION = {"trainer.val_before_train": False, "trainer.test_freq": -1, "trainer.val_only": False}
+"""What holds without rows to validate on."""
 
 
 def train(
@@ -72,7 +73,13 @@ def _with_data(values: dict[str, Any], preset: str | None, train: Rows, val: Row
     """The configuration with the files of the data, which lie next to the run folder: so it is read twice."""
     if twice := [key for key in ("data.train_files", "data.val_files") if key in values]:
         raise ConfigError(f"{twice[0]}: the data are the arguments train and val of steepest.train. Remove the key.")
-    values = {**({} if val is not None else NO_VALIDATION), **values}
+    if val is None:
+        asked = [key for key, off in NO_VALIDATION.items() if values.get(key, off) != off]
+        if asked:
+            raise ConfigError(
+                f"{asked[0]}={values[asked[0]]}: there are no rows to validate on. Give val, or remove it."
+            )
+        values = {**NO_VALIDATION, **values}
     placeholders = {"data.train_files": "train", "data.val_files": "val"}
     run = Path(str(load_settings({**values, **placeholders}, preset).trainer.default_local_dir))
     data = run.with_name(f"{run.name}.data")

@@ -117,7 +117,8 @@ def test_the_same_call_goes_on(trained, toy, capsys):
 
 def start(toy, tmp_path, **more):
     arguments = {"model": toy["model"], "train": ROWS, "folder": tmp_path / "run", **more}
-    return steepest.train(**arguments, **SETTINGS, **{"trainer.total_training_steps": 1, "trainer.save_freq": 0})
+    settings = {**SETTINGS, "trainer.test_freq": -1, "trainer.total_training_steps": 1, "trainer.save_freq": 0}
+    return steepest.train(**{**settings, **arguments})
 
 
 def test_errors_are_those_of_the_command(toy, tmp_path):
@@ -146,6 +147,8 @@ def test_errors_are_those_of_the_command(toy, tmp_path):
         start(toy, tmp_path, **{"trainer.total_steps": 3})
     with pytest.raises(ConfigError, match="no file .*grpoo.yaml.*grpo"):
         start(toy, tmp_path, algorithm="grpoo")
+    with pytest.raises(ConfigError, match="trainer.test_freq=1: there are no rows to validate on. Give val, or"):
+        start(toy, tmp_path, **{"trainer.test_freq": 1})
     with pytest.raises(ConfigError, match="two are called fails"):
         start(toy, tmp_path, reward=[fails, fails])
 
