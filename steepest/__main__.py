@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout, suppress
@@ -197,7 +198,7 @@ def sweep(
     context: typer.Context,
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0,1,2.")] = "0,1,2",
     folder: Annotated[Path, typer.Option(help="Where the runs, their output and the record go.")] = Path("sweep"),
-    json: Annotated[bool, typer.Option("--json", help="Print the outcomes as JSON and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcomes as JSON and nothing else.")] = False,
 ) -> None:
     """Run a PPO job by several seeds, and for each of several values of some keys; then mean and interval.
 
@@ -208,13 +209,13 @@ def sweep(
     """
 
     def call() -> int:
-        import json as writer
+        from steepest.trainer.jobs.sweep import check, plan, run_sweep, seeds_of, table
 
-        from steepest.trainer.jobs.sweep import as_json, run_sweep, seeds_of, table
-
-        with redirect_stdout(sys.stderr) if json else nullcontext():
-            outcomes = run_sweep(context.args, seeds_of(seeds), folder)
-        typer.echo(writer.dumps(as_json(outcomes), indent=1) if json else table(outcomes))
+        runs = plan(context.args, seeds_of(seeds), folder)
+        check(runs)
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            outcomes = run_sweep(runs, folder)
+        typer.echo(json.dumps([vars(one) for one in outcomes], indent=1) if as_json else table(outcomes))
         return int(any(one.exit_code for one in outcomes))
 
     raise typer.Exit(guarded(call))
@@ -258,7 +259,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Responses a prompt, at temperature 1: adds pass@k and maj@n.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="File for the responses, JSON lines.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON and nothing else.")] = False,
 ) -> None:
     """Score a checkpoint or a model on validation data, by the prompts, grader and engine of its run.
 
@@ -268,11 +269,13 @@ def evaluate(
     """
 
     def call() -> None:
-        from steepest.trainer.jobs.evaluate import as_json, run_evaluation, table
+        from steepest.trainer.main_evaluate import main as run
 
-        with redirect_stdout(sys.stderr) if json else nullcontext():
-            result = run_evaluation(source, context.args, other=compare, samples=samples, output=output)
-        typer.echo(as_json(result) if json else table(result))
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            result = run(source, context.args, other=compare, samples=samples, output=output)
+        from steepest.trainer.jobs.evaluate import table
+
+        typer.echo(json.dumps(result, indent=1) if as_json else table(result))
 
     raise typer.Exit(guarded(call))
 

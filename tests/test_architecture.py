@@ -56,6 +56,7 @@ TRAINER_FLOORS = {
     "jobs": 5,
     "main_ppo": 6,
     "main_preflight": 6,
+    "main_evaluate": 6,
     "main_sft": 6,
 }
 """The same inside trainer/: the step knows nothing of the run around it, and nothing but jobs puts all together."""

@@ -10,8 +10,8 @@ again, in place. Writes through `.data` are not seen, nor are those of torch's f
 change of the weights (`learner.optim` counts its own).
 
 `use_copies` makes the layers of a model read the copies under autocast to bf16. The products are those of autocast, on
-the same numbers, so results and gradients are the same, bit for bit. Only a weight that two layers share differs: each
-use adds its gradient in float32, where autocast adds them in bf16.
+the same numbers, so results and gradients of layers that are not fused are the same, bit for bit. Only a weight that
+two layers share differs: each use adds its gradient in float32, where autocast adds them in bf16.
 
 Copies belong to the parameters that `keep` was called with. FSDP2 replaces a model's parameters, within its call too,
 by others whose memory it rewrites unseen: those have no copy, and `half` casts them each time, or returns them as they

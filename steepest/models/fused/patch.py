@@ -1,8 +1,8 @@
 """Puts the functions of `fused` into a transformers model, in the layers that compute the same.
 
 The kind of a layer is read from its parts. The fused pass of a class is compared with the layer's own forward pass on a
-few numbers, in float32 and in bf16: outputs and gradients. A layer that differs, that takes other
-arguments, or is of no known kind, is not changed. Layers of one class and shape are compared once a process.
+few numbers, in float32 and in bf16: outputs and gradients. A layer that differs, that takes other arguments, or is of
+no known kind, is not changed. Layers of one class and shape are compared once a process.
 """
 
 from __future__ import annotations

@@ -166,9 +166,8 @@ class FusedLinear:
 
 
 class PackedLinear(FusedLinear):
-    """Computes with a copy in oneDNN's layout, written in place at each update. `many`: used for more than
-    `most_rows` rows
-    (None: `packed_rows`)."""
+    """Computes with a copy in oneDNN's layout, written in place at each update. `many`: used for more than `most_rows`
+    rows; None: for more than `packed_rows`."""
 
     def __init__(
         self, parts: Sequence[Matrix], dtype: torch.dtype, many: Linear | None, most_rows: int | None = None

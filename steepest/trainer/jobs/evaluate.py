@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -125,7 +124,7 @@ def subject_of(source: str, words: Sequence[str], *, like: Sequence[str] = ()) -
         folder = found
     if is_checkpoint(folder) and (folder.parent / "config.yaml").is_file():
         require_undamaged(folder)
-        config = load_config(["--config", str(folder.parent / "config.yaml"), *words])
+        config = load_config([*settings_of(folder, []), *words])
         state = CheckpointStore.state(folder)
         return Subject(source, config, Start(int(state["step"]), folder, state))
     given = [word for word in (*like, *words) if not word.startswith("actor_rollout_ref.model.path=")]
@@ -137,11 +136,13 @@ def subject_of(source: str, words: Sequence[str], *, like: Sequence[str] = ()) -
     return Subject(source, load_config([*given, f"actor_rollout_ref.model.path={source}"]), FROM_NOTHING)
 
 
-def settings_of(source: str, words: Sequence[str]) -> list[str]:
-    """The settings that evaluate another model as `source` is evaluated."""
+def settings_of(source: str | Path, words: Sequence[str]) -> list[str]:
+    """The settings that evaluate another model as `source` is evaluated. A run's folder may have been moved since."""
     folder = Path(source).expanduser()
     run = folder if is_run(folder) else folder.parent
-    return ["--config", str(run / "config.yaml"), *words] if (run / "config.yaml").is_file() else list(words)
+    if not (run / "config.yaml").is_file():
+        return list(words)
+    return ["--config", str(run / "config.yaml"), f"trainer.default_local_dir={run}", *words]
 
 
 def sampling_words(samples: int | None) -> list[str]:
@@ -168,9 +169,8 @@ def run_evaluation(
     found = [evaluate(subject_of(source, words))]
     if other is not None:
         found.append(evaluate(subject_of(other, words, like=settings_of(source, words))))
-    for place, one in enumerate(found):
-        if output is not None:
-            path = output if place == 0 else output.with_name(f"{output.stem}-2{output.suffix}")
+    if output is not None:
+        for one, path in zip(found, (output, output.with_name(f"{output.stem}-2{output.suffix}")), strict=False):
             write_jsonl(path, [dict(record) for record in one.records])
             say(f"the responses of {one.name}: {path}")
     result: dict[str, Any] = {"evaluated": {one.name: one.results() for one in found}}
@@ -209,14 +209,3 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _interval(one: Mapping[str, float]) -> str:
     return f"{one['value']:.4f}   95 %: {one['low']:.4f} to {one['high']:.4f}"
-
-
-def as_json(result: Mapping[str, Any]) -> str:
-    """The result as JSON; an interval without end (one prompt) as null."""
-    return json.dumps(_finite(result), indent=1)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    return None if isinstance(value, float) and abs(value) == float("inf") else value

@@ -13,12 +13,12 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from steepest.config.arguments import is_sweep, sweep_values
+from steepest.config.load import load_config
 from steepest.console import say
 from steepest.errors import ConfigError
 from steepest.loggers.jsonl import read_metrics
@@ -97,12 +97,15 @@ def plan(words: Sequence[str], seeds: Sequence[int], folder: Path) -> list[Plann
     return found
 
 
-def run_sweep(
-    words: Sequence[str], seeds: Sequence[int], folder: Path, execute: Execute | None = None
-) -> list[Outcome]:
+def check(runs: Sequence[Planned]) -> None:
+    """Raises ConfigError for a setting that `steepest ppo` would refuse, before the first run."""
+    for run in {run.setting: run for run in runs}.values():
+        load_config(list(run.words))
+
+
+def run_sweep(runs: Sequence[Planned], folder: Path, execute: Execute | None = None) -> list[Outcome]:
     """Run what is planned and has not ended well yet; the record in `folder` is written after each run."""
     execute = execute or run_command
-    runs = plan(words, seeds, folder)
     folder.mkdir(parents=True, exist_ok=True)
     done = {(one.setting, one.seed): one for one in read_record(folder)}
     for number, run in enumerate(runs, 1):
@@ -185,8 +188,3 @@ def _mean(values: Sequence[float | None]) -> str:
 
 def _short(value: float | None) -> str:
     return "not validated" if value is None else f"{value:.4f}"
-
-
-def as_json(outcomes: Sequence[Outcome]) -> list[Mapping[str, Any]]:
-    """The outcomes as `--json` prints them."""
-    return [asdict(one) for one in outcomes]

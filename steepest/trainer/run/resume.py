@@ -20,9 +20,9 @@ def find_start(store: CheckpointStore, *, mode: str, resume_from_path: str | Non
     """Resolve `trainer.resume_mode`.
 
     auto: the newest valid checkpoint of the run's folder; from nothing if it holds none, and an error if all that it
-    holds are damaged. disable: start from nothing; an older
-    run in the same folder is moved aside, never overwritten. resume_path: exactly that checkpoint or an error; a folder
-    that holds another run is moved aside, so that no curve is made of two.
+    holds are damaged. disable: start from nothing; an older run in the same folder is moved aside, never overwritten.
+    resume_path: exactly that checkpoint or an error; a folder that holds another run is moved aside, so that no curve
+    is made of two.
     """
     if mode == "disable":
         moved = set_aside(store.folder)

@@ -74,18 +74,18 @@ def test_what_has_ended_well_is_not_run_again(tmp_path):
         with_rows.close()
         return 2 if folder.name == "lr=2_seed=0" and len(calls) < 4 else 0
 
-    found = run_sweep(["x.lr=1,2"], [0, 1], tmp_path, execute)
+    found = run_sweep(plan(["x.lr=1,2"], [0, 1], tmp_path), tmp_path, execute)
     assert calls == ["lr=1_seed=0", "lr=1_seed=1", "lr=2_seed=0", "lr=2_seed=1"]
     assert [one.exit_code for one in found] == [0, 0, 2, 0] and (found[0].best, found[0].last) == (0.5, 0.4)
-    again = run_sweep(["x.lr=1,2"], [0, 1], tmp_path, execute)
+    again = run_sweep(plan(["x.lr=1,2"], [0, 1], tmp_path), tmp_path, execute)
     assert calls[4:] == ["lr=2_seed=0"] and [one.exit_code for one in again] == [0] * 4
-    more = run_sweep(["x.lr=1,2"], [0, 1, 2], tmp_path, execute)
+    more = run_sweep(plan(["x.lr=1,2"], [0, 1, 2], tmp_path), tmp_path, execute)
     assert calls[5:] == ["lr=1_seed=2", "lr=2_seed=2"] and len(more) == 6
-    run_sweep(["x.lr=1,2", "y=3"], [0], tmp_path, execute)
+    run_sweep(plan(["x.lr=1,2", "y=3"], [0], tmp_path), tmp_path, execute)
     assert len(calls) == 9, "with another key every run is another one"
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(ConfigError, match="sweep.json cannot be read"):
-        run_sweep(["x.lr=1,2"], [0], tmp_path, execute)
+        run_sweep(plan(["x.lr=1,2"], [0], tmp_path), tmp_path, execute)
 
 
 def test_the_table_by_hand():
@@ -102,14 +102,17 @@ def test_the_table_by_hand():
 
 def test_the_command_reads_the_record(tmp_path):
     """With all runs in the record nothing is run, and an exit code that is not 0 is the command's own."""
-    words = [f"--folder={tmp_path}", "--seeds=0", "a=1"]
-    (planned,) = plan(["a=1"], [0], tmp_path)
+    job = ["data.train_files=a.parquet", "data.val_files=a.parquet", "actor_rollout_ref.model.path=m"]
+    words = [f"--folder={tmp_path}", "--seeds=0", *job]
+    (planned,) = plan(job, [0], tmp_path)
     record = [vars(Outcome("", 0, list(planned.words), 0, 0.1, 0.3, 0.2))]
     (tmp_path / "sweep.json").write_text(json.dumps(record))
     done = CliRunner().invoke(app, ["sweep", "--json", *words])
     assert done.exit_code == 0 and json.loads(done.stdout) == record
     assert "0.3000" in CliRunner().invoke(app, ["sweep", *words]).stdout
-    assert CliRunner().invoke(app, ["sweep", "--seeds=0,0", "a=1"]).exit_code == 2
+    assert CliRunner().invoke(app, ["sweep", "--seeds=0,0", *job]).exit_code == 2
+    refused = CliRunner().invoke(app, ["sweep", *words, "actor_rollout_ref.actor.optim.rl=1e-6,3e-6"])
+    assert refused.exit_code == 2 and "optim.rl" in refused.stderr and not (tmp_path / "rl=1e-6_seed=0.log").exists()
 
 
 @pytest.mark.slow
@@ -120,7 +123,7 @@ def test_real_runs(tmp_path):
         if not word.startswith("trainer.default_local_dir")
     ]
     words += ["trainer.total_training_steps=1,2", "trainer.test_freq=1"]
-    found = run_sweep(words, [0, 1], tmp_path / "sweep", run_command)
+    found = run_sweep(plan(words, [0, 1], tmp_path / "sweep"), tmp_path / "sweep", run_command)
     assert [(one.setting, one.exit_code) for one in found] == [
         ("total_training_steps=1", 0), ("total_training_steps=1", 0), ("total_training_steps=2", 0),
         ("total_training_steps=2", 0),
