@@ -12,7 +12,7 @@ MUTATIONS = [
     Mutation("log_probs.py", "tanh.square_().neg_().add_(1.0)", "tanh.neg_().add_(1.0)", "derivative of tanh"),
     Mutation("log_probs.py", "return grad if factor == 1.0 else grad.mul_(factor)", "return grad",
              "factor not in the gradient"),
-    Mutation("log_probs.py", ".mul_(log_p).sum(1).neg_()", ".mul_(log_p).sum(1)", "sign of the entropy"),
+    Mutation("log_probs.py", "        entropies.neg_()", "        pass", "sign of the entropy"),
     Mutation("log_probs.py", "(log_p + entropies[:, None])", "log_p", "entropy gradient without H"),
     Mutation("log_probs.py", ".exp_().mul_(weight).neg_()", ".exp_().mul_(weight)", "sign of the gradient"),
     Mutation("log_probs.py", ".add_(grad_log_probs[:, None])", "", "log-prob gradient lost with entropy"),
