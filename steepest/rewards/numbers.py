@@ -14,13 +14,7 @@ _MAX_EXPONENT = 400
 # letter, a single letter, an underscore or a digit (x72, GPT4, H2O, x_72), nor `#` or the sign of Chinese ordinals.
 _ALPHABETS = "\u0370-\u06ff\u10a0-\u10ff"
 NOT_IN_A_NAME = rf"(?<![0-9A-Za-z_\u00aa\u00b5\u00ba-\u024f\u7b2c\#])(?<!_\{{)(?<!(?<![{_ALPHABETS}])[{_ALPHABETS}])"
-_SCRIPTS = "\u0400-\u06ff\u0900-\u097f\u0e00-\u0eff\u1780-\u17ff\u3001-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_WORDS_AROUND = re.compile(
-    rf"(?:(?!.{{0,20}}[\u4e0d\u975e])[{_SCRIPTS}][{_SCRIPTS}\s:,*]*)?(?P<formula>[^{_SCRIPTS}]*[0-9][^{_SCRIPTS}]*?)"
-    rf"(?:(?![\u767e\u5343\u4e07\u842c\u4ebf\u5104\ub9cc\uc5b5\u500d\u4ee5])[{_SCRIPTS}][{_SCRIPTS}\s.*]*)?"
-)
-_CURRENCY_SIGN = re.compile("[\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9\u20ba\u0e3f\u20ab]")
-CURRENCY = (
+_CURRENCY = (
     re.compile(r"(?<![A-Za-z])(?:US|HK|NT|AU?|CA?|NZ|SG?|R|MX)(?=\s?\$\s?[-0-9])"),
     re.compile(
         r"(?<![A-Za-z])(?:US|USD|EUR|GBP|CNY|RMB|JPY|INR|KRW|CHF|SGD|AUD|CAD|HKD|NZD|TWD|BRL|MXN|RUB|TRY|ZAR|THB|VND|IDR|PHP|MYR"
@@ -49,7 +43,7 @@ _CLEANING: tuple[tuple[re.Pattern[str], str], ...] = (
         r"\1",
     ),
     (re.compile(r"\{,\}"), ","),
-    *((pattern, "") for pattern in CURRENCY),
+    *((pattern, "") for pattern in _CURRENCY),
     (re.compile(r"\\times|\\cdot|\u00d7"), " x "),
     (re.compile(r"(?<![\w.])(?<!x\s)(?<!x\s\s)10\s?\^\s?\{?(-?[0-9]{1,3})\}?(?![\w.])"), r"1e\1"),
     (re.compile("\u2248|\u2243|\\\\approx|\\\\sim"), " = "),
@@ -150,17 +144,6 @@ def has_digit(text: str) -> bool:
 def plain_digits(text: str) -> str:
     """`text` with 0 to 9 for the digits of other scripts."""
     return _OTHER_DIGIT.sub(lambda match: str(unicodedata.decimal(match[0], match[0])), text)
-
-
-def without_words(text: str) -> str:
-    r"""A formula without currency names and without the words of other scripts around it: `\frac{1}{2}` of
-    `\u5171\frac{1}{2}\u5143`. A word that denies (\u4e0d) or multiplies (\u4e07) stays."""
-    for pattern in CURRENCY:
-        text = pattern.sub("", text)
-    if text.isascii():
-        return text
-    match = _WORDS_AROUND.fullmatch(plain_digits(_CURRENCY_SIGN.sub("", text)).strip())
-    return text if match is None else match["formula"].strip()
 
 
 def clean(text: str) -> str:
